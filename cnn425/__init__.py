@@ -1,0 +1,1 @@
+"""A computer-vision lecture as code: fully connected, locally connected, convolution, pooling, and where their gradients come from."""

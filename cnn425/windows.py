@@ -1,0 +1,119 @@
+"""Windows: every place a kernel visits in an image, as a view of the image.
+
+    windows[n,c,i,j,u,v] = x[n, c, i*s + u*d - p, j*s + v*d - p]        (s stride, d dilation, p padding; outside the image: the fill value)
+
+Letters, used in every docstring, einsum string and test of this project (two spatial dimensions; one or three work alike):
+
+    n  image of the batch      c  input channel       o  output channel      g  group of channels
+    i j (k)  position of a window = pixel of the output      u v (w)  offset inside a window      h w  pixel of the input
+
+Nothing is copied when windows are cut, so windows may overlap in memory. Sending a gradient back from windows to pixels is the adjoint map,
+`scatter`: each pixel receives the sum over all windows that saw it, which is the one property `<windows(x), r> = <x, scatter(r)>`.
+Nothing else in the project computes an output size.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+POSITIONS, OFFSETS = "ijk", "uvw"
+
+
+def in_dimensions(equation: str, dimensions: int) -> str:
+    """The einsum equation written for two spatial dimensions, for `dimensions` of them: `ncijuv` becomes `nciu` or `ncijkuvw`."""
+    return equation.replace("ij", POSITIONS[:dimensions]).replace("uv", OFFSETS[:dimensions])
+
+
+class Geometry(NamedTuple):
+    """Where the windows lie: kernel, stride, padding and dilation in pixels, one entry per spatial dimension.
+
+    `padding` holds (low, high) pairs. With `ceil_mode` a last window may hang over the high edge, as long as it starts inside the image or its
+    low padding (the rule of torch's pools).
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    ceil_mode: bool = False
+
+    @property
+    def dimensions(self) -> int:
+        """The number of spatial dimensions."""
+        return len(self.kernel)
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """Pixels from the first to the last cell of a window, both counted: `(k - 1) * d + 1`."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    def positions(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The number of windows along each dimension of an image of `size` pixels: the output size. May be zero or negative."""
+        return tuple(self._positions(*dimension) for dimension in zip(size, self.extent, self.stride, self.padding, strict=True))
+
+    def _positions(self, size: int, extent: int, stride: int, padding: tuple[int, int]) -> int:
+        low, high = padding
+        room = size + low + high - extent
+        if not self.ceil_mode:
+            return room // stride + 1
+        last = -(-room // stride)
+        return last + 1 if last * stride < size + low else last
+
+    def overhang(self, size: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Pixels to add below and above the image so that it ends exactly with the last window; negative: pixels no window reaches."""
+        return tuple(
+            (low, (count - 1) * stride + extent - n - low)
+            for n, count, extent, stride, (low, _) in zip(size, self.positions(size), self.extent, self.stride, self.padding, strict=True)
+        )
+
+    def shifts(self, positions: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+        """For each offset (u, v), in reading order: the offset, and the slices of the padded image that hold this cell of all windows."""
+        for offset in product(*map(range, self.kernel)):
+            starts = [u * d for u, d in zip(offset, self.dilation, strict=True)]
+            yield (
+                offset,
+                tuple(
+                    slice(start, start + (count - 1) * stride + 1, stride)
+                    for start, count, stride in zip(starts, positions, self.stride, strict=True)
+                ),
+            )
+
+
+def pad(x: Tensor, overhang: Sequence[tuple[int, int]], fill: float = 0.0) -> Tensor:
+    """The image with `overhang` (low, high) pixels of `fill` around its last dimensions; negative numbers crop. `x` itself if nothing changes."""
+    if not any(low or high for low, high in overhang):
+        return x
+    return torch.constant_pad_nd(x, [p for pair in reversed(overhang) for p in pair], fill)
+
+
+def windows(x: Tensor, geometry: Geometry, fill: float = 0.0) -> Tensor:
+    """All windows of an image, as a view of the padded image: `(*batch, *size) -> (*batch, *positions, *kernel)`."""
+    d = geometry.dimensions
+    size = x.shape[x.ndim - d :]
+    x = pad(x, geometry.overhang(size), fill)
+    batch, steps = x.stride()[: x.ndim - d], x.stride()[x.ndim - d :]
+    return x.as_strided(
+        (*x.shape[: x.ndim - d], *geometry.positions(size), *geometry.kernel),
+        (
+            *batch,
+            *(a * s for a, s in zip(steps, geometry.stride, strict=True)),
+            *(a * k for a, k in zip(steps, geometry.dilation, strict=True)),
+        ),
+    )
+
+
+def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
+    """The adjoint of `windows`: each pixel is the sum of the window cells that show it, `(*batch, *positions, *kernel) -> (*batch, *size)`.
+
+    One addition per offset (u, v), in reading order, so the sum is the same at every run.
+    """
+    d = geometry.dimensions
+    batch = w.shape[: w.ndim - 2 * d]
+    overhang = geometry.overhang(size)
+    padded = w.new_zeros(*batch, *(low + n + high for n, (low, high) in zip(size, overhang, strict=True)))
+    for offset, cells in geometry.shifts(geometry.positions(size)):
+        padded[(..., *cells)] += w[(..., *offset)]
+    return pad(padded, [(-low, -high) for low, high in overhang])
