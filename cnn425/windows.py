@@ -30,8 +30,8 @@ def in_dimensions(equation: str, dimensions: int) -> str:
 class Geometry(NamedTuple):
     """Where the windows lie: kernel, stride, padding and dilation in pixels, one entry per spatial dimension.
 
-    `padding` holds (low, high) pairs. With `ceil_mode` a last window may hang over the high edge, as long as it starts inside the image or its
-    low padding (the rule of torch's pools).
+    `padding` holds (low, high) pairs. With `ceil_mode` a last window may hang over the high edge, as long as it starts inside the image
+    or its low padding (the rule of torch's pools).
     """
 
     kernel: tuple[int, ...]
@@ -83,7 +83,7 @@ class Geometry(NamedTuple):
 
 
 def pad(x: Tensor, overhang: Sequence[tuple[int, int]], fill: float = 0.0) -> Tensor:
-    """The image with `overhang` (low, high) pixels of `fill` around its last dimensions; negative numbers crop. `x` itself if nothing changes."""
+    """The image with `overhang` (low, high) pixels of `fill` around its last dimensions; negative numbers crop."""
     if not any(low or high for low, high in overhang):
         return x
     return torch.constant_pad_nd(x, [p for pair in reversed(overhang) for p in pair], fill)
@@ -115,5 +115,5 @@ def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
     overhang = geometry.overhang(size)
     padded = w.new_zeros(*batch, *(low + n + high for n, (low, high) in zip(size, overhang, strict=True)))
     for offset, cells in geometry.shifts(geometry.positions(size)):
-        padded[(..., *cells)] += w[(..., *offset)]
+        padded[..., *cells] += w[..., *offset]
     return pad(padded, [(-low, -high) for low, high in overhang])

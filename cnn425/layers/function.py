@@ -3,11 +3,12 @@
 A layer writes `forward`, `setup_context`, `backward`, `jvp` and `vmap` once, as mathematics. Torch needs three forms of that one class:
 
     new style   the class itself: `torch.func` transforms ask for a forward without `ctx`
-    eager       outside of transforms: forward and setup_context in one call, which saves torch binding the signature (17 of 20 microseconds)
+    eager       outside of transforms: forward and setup_context in one call; torch then need not bind a signature (17 of 20 us)
     traced      `torch.compile` and `torch.export` refuse a Function that has a `jvp`; this twin has none
 """
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ def operation(function: type[Function]) -> Callable[..., Any]:
     """`function.apply`, in the form that the present mode of torch wants; positional arguments only."""
 
     def forward(ctx: Any, *args: Any) -> Any:
-        output = function.forward(*args)
+        output = over_legacy_batch(function, args) if any(map(is_legacy_batched, args)) else function.forward(*args)
         function.setup_context(ctx, args, output)
         return output
 
@@ -37,18 +38,47 @@ def operation(function: type[Function]) -> Callable[..., Any]:
     return apply
 
 
-def cast_for_autocast(*tensors: Tensor | None) -> Sequence[Tensor | None]:
+def is_legacy_batched(value: Any) -> bool:
+    """Whether `value` belongs to the older vmap, the one behind `torch.autograd.grad(is_grads_batched=True)` and `gradcheck`."""
+    return isinstance(value, Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
+
+
+def over_legacy_batch(function: type[Function], args: Sequence[Any]) -> Any:
+    """`function.forward` under the older vmap, which knows nothing of Functions: its batches are taken off, and the vmap rule applied."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    in_dims = tuple(0 if is_legacy_batched(arg) else None for arg in args)
+    plain = [arg if dim is None else torch._remove_batch_dim(arg, level, 0, dim) for arg, dim in zip(args, in_dims, strict=True)]
+    size = next(arg.shape[0] for arg, dim in zip(plain, in_dims, strict=True) if dim is not None)
+    outputs, dims = function.vmap(SimpleNamespace(batch_size=size, randomness="error"), in_dims, *plain)
+
+    def batch(output: Tensor, dim: int | None) -> Tensor:
+        return output if dim is None else torch._add_batch_dim(output.movedim(dim, 0).contiguous(), 0, level)
+
+    return batch(outputs, dims) if isinstance(outputs, Tensor) else tuple(map(batch, outputs, dims))
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The lower precision that autocast asks for on this device, or None where autocast is off."""
+    kind = device.type
+    return (
+        torch.get_autocast_dtype(kind)
+        if torch._C._is_any_autocast_enabled() and kind != "meta" and torch.is_autocast_enabled(kind)
+        else None
+    )
+
+
+def cast_for_autocast(*tensors: Tensor | None) -> Sequence[Any]:
     """The tensors in autocast's lower precision, where autocast is on: float64, integers and complex numbers stay as they are."""
-    device = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(device):
+    dtype = autocast_dtype(next(t.device for t in tensors if t is not None))
+    if dtype is None:
         return tensors
-    dtype = torch.get_autocast_dtype(device)
     return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
 
 
-def without_autocast(function: Callable[..., Any], device: str, *args: Any) -> Any:
+def without_autocast(function: Callable[..., Any], device: torch.device, *args: Any) -> Any:
     """`function(*args)` with autocast off: once the arguments are cast, or in a backward, mathematics keeps the precision it was given."""
-    if not torch.is_autocast_enabled(device):
+    if autocast_dtype(device) is None:
         return function(*args)
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device.type, enabled=False):
         return function(*args)

@@ -1,0 +1,248 @@
+"""Convolution: every window of the image meets the same weights.
+
+    forward                    y[n,o,i,j]          = sum over c, u, v  of  windows[n,c,i,j,u,v] * w[o,c,u,v]  + b[o]      ncijuv,ocuv->noij
+    gradient of the weight     gw[o,c,u,v]         = sum over n, i, j  of  gy[n,o,i,j] * windows[n,c,i,j,u,v]             noij,ncijuv->ocuv
+    gradient of the windows    gwin[n,c,i,j,u,v]   = sum over o        of  gy[n,o,i,j] * w[o,c,u,v]                       noij,ocuv->ncijuv
+    gradient of the image      gx = scatter(gwin): each pixel adds up what all the windows that saw it say
+    gradient of the bias       gb[o]               = sum over n, i, j  of  gy[n,o,i,j]
+
+(A cross-correlation, as in every framework: the kernel is not flipped.) The first three lines are bilinear, and the derivative of each is
+made of the other two: three Functions that call one another have derivatives of every order. How the sums are computed is the business of
+`cnn425.algorithms`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from cnn425 import algorithms
+from cnn425.layers import arguments
+from cnn425.layers.batching import IMAGE, OUTPUT, WEIGHT, over_batch
+from cnn425.layers.function import cast_for_autocast, operation, without_autocast
+from cnn425.windows import Geometry
+
+# ---- The Functions: mathematics only
+
+
+class Convolution(Function):
+    """The output: `(N, C, *size), (O, C/groups, *kernel), (O,) -> (N, O, *positions)`."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tensor | None) -> Tensor:
+        return without_autocast(algorithms.convolve, x.device, x, w, geometry, groups, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        remember(ctx, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        needs_x, needs_w, _, _, needs_b = ctx.needs_input_grad
+        gx = input_gradient(gy, w.conj(), ctx.geometry, ctx.groups, ctx.size) if needs_x else None
+        gw = weight_gradient(gy, x.conj(), ctx.geometry, ctx.groups) if needs_w else None
+        gb = gy.sum((0, *range(2, gy.ndim))) if needs_b else None
+        return gx, gw, None, None, gb
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, dw: Tensor, _: None, __: None, db: Tensor | None) -> Tensor:
+        x, w = ctx.saved_tensors
+        dy = convolution(x, dw, ctx.geometry, ctx.groups, None)
+        return dy + convolution(dx, w, ctx.geometry, ctx.groups, db)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tensor | None) -> tuple[Tensor, int]:
+        bias_dim = in_dims[4]
+        if in_dims[0] is in_dims[1] is None:
+            y = convolution(x, w, geometry, groups, None).expand(info.batch_size, *[-1] * x.ndim)
+        else:
+            y = over_batch(convolution, (IMAGE, WEIGHT, OUTPUT), info, in_dims, (x, w), geometry, groups, None)
+        if b is not None:
+            b = b if bias_dim is None else b.movedim(bias_dim, 0).unsqueeze(1)
+            y = y + b.reshape(*b.shape, *[1] * geometry.dimensions)
+        return y, 0
+
+
+class ConvolutionInputGradient(Function):
+    """The gradient of the image: `(N, O, *positions), (O, C/groups, *kernel) -> (N, C, *size)`."""
+
+    @staticmethod
+    def forward(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...]) -> Tensor:
+        return without_autocast(algorithms.convolve_input_gradient, gy.device, gy, w, geometry, groups, size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        remember(ctx, *inputs)
+        ctx.size = inputs[4]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        gy, w = ctx.saved_tensors
+        needs_gy, needs_w = ctx.needs_input_grad[:2]
+        ggy = convolution(g, w.conj(), ctx.geometry, ctx.groups, None) if needs_gy else None
+        gw = weight_gradient(gy.conj(), g, ctx.geometry, ctx.groups) if needs_w else None
+        return ggy, gw, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dgy: Tensor, dw: Tensor, *_: None) -> Tensor:
+        gy, w = ctx.saved_tensors
+        return input_gradient(dgy, w, ctx.geometry, ctx.groups, ctx.size) + input_gradient(gy, dw, ctx.geometry, ctx.groups, ctx.size)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...]) -> tuple[Tensor, int]:
+        return over_batch(input_gradient, (OUTPUT, WEIGHT, IMAGE), info, in_dims, (gy, w), geometry, groups, size), 0
+
+
+class ConvolutionWeightGradient(Function):
+    """The gradient of the weight: `(N, O, *positions), (N, C, *size) -> (O, C/groups, *kernel)`."""
+
+    @staticmethod
+    def forward(gy: Tensor, x: Tensor, geometry: Geometry, groups: int) -> Tensor:
+        return without_autocast(algorithms.convolve_weight_gradient, gy.device, gy, x, geometry, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        remember(ctx, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        gy, x = ctx.saved_tensors
+        needs_gy, needs_x = ctx.needs_input_grad[:2]
+        ggy = convolution(x.conj(), g, ctx.geometry, ctx.groups, None) if needs_gy else None
+        gx = input_gradient(gy.conj(), g, ctx.geometry, ctx.groups, x.shape[2:]) if needs_x else None
+        return ggy, gx, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dgy: Tensor, dx: Tensor, *_: None) -> Tensor:
+        gy, x = ctx.saved_tensors
+        return weight_gradient(dgy, x, ctx.geometry, ctx.groups) + weight_gradient(gy, dx, ctx.geometry, ctx.groups)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, gy: Tensor, x: Tensor, geometry: Geometry, groups: int) -> tuple[Tensor, int]:
+        return over_batch(weight_gradient, (OUTPUT, IMAGE, WEIGHT), info, in_dims, (gy, x), geometry, groups), 0
+
+
+def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups: int, *_: Any) -> None:
+    """What the derivative of a bilinear map needs: both factors, each for the other's gradient."""
+    ctx.save_for_backward(first, second)
+    ctx.save_for_forward(first, second)
+    ctx.geometry, ctx.groups, ctx.size = geometry, groups, first.shape[2:]
+
+
+convolution = operation(Convolution)
+input_gradient = operation(ConvolutionInputGradient)
+weight_gradient = operation(ConvolutionWeightGradient)
+
+# ---- The functions: arguments and checks
+
+
+def _conv(
+    function: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    dimensions: int,
+) -> Tensor:
+    arguments.check_tensors(function, input, weight, bias)
+    geometry = arguments.geometry(function, weight.shape[2:], stride, padding, dilation)
+    groups = arguments.check_groups(function, groups)
+    arguments.check_input(function, input, dimensions)
+    x = input if input.ndim == dimensions + 2 else input.unsqueeze(0)
+    _check_shapes(x, weight, bias, geometry, groups)
+    x, w, b = cast_for_autocast(x, weight, bias)
+    arguments.check_same_type(x, w, b)
+    y = convolution(x, w, geometry, groups, b)
+    if x.shape[1] == 0:
+        y = y[:, :0]  # torch: without input channels there are no output channels either, whatever the weight says
+    return y if input.ndim == dimensions + 2 else y.squeeze(0)
+
+
+def _check_shapes(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> None:
+    if w.ndim != x.ndim:
+        raise RuntimeError(
+            f"Expected {w.ndim}-dimensional input for {w.ndim}-dimensional weight {list(w.shape)}, "
+            f"but got {x.ndim}-dimensional input of size {list(x.shape)} instead"
+        )
+    arguments.check_channels(x, w, groups, outputs=w.shape[0], inputs=w.shape[1])
+    if b is not None and b.shape != w.shape[:1]:
+        raise RuntimeError(
+            f"Given weight of size {list(w.shape)}, expected bias to be 1-dimensional with {w.shape[0]} elements, "
+            f"but got bias of size {list(b.shape)} instead"
+        )
+    arguments.check_fits(x, geometry)
+
+
+def conv1d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
+    """The convolution of a signal: `(N, C, W)` or `(C, W)` with weight `(O, C/groups, V) -> (N, O, J)`. See `conv2d`."""
+    return _conv("conv1d", input, weight, bias, stride, padding, dilation, groups, 1)
+
+
+def conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
+    """The convolution of an image, `y[n,o,i,j] = b[o] + sum over c,u,v of x[n, c, i*s + u*d - p, j*s + v*d - p] * w[o,c,u,v]`.
+
+    Slides "Convolution"; LeCun et al. 1989. A drop-in for `torch.nn.functional.conv2d`.
+
+    input     `(N, C, H, W)` or `(C, H, W)`
+    weight    `(O, C/groups, U, V)`
+    bias      `(O,)` or None
+    stride    pixels from window to window; an int or one per dimension
+    padding   pixels of zeros around the image: an int, one per dimension, 'valid' (none), or 'same' (output as large as the input; stride 1)
+    dilation  pixels from cell to cell inside a window
+    groups    the channels are cut into so many groups that do not see one another; groups = C is a depthwise convolution
+    returns   `(N, O, I, J)` or `(O, I, J)`, with `I = (H + 2p - d(U - 1) - 1) // s + 1`
+
+    Raises TypeError for an argument of the wrong type and RuntimeError for shapes, sizes or dtypes that do not fit, as torch does.
+    """
+    return _conv("conv2d", input, weight, bias, stride, padding, dilation, groups, 2)
+
+
+def conv3d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
+    """The convolution of a volume: `(N, C, D, H, W)` or `(C, D, H, W)` with weight `(O, C/groups, T, U, V)`. See `conv2d`."""
+    return _conv("conv3d", input, weight, bias, stride, padding, dilation, groups, 3)
+
+
+# ---- The Modules: parameters
+
+
+class _Convolution(torch.nn.modules.conv._ConvNd):
+    """A convolution that owns its weight `(O, C/groups, *kernel)` and bias `(O,)`.
+
+    Constructor, parameters and state_dict are those of the torch.nn namesake, which is the base class: weights and bias start uniform in
+    +-1/sqrt(fan-in), fan-in = C/groups * prod(kernel). Only what is computed is ours.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        d = len(self.kernel_size)
+        return _conv(f"conv{d}d", input, weight, bias, self.stride, padding, self.dilation, self.groups, d)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The convolution of `input` with this layer's weight and bias."""
+        return self._conv_forward(input, self.weight, self.bias)
+
+
+class Conv1d(_Convolution, torch.nn.Conv1d):
+    """`(N, C, W) -> (N, O, J)`; see `conv1d` and `torch.nn.Conv1d`."""
+
+
+class Conv2d(_Convolution, torch.nn.Conv2d):
+    """`(N, C, H, W) -> (N, O, I, J)`; see `conv2d` and `torch.nn.Conv2d`."""
+
+
+class Conv3d(_Convolution, torch.nn.Conv3d):
+    """`(N, C, D, H, W) -> (N, O, I, J, K)`; see `conv3d` and `torch.nn.Conv3d`."""
