@@ -14,7 +14,7 @@ Nothing else in the project computes an output size.
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,5 +115,6 @@ def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
     overhang = geometry.overhang(size)
     padded = w.new_zeros(*batch, *(low + n + high for n, (low, high) in zip(size, overhang, strict=True)))
     for offset, cells in geometry.shifts(geometry.positions(size)):
-        padded[..., *cells] += w[..., *offset]
+        here: Any = (..., *cells)
+        padded[here] += w[(..., *offset)]
     return pad(padded, [(-low, -high) for low, high in overhang])

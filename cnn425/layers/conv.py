@@ -196,7 +196,7 @@ def conv2d(
     weight    `(O, C/groups, U, V)`
     bias      `(O,)` or None
     stride    pixels from window to window; an int or one per dimension
-    padding   pixels of zeros around the image: an int, one per dimension, 'valid' (none), or 'same' (output as large as the input; stride 1)
+    padding   pixels of zeros around the image: an int, one per dimension, 'valid' (none), or 'same' (output as large as input; stride 1)
     dilation  pixels from cell to cell inside a window
     groups    the channels are cut into so many groups that do not see one another; groups = C is a depthwise convolution
     returns   `(N, O, I, J)` or `(O, I, J)`, with `I = (H + 2p - d(U - 1) - 1) // s + 1`
