@@ -115,6 +115,7 @@ def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
     overhang = geometry.overhang(size)
     padded = w.new_zeros(*batch, *(low + n + high for n, (low, high) in zip(size, overhang, strict=True)))
     for offset, cells in geometry.shifts(geometry.positions(size)):
-        here: Any = (..., *cells)
-        padded[here] += w[(..., *offset)]
+        pixels: Any = (..., *cells)
+        cell: Any = (..., *offset)
+        padded[pixels] += w[cell]
     return pad(padded, [(-low, -high) for low, high in overhang])
