@@ -1,0 +1,125 @@
+"""TensorBoard, and the only file that knows it: one event file per start of a run, written in step with the run (no thread, no queue).
+
+The name of an event file is the number of the start, not the time, because TensorBoard reads the files in the order of their names and
+clocks jump. After a resume the earlier files end at the checkpoint (folder.py cuts them) and the new one tells TensorBoard to forget what
+it may already have read (`purge_step`).
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from tensorboard.compat.proto import attr_value_pb2, event_pb2, graph_pb2, node_def_pb2, tensor_shape_pb2, versions_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor, nn
+from torch.utils.tensorboard import summary
+
+
+def event_files(folder: Path) -> list[Path]:
+    """The event files of a run, oldest first."""
+    return sorted(folder.glob("events.out.tfevents.*"))
+
+
+class Board:
+    """Everything TensorBoard shows of one run; every call names the step it belongs to."""
+
+    def __init__(self, folder: Path, purge_step: int | None = None):
+        start = 1 + max((int(path.name.split(".")[3]) for path in event_files(folder)), default=0)
+        self.path = folder / f"events.out.tfevents.{start:010d}.cnn425"
+        self.file = self.path.open("xb")
+        self.records = RecordWriter(self.file)
+        self._write(event_pb2.Event(file_version="brain.Event:2"))
+        if purge_step is not None:
+            self._write(event_pb2.Event(step=purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self.records.write(event.SerializeToString())
+
+    def _summary(self, content: Any, step: int) -> None:
+        self._write(event_pb2.Event(step=step, summary=content))
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """A point of a curve."""
+        self._summary(summary.scalar(tag, value), step)
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """How the values are distributed, in 64 equal bins between the smallest and the largest."""
+        values = values.detach().float().flatten().cpu()
+        values = values[values.isfinite()]
+        if len(values):
+            self._summary(summary.histogram(tag, values.numpy(), bins=64), step)
+
+    def image(self, tag: str, picture: Tensor, step: int) -> None:
+        """A picture `(H, W)` or `(3, H, W)` with brightness from 0 to 1."""
+        pixels = (picture.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+        self._summary(summary.image(tag, pixels.numpy(), dataformats="HW" if picture.ndim == 2 else "CHW"), step)
+
+    def figure(self, tag: str, figure: Any, step: int) -> None:
+        """A matplotlib figure."""
+        figure.canvas.draw()
+        self._summary(summary.image(tag, numpy.asarray(figure.canvas.buffer_rgba())[..., :3], dataformats="HWC"), step)
+
+    def text(self, tag: str, words: str, step: int) -> None:
+        """Markdown."""
+        self._summary(summary.text(tag, words), step)
+
+    def graph(self, model: nn.Module, images: Tensor) -> None:
+        """The layers of a model and what flows between them, from one forward pass."""
+        definition = graph_pb2.GraphDef(node=_nodes(model, images), versions=versions_pb2.VersionDef(producer=22))
+        self._write(event_pb2.Event(graph_def=definition.SerializeToString()))
+
+    def hyper_parameters(self, options: Mapping[str, Any], results: Mapping[str, float]) -> None:
+        """The row of this run in the HParams page; `results` are tags of curves that the run writes."""
+        values = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()}
+        for content in summary.hparams(values, dict(results)):
+            self._summary(content, 0)
+
+    def flush(self) -> None:
+        """Hand everything to the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        """Flush and close; may be called twice."""
+        self.file.close()
+
+
+def _nodes(model: nn.Module, images: Tensor) -> list[Any]:
+    """A node per layer that has no layers inside, joined by the tensors they hand on."""
+    made_by: dict[int, str] = {id(images): "images"}
+    alive = [images]  # an id is only meaningful while its tensor lives
+    nodes = [node_def_pb2.NodeDef(name="images", op="Input", attr={"_output_shapes": _shapes(images)})]
+
+    def record(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            sources = [made_by[id(x)] for x in inputs if id(x) in made_by]
+            attributes = {"_output_shapes": _shapes(output), "layer": attr_value_pb2.AttrValue(s=repr(module).encode())}
+            for key, parameter in module.named_parameters(recurse=False):
+                nodes.append(node_def_pb2.NodeDef(name=f"{name}/{key}", op="Parameter", attr={"_output_shapes": _shapes(parameter)}))
+                sources.append(f"{name}/{key}")
+            nodes.append(node_def_pb2.NodeDef(name=f"{name}/output", op=type(module).__name__, input=sources, attr=attributes))
+            made_by[id(output)] = f"{name}/output"
+            alive.append(output)
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(record(f"{type(module).__name__}_{name}")) for name, module in leaves]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return nodes
+
+
+def _shapes(tensor: Tensor) -> Any:
+    sides = [tensor_shape_pb2.TensorShapeProto.Dim(size=side) for side in tensor.shape]
+    shapes = [tensor_shape_pb2.TensorShapeProto(dim=sides)]
+    return attr_value_pb2.AttrValue(list=attr_value_pb2.AttrValue.ListValue(shape=shapes))

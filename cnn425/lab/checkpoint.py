@@ -1,0 +1,94 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped, in a file that is whole or not there.
+
+The name carries the step and the digest of the content: `checkpoint-0000000938-1f2e3d4c5b6a7980.pt`. So one rename makes a checkpoint
+valid, a truncated or altered file is recognised before it is opened, and the file stays one that plain `torch.load(...,
+weights_only=True)` reads.
+"""
+
+import hashlib
+import io
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from cnn425.lab.errors import LabError
+from cnn425.lab.folder import write_whole
+
+FORMAT = 1
+KEEP = 2
+NAME = re.compile(r"checkpoint-(\d{10})-([0-9a-f]{16})\.pt")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, newest first."""
+    found = [path for path in folder.glob("checkpoint-*.pt") if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (int(path.name.split("-")[1]), path.stat().st_mtime_ns), reverse=True)
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write a checkpoint and let go of all but the last two; returns its path."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    content = buffer.getvalue()
+    path = folder / f"checkpoint-{step:010d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
+    write_whole(path, content)
+    for old in [other for other in checkpoints(folder) if other != path][KEEP - 1 :]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of one checkpoint file; a LabError says what is wrong with it."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LabError(f"{path}: {error.strerror}") from None
+    named = NAME.fullmatch(path.name)
+    if named and hashlib.sha256(content).hexdigest()[:16] != named[2]:
+        raise LabError(f"{path} is damaged: its content is not what its name says ({len(content)} bytes)")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many types on foreign files
+        raise LabError(f"{path} is not a checkpoint: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise LabError(f"{path} is not a checkpoint of this program (format {FORMAT})")
+    return state
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a run, None if there is none; damaged ones are set aside, and `warn` says so."""
+    for path in checkpoints(folder):
+        try:
+            return read(path)
+        except LabError as error:
+            aside = path.with_suffix(".damaged")
+            path.rename(aside)
+            warn(f"warning: {error}; set aside as {aside.name}, going on from the one before")
+    return None
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator of this process: torch on CPU and GPUs, Python, NumPy."""
+    algorithm, keys, *rest = numpy.random.get_state(legacy=True)  # noqa: NPY002 - the global state is the one to save
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else [],
+        "python": random.getstate(),
+        "numpy": (algorithm, torch.from_numpy(numpy.asarray(keys).astype(numpy.int64)), *rest),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go back to where `random_state` was called."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    algorithm, keys, *rest = state["numpy"]
+    numpy.random.set_state((algorithm, keys.numpy().astype(numpy.uint32), *rest))  # noqa: NPY002

@@ -1,0 +1,216 @@
+"""Handwritten digits and their siblings (fashion, kuzushiji, letters) from the published files, checked by digest at every load.
+
+Folders are laid out as torchvision does (`MNIST/raw/train-images-idx3-ubyte`, ...), and so are the addresses and digests of the
+downloads. Files are looked for in `--data-dir`, else in CNN425_DATA_DIR; without either they are downloaded once into a cache folder of
+the user.
+"""
+
+import gzip
+import hashlib
+import io
+import os
+import struct
+import time
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy
+import platformdirs
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from torchvision import datasets
+
+from cnn425.lab.errors import LabError, sentence
+from cnn425.lab.folder import sweep, write_whole
+from cnn425.lab.pictures import Pictures
+from cnn425.lab.progress import watched
+
+Dataset = Literal["mnist", "fashion", "kmnist", "emnist-letters", "qmnist"]
+
+DIGITS = tuple("0123456789")
+UNPACKED = {  # md5 of MNIST's four files as torchvision unpacks them
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+ATTEMPTS, TIMEOUT_SECONDS, BACKOFF_SECONDS, PIECE = 3, 20.0, 1.0, 1 << 18
+
+
+class Part(NamedTuple):
+    """One published file: name, md5, where to get it; `unpacked` is the md5 of the same file without `.gz`, where known."""
+
+    file: str
+    md5: str
+    addresses: tuple[str, ...]
+    unpacked: str | None = None
+
+
+class Source(NamedTuple):
+    """A data set as published: folder, files (images and labels for training, the same for testing; or one archive), classes."""
+
+    folder: str
+    parts: tuple[Part, ...]
+    classes: tuple[str, ...]
+
+
+def source(dataset: Dataset) -> Source:
+    """Where a data set comes from, from torchvision's own tables."""
+    if dataset == "emnist-letters":
+        archive = Part("gzip.zip", datasets.EMNIST.md5, (datasets.EMNIST.url,))
+        return Source("EMNIST/raw", (archive,), tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    if dataset == "qmnist":
+        files = [*datasets.QMNIST.resources["train"], *datasets.QMNIST.resources["test"]]
+        return Source("QMNIST/raw", tuple(Part(url.rsplit("/", 1)[1], md5, (url,)) for url, md5 in files), DIGITS)
+    kind = {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST, "kmnist": datasets.KMNIST}[dataset]
+    parts = tuple(
+        Part(file, md5, tuple(mirror + file for mirror in kind.mirrors), UNPACKED.get(file[:-3]) if dataset == "mnist" else None)
+        for file, md5 in kind.resources
+    )
+    return Source(f"{kind.__name__}/raw", parts, DIGITS if dataset == "mnist" else tuple(c.split(" - ")[-1] for c in kind.classes))
+
+
+def place(data_dir: Path | None) -> tuple[Path, bool]:
+    """The folder that holds data sets, and whether it is the cache, into which missing files are downloaded."""
+    given = data_dir or os.environ.get("CNN425_DATA_DIR")
+    return (Path(given), False) if given else (platformdirs.user_cache_path("cnn425") / "data", True)
+
+
+def md5(content: bytes) -> str:
+    """The digest by which torchvision knows a file."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def load(dataset: Dataset = "mnist", data_dir: Path | None = None) -> tuple[Pictures, Pictures]:
+    """The training and the test pictures, whole, in memory: images `(examples, 1, 28, 28)`, uint8."""
+    where, may_download = place(data_dir)
+    origin = source(dataset)
+    folder = where / origin.folder
+    if may_download:
+        fetch(origin, folder)
+    try:
+        contents = [found(part, folder, origin) for part in origin.parts]
+    except OSError as error:
+        raise LabError(f"cannot read {dataset}: {sentence(error)}") from None
+    if dataset == "emnist-letters":
+        contents = letters(contents[0])
+    images, labels, test_images, test_labels = (decoded(content) for content in contents)
+    if dataset == "emnist-letters":  # published transposed, and counted from 1
+        images, test_images, labels, test_labels = images.transpose(1, 2), test_images.transpose(1, 2), labels - 1, test_labels - 1
+    if dataset == "qmnist":  # the first of eight columns is the class
+        labels, test_labels = labels[:, 0], test_labels[:, 0]
+    return (
+        Pictures(images.unsqueeze(1).contiguous(), labels.long(), origin.classes),
+        Pictures(test_images.unsqueeze(1).contiguous(), test_labels.long(), origin.classes),
+    )
+
+
+def found(part: Part, folder: Path, origin: Source) -> bytes:
+    """The content of a published file, unpacked, after its digest was checked; the file may lie there packed or unpacked."""
+    names = [part.file[:-3]] if part.unpacked else []
+    for name, digest in [(name, part.unpacked) for name in names] + [(part.file, part.md5)]:
+        path = folder / name
+        if not path.exists():
+            continue
+        content = path.read_bytes()
+        if md5(content) != digest:
+            raise LabError(
+                f"{path} is damaged: {len(content)} bytes with md5 {md5(content)}, the published file has {digest}; "
+                f"remove it and put the published {part.file} (or {name}) into {folder}"
+            )
+        return gzip.decompress(content) if name.endswith(".gz") else content
+    wanted = ", ".join(other.file for other in origin.parts)
+    raise LabError(
+        f"{folder / part.file} is missing; put {wanted} into {folder}, or leave out --data-dir and CNN425_DATA_DIR to download to "
+        f"{place_of_cache()}"
+    )
+
+
+def place_of_cache() -> Path:
+    """The cache folder, whatever the environment says."""
+    return platformdirs.user_cache_path("cnn425") / "data"
+
+
+def decoded(content: bytes) -> Tensor:
+    """An IDX file as a tensor: magic number (two zeros, element type, number of dimensions), sizes, elements, all big-endian."""
+    kind, dimensions = content[2], content[3]
+    dtype = {8: ">u1", 9: ">i1", 12: ">i4"}[kind]
+    sizes = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
+    values = numpy.frombuffer(content, dtype, offset=4 + 4 * dimensions).reshape(sizes)
+    return torch.from_numpy(values.astype(values.dtype.newbyteorder("="), copy=True))
+
+
+def letters(archive: bytes) -> list[bytes]:
+    """The four files of EMNIST's letters, out of the archive of all its splits."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as files:
+        names = [f"gzip/emnist-letters-{half}-{what}-ubyte.gz" for half in ("train", "test") for what in ("images-idx3", "labels-idx1")]
+        return [gzip.decompress(files.read(name)) for name in names]
+
+
+# ---- Download: once, whole, from the first mirror that answers ---------------------------------------------------------------------------
+
+
+def fetch(origin: Source, folder: Path) -> None:
+    """Download what is missing or damaged; of several processes that start together one does it, the others wait."""
+
+    def missing() -> list[Part]:
+        return [
+            part
+            for part in origin.parts
+            if not is_whole(folder / part.file, part.md5) and not is_whole(folder / part.file[:-3], part.unpacked)
+        ]
+
+    if not missing():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=1800):
+            sweep(folder)
+            for part in missing():
+                download(part, folder)
+    except Timeout:
+        raise LabError(f"another process has been downloading into {folder} for half an hour; end it and try again") from None
+    except OSError as error:
+        raise LabError(f"cannot download into {folder}: {sentence(error)}; use --data-dir to name another place") from None
+
+
+def is_whole(path: Path, digest: str | None) -> bool:
+    """Whether the file is there with this digest."""
+    return digest is not None and path.exists() and md5(path.read_bytes()) == digest
+
+
+def download(part: Part, folder: Path) -> None:
+    """One file: every mirror, several times with growing pauses; it gets its name only when its digest is right."""
+    reasons: list[str] = []
+    for attempt in range(ATTEMPTS):
+        for address in part.addresses:
+            try:
+                content = received(address)
+            except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
+                reasons.append(f"{address}: {getattr(error, 'reason', error)}")
+                continue
+            if md5(content) == part.md5:
+                write_whole(folder / part.file, content)
+                (folder / part.file[:-3]).unlink(missing_ok=True)  # a damaged unpacked copy would be looked at first
+                return
+            reasons.append(f"{address}: {len(content)} bytes with a wrong md5")
+        if attempt + 1 < ATTEMPTS:
+            time.sleep(BACKOFF_SECONDS * 2**attempt)
+    raise LabError(f"cannot download {part.file} ({short(reasons)}); without a network, put it into {folder} yourself")
+
+
+def short(reasons: Sequence[str]) -> str:
+    """The last thing each address said."""
+    return "; ".join({reason.split(": ")[0]: reason for reason in reasons}.values())
+
+
+def received(address: str) -> bytes:
+    """What the address answers, with a progress bar."""
+    with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer:
+        size = int(answer.headers.get("Content-Length") or 0)
+        pieces = iter(lambda: answer.read(PIECE), b"")
+        return b"".join(watched(pieces, f"download {address.rsplit('/', 1)[1]}", max(1, -(-size // PIECE))))

@@ -1,0 +1,96 @@
+"""The processes of a run: one, or several under torchrun, which share every batch and are one run in every other respect.
+
+The batch size is that of all processes together. A process takes its part of each batch; the gradient of the sum of losses divided by the
+size of the whole batch, added over processes, is the gradient one process would have computed, to rounding.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cnn425.lab.errors import LabError
+
+
+class Group(NamedTuple):
+    """One process among those of the run."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that logs, saves and downloads."""
+        return self.rank == 0
+
+    def share(self, indices: Tensor) -> Tensor:
+        """The part of a batch that falls to this process; may be empty."""
+        return indices.tensor_split(self.world)[self.rank]
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes, the same in each of them."""
+        if self.world > 1:
+            with survivors():
+                dist.all_reduce(values)
+        return values
+
+    def gathered(self, thing: Any) -> list[Any]:
+        """One thing from each process, by rank."""
+        if self.world == 1:
+            return [thing]
+        things: list[Any] = [None] * self.world
+        with survivors():
+            dist.all_gather_object(things, thing)
+        return things
+
+    def wait(self) -> None:
+        """Go on together."""
+        self.total(torch.zeros(1, device=self.device))
+
+
+@contextlib.contextmanager
+def survivors() -> Iterator[None]:
+    """A worker that died is one sentence for those that are left."""
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        raise LabError(
+            f"another process of this run has died or does not answer ({str(error).splitlines()[0][:120]}); the same command resumes"
+        ) from None
+
+
+def torch_device(name: str) -> torch.device:
+    """The device called `name`, if this machine has it."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LabError(f"--device {name}: {str(error).splitlines()[0]}", 2) from None
+    return device
+
+
+@contextlib.contextmanager
+def joined(device: str, patience: timedelta = timedelta(minutes=5)) -> Iterator[Group]:
+    """Join the processes that torchrun started; alone without torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield Group(0, 1, torch_device(device))
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    own = torch_device(device)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    here_first = not dist.is_initialized()
+    if here_first:
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=patience)
+    try:
+        yield Group(dist.get_rank(), dist.get_world_size(), own)
+    finally:
+        if here_first:
+            dist.destroy_process_group()

@@ -1,0 +1,259 @@
+"""What happens around the steps of a run: logs, checkpoints, signals, and going on after any end.
+
+Only the first process of a group writes. Times differ between two runs; they have a tag of their own (`speed/...`) and never enter
+metrics.csv.
+"""
+
+import contextlib
+import dataclasses
+import shlex
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+from torch import nn
+
+from cnn425.lab import checkpoint, figures, guards
+from cnn425.lab.board import Board, event_files
+from cnn425.lab.errors import LabError, StoppedError, sentence
+from cnn425.lab.folder import Metrics, describe, lengths, locked, rewind
+from cnn425.lab.group import joined
+from cnn425.lab.options import Options, as_words, difference, digest, meaning
+from cnn425.lab.pictures import Pictures
+from cnn425.lab.progress import Reporter
+from cnn425.lab.signals import CODES, Signals
+from cnn425.lab.training import Evaluation, Training, Verdict, settings
+
+
+def default_folder(experiment: str, name: str, options: Options) -> Path:
+    """`runs/<experiment>/<name>-<layers>-<digest>`: other options, other folder; the same options again resume."""
+    return Path("runs", experiment, f"{name}-{options.layers}-{digest(meaning(options))}")
+
+
+def show_board(folder: Path) -> None:
+    """The line that opens TensorBoard on what was just written."""
+    print(f"tensorboard --logdir {shlex.quote(str(folder))}", flush=True)
+
+
+def train(options: Options, model: nn.Sequential, training: Pictures, held_out: Pictures, folder: Path, title: str = "training") -> Verdict:
+    """Train the model, or go on where the run in this folder stopped, or tell what came out if it has finished."""
+    with contextlib.ExitStack() as stack:
+        if options.dry_run:
+            options = dataclasses.replace(options, epochs=1)
+            training, held_out = training.first(2 * options.batch_size), held_out.first(2 * options.batch_size)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(settings(options))
+        group = stack.enter_context(joined(options.device))
+        signals = stack.enter_context(Signals())
+        if group.first:
+            stack.enter_context(locked(folder))
+        group.wait()
+        run = Training(options, model, training, held_out, group, folder)
+        return Loop(run, signals, title).run()
+
+
+class Loop:
+    """What happens around the steps: logs, checkpoints, signals. Only the first process writes."""
+
+    def __init__(self, run: Training, signals: Signals, title: str):
+        self.training, self.signals, self.title, self.first = run, signals, title, run.group.first
+        self.metrics: Metrics | None = None
+        self.board: Board | None = None
+        self.kept: Path | None = None
+
+    def run(self) -> Verdict:
+        """Everything from the first step, or the one after the checkpoint, to the verdict."""
+        run = self.training
+        self.resume()
+        if run.at.finished:
+            if self.first:
+                print(
+                    f"{self.title}: already finished in {run.folder}; remove the folder or choose another --log-dir to train again",
+                    flush=True,
+                )
+            return run.verdict()
+        try:
+            self.open()
+            total = run.order.batches * run.options.epochs
+            with Reporter(self.title, total, run.at.step, silent=not self.first) as self.reporter:
+                self.steps()
+        except OSError as error:
+            raise LabError(f"stopped at step {run.at.step}: {sentence(error)}; {self.what_is_kept()}") from None
+        except guards.NotFiniteError as error:
+            self.save()
+            raise LabError(f"{error}; {self.what_is_kept()}") from None
+        finally:
+            self.close()
+        return run.verdict()
+
+    def resume(self) -> None:
+        """Load the newest whole checkpoint, if there is one and it was made with these options."""
+        run = self.training
+        state = checkpoint.newest(run.folder, lambda line: print(line, flush=True)) if self.first else None
+        state = run.group.gathered(state)[0]
+        if state is None:
+            if self.first:
+                rewind(run.folder, {})
+            return
+        if state["digest"] != digest(meaning(run.options)):
+            changed = difference(state["options"], meaning(run.options))
+            raise LabError(
+                f"{run.folder} holds a run with other options ({changed}); choose another --log-dir, or the same options to resume", 2
+            )
+        run.load_state_dict(state)
+        if self.first and not run.at.finished:
+            rewind(run.folder, state["files"])
+            print(f"{self.title}: resuming after step {run.at.step} from {run.folder}", flush=True)
+
+    def open(self) -> None:
+        """Open the logs; at the very start of a run, log the untrained network."""
+        run = self.training
+        if self.first:
+            if not run.at.begun:
+                describe(run.folder, as_words(run.options))
+            self.metrics = Metrics(run.folder)
+            self.board = Board(run.folder, purge_step=run.at.step + 1 if run.at.begun else None)
+        self.clock, self.clock_images = time.monotonic(), 0
+        self.saved = time.monotonic()
+        if run.at.begun:
+            return
+        run.at.begun = True
+        result = run.evaluate(run.held_out)
+        run.at.held_out_loss, run.at.held_out_accuracy = result.loss, result.accuracy
+        if self.board:
+            self.board.hyper_parameters(as_words(run.options), {"loss/held-out": result.loss, "accuracy/held-out": result.accuracy})
+            self.board.graph(run.model, run.held_out.batch(slice(0, 1), run.dtype)[0])
+        self.log_evaluation(result)
+
+    def steps(self) -> None:
+        """All epochs that are left."""
+        run = self.training
+        while not run.at.finished:
+            while not run.order.epoch_is_over:
+                indices = run.order.current()
+                row = run.step(indices)
+                run.order.advance()
+                self.clock_images += len(indices)
+                self.log_step(row)
+                if run.order.epoch_is_over:
+                    self.log_gradients()
+                self.between_steps()
+            result = run.finish_epoch()
+            self.log_evaluation(result)
+            self.report_epoch(result)
+            if not run.at.finished:
+                run.at.seen, run.at.loss, run.at.correct = 0, 0.0, 0
+                run.order.next_epoch()
+            self.save()
+
+    def between_steps(self) -> None:
+        """Save if it is time; save and end if a signal came to any of the processes."""
+        run = self.training
+        due = self.first and time.monotonic() - self.saved > run.options.checkpoint_seconds
+        caught, save = int(self.signals.caught or 0), int(due)
+        if run.group.world > 1:
+            caught, save = (max(numbers) for numbers in zip(*run.group.gathered((caught, save)), strict=True))
+        if caught or save:
+            self.save()
+        if caught:
+            name = signal.Signals(caught)
+            raise StoppedError(
+                f"stopped by {name.name} after step {run.at.step} (epoch {run.at.epoch + 1}); {self.what_is_kept()}", CODES[name]
+            )
+
+    def save(self) -> None:
+        """Logs to the disk, then a checkpoint that knows how long they are."""
+        run = self.training
+        state = run.state_dict()
+        self.saved = time.monotonic()
+        if self.metrics and self.board and not run.options.dry_run:
+            self.metrics.flush()
+            self.board.flush()
+            files = lengths([self.metrics.path, *event_files(run.folder)])
+            self.kept = checkpoint.save(run.folder, run.at.step, {**state, "files": files})
+
+    def what_is_kept(self) -> str:
+        """Where the work is, in words."""
+        kept = next(iter(checkpoint.checkpoints(self.training.folder)), None)
+        return f"kept {kept}; the same command goes on from there" if kept else f"nothing is kept in {self.training.folder} yet"
+
+    def log_step(self, row: dict[str, float]) -> None:
+        """A row of metrics.csv for every step, points of the curves for some."""
+        self.reporter.advance(f"loss {row['train_loss']:.4f}")
+        if self.metrics:
+            self.metrics.write(**row)
+        if self.board and (self.training.at.step % self.training.options.log_every == 0 or self.training.at.step == 1):
+            for tag, column in (
+                ("loss/train", "train_loss"),
+                ("accuracy/train", "train_accuracy"),
+                ("gradient norm/all", "gradient_norm"),
+                ("learning rate", "learning_rate"),
+            ):
+                self.board.scalar(tag, row[column], self.training.at.step)
+
+    def log_gradients(self) -> None:
+        """How the gradient of the last step was distributed, layer by layer."""
+        if not self.board:
+            return
+        for name, parameter in self.training.model.named_parameters():
+            if parameter.grad is not None:
+                self.board.histogram(f"gradients/{name}", parameter.grad, self.training.at.step)
+                self.board.scalar(f"gradient norm/{name}", float(parameter.grad.norm()), self.training.at.step)
+
+    def log_evaluation(self, result: Evaluation) -> None:
+        """Held-out numbers, histograms and pictures; at the end of an epoch and before the first."""
+        run, step = self.training, self.training.at.step
+        if not (self.metrics and self.board):
+            return
+        self.metrics.write(step=step, epoch=run.at.epoch, held_out_loss=result.loss, held_out_accuracy=result.accuracy)
+        self.board.scalar("loss/held-out", result.loss, step)
+        self.board.scalar("accuracy/held-out", result.accuracy, step)
+        if step:
+            seconds = max(1e-9, time.monotonic() - self.clock)
+            self.board.scalar("speed/images per second", self.clock_images / seconds, step)
+        for name, parameter in run.model.named_parameters():
+            self.board.histogram(f"weights/{name}", parameter, step)
+        self.log_pictures(result)
+        self.board.flush()
+        self.metrics.flush()
+
+    def log_pictures(self, result: Evaluation) -> None:
+        """First-layer filters and activations, misclassified pictures, the confusion matrix."""
+        run, step = self.training, self.training.at.step
+        if not self.board:
+            return
+        example = run.held_out.batch(slice(0, 1), run.dtype)[0]
+        shapes = figures.filters(run.model, example.shape)
+        self.board.image("first layer/filters", figures.tiled(figures.stretched(shapes), zoom=max(1, 64 // shapes.shape[-1])), step)
+        answers = figures.activations(run.model, example)
+        if answers is not None:
+            self.board.image(
+                "first layer/activations",
+                figures.tiled(figures.stretched(answers, symmetric=False), zoom=max(1, 64 // answers.shape[-1])),
+                step,
+            )
+        labels = run.held_out.labels.cpu()
+        counts = figures.confusion(labels, result.predictions.cpu(), len(run.held_out.classes))
+        self.board.figure("held-out/confusion", figures.confusion_figure(counts, run.held_out.classes), step)
+        mistakes = figures.mistakes_figure(run.held_out, result.predictions.cpu())
+        if mistakes is not None:
+            self.board.figure("held-out/misclassified", mistakes, step)
+
+    def report_epoch(self, result: Evaluation) -> None:
+        """One line per epoch, and the clock for the speed starts again."""
+        at = self.training.at
+        seconds = time.monotonic() - self.clock
+        self.reporter.say(
+            f"{self.title}: epoch {at.epoch} of {self.training.options.epochs}: "
+            f"train loss {at.loss / at.seen:.4f}, accuracy {at.correct / at.seen:.2%}; "
+            f"held-out loss {result.loss:.4f}, accuracy {result.accuracy:.2%}  ({seconds:.1f} s)"
+        )
+        self.clock, self.clock_images = time.monotonic(), 0
+
+    def close(self) -> None:
+        """Close the logs, on any exit."""
+        for log in (self.metrics, self.board):
+            if log:
+                with contextlib.suppress(OSError):
+                    log.close()

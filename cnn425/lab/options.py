@@ -1,0 +1,104 @@
+"""Options: every number that can change a result, in one frozen dataclass; its fields are the `--help`, options.json and the HParams entry.
+
+An experiment inherits `Options` and adds its own fields, or changes a default:
+
+    @dataclass(frozen=True)
+    class PatternOptions(Options):
+        noise: float = 0.0
+        '''Standard deviation of the noise added to every pixel, in units of pixel brightness (0 to 1).'''
+
+    options = parse(PatternOptions, argv, "the smallest network learns three patterns")
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from cnn425.lab.errors import LabError
+
+SPEED_ONLY = ("log_dir", "data_dir", "checkpoint_seconds", "dry_run")  # these say where and how often, never what comes out
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every training run can be told."""
+
+    layers: Literal["custom", "torch"] = "custom"
+    """Whose layers and loss: this project's, or the ones built into torch. Same initial weights, same batches."""
+    epochs: int = 1
+    """How often every training example is seen."""
+    batch_size: int = 64
+    """Examples per step, over all processes together."""
+    optimizer: Literal["sgd", "adam"] = "adam"
+    """Plain gradient descent, or Adam."""
+    lr: float = 0.003
+    """Learning rate; with the one-cycle schedule, its peak."""
+    schedule: Literal["constant", "one-cycle"] = "one-cycle"
+    """The learning rate stays, or rises for the first quarter of all steps and then falls to zero."""
+    clip: float = 0.0
+    """Largest norm a gradient may have; longer ones are shortened to it. 0: never."""
+    patience: int = 0
+    """Stop early after so many epochs without a lower held-out loss. 0: never."""
+    seed: int = 0
+    """Fixes the initial weights, the data order and any noise."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, ..."""
+    threads: int = 0
+    """CPU threads per process. 0: torch's own choice."""
+    amp: Literal["off", "bf16"] = "off"
+    """Let torch.autocast compute matrix products in bfloat16."""
+    compile: bool = False
+    """Let torch.compile fuse the network."""
+    channels_last: bool = False
+    """Store images and filters with the channel as the fastest index."""
+    log_dir: Path | None = None
+    """The run folder; the same folder again resumes the run. Default: a folder under runs/ named after these options."""
+    log_every: int = 10
+    """Steps between two points of the TensorBoard curves (metrics.csv has every step)."""
+    checkpoint_seconds: float = 60.0
+    """Longest time between two checkpoints, in seconds; every epoch has one anyway."""
+    dry_run: bool = False
+    """Two batches of training, two of evaluation, in a temporary folder that is thrown away."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        for name, least in (("epochs", 0), ("batch_size", 1), ("log_every", 1), ("threads", 0), ("patience", 0)):
+            if getattr(self, name) < least:
+                raise LabError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}", 2)
+        if not self.lr > 0:
+            raise LabError(f"--lr is {self.lr}; a learning rate must be positive", 2)
+
+
+SomeOptions = TypeVar("SomeOptions", bound=Options)
+
+
+def parse(kind: type[SomeOptions], argv: Sequence[str] | None, description: str) -> SomeOptions:
+    """The options typed on the command line (`None`) or given as a list of words."""
+    return tyro.cli(kind, args=None if argv is None else list(argv), description=description)
+
+
+def as_words(options: Options) -> dict[str, Any]:
+    """Every option as JSON can hold it."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(options).items()}
+
+
+def meaning(options: Options) -> dict[str, Any]:
+    """The options that can change the result; a run may be resumed only if all of them are the same."""
+    return {name: value for name, value in as_words(options).items() if name not in SPEED_ONLY}
+
+
+def digest(words: dict[str, Any]) -> str:
+    """Eight characters that differ when any option differs."""
+    return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The options that differ, as `--lr 0.1 -> 0.2, --seed 0 -> 1`."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(f"--{name.replace('_', '-')} {before.get(name)} -> {now.get(name)}" for name in names)

@@ -1,0 +1,67 @@
+"""Progress: a bar on a terminal, a plain line every few seconds anywhere else."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+QUIET_SECONDS = 10.0  # between two plain lines
+
+
+class Reporter:
+    """Tells how far something has come; a context manager, so that the terminal is left clean on any exit."""
+
+    def __init__(self, title: str, total: int, done: int = 0, silent: bool = False):
+        self.title, self.total, self.done, self.silent = title, total, done, silent
+        self.console = Console()
+        self.spoke = time.monotonic()
+        self.bar: Progress | None = None
+        if self.console.is_terminal and not silent:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.task = self.bar.add_task(title, total=total, completed=done, note="")
+
+    def __enter__(self) -> "Reporter":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def advance(self, note: str = "") -> None:
+        """One more is done; `note` says how it goes."""
+        self.done += 1
+        if self.bar:
+            self.bar.update(self.task, completed=self.done, note=note)
+        elif time.monotonic() - self.spoke > QUIET_SECONDS:
+            self.say(f"{self.title}: {self.done} of {self.total}  {note}")
+            self.spoke = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self.silent:
+            return
+        if self.bar:
+            self.bar.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        else:
+            print(line, flush=True)
+
+
+def watched(items: Iterable[T], title: str, total: int) -> Iterator[T]:
+    """The items, with a progress bar while they last."""
+    with Reporter(title, total) as reporter:
+        for item in items:
+            yield item
+            reporter.advance()

@@ -1,0 +1,93 @@
+"""Networks made of our own layers read handwritten digits: the convolutional one reaches 98.5 % of the test digits after one epoch.
+
+    python -m experiments.mnist --model conv --layers custom --epochs 1        (about a minute on two CPU cores)
+    python -m experiments.mnist --model conv --layers torch --epochs 1         (same initial weights, same batches)
+
+The files of MNIST are looked for in `--data-dir`, then in CNN425_DATA_DIR; without either they are downloaded once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from cnn425.lab import digits
+from cnn425.lab.errors import command
+from cnn425.lab.loop import default_folder, show_board, train
+from cnn425.lab.models import build
+from cnn425.lab.options import Options, parse
+from cnn425.lab.pictures import Pictures, pattern_images
+
+TINY = ("--dataset", "patterns", "--examples", "96", "--batch-size", "32")
+
+GOALS = {"linear": 0.90, "mlp": 0.96, "local": 0.97, "conv": 0.985}  # of MNIST's test digits, after the first epoch
+
+
+@dataclass(frozen=True)
+class DigitOptions(Options):
+    """What can be changed; see --help."""
+
+    model: Literal["linear", "mlp", "local", "conv"] = "conv"
+    """What a unit of the first layer sees: everything, everything twice, a window of its own, a window with shared weights."""
+    dataset: digits.Dataset | Literal["patterns"] = "mnist"
+    """MNIST, a sibling with files of its own, or three patterns drawn on 28x28 pixels (no files needed)."""
+    examples: int = 0
+    """Use only the first so many training pictures, and a fifth as many for the test. 0: all."""
+    data_dir: Path | None = None
+    """The folder that holds MNIST/raw/... Default: CNN425_DATA_DIR, else a cache with download."""
+
+
+class DigitVerdict(NamedTuple):
+    """Steps, mean loss in nats per picture, accuracy from 0 to 1, learnable numbers; holds if the test accuracy reaches the goal of the model."""
+
+    holds: bool
+    test_accuracy: float
+    test_loss: float
+    train_accuracy: float
+    train_loss: float
+    parameters: int
+    steps: int
+    folder: str
+
+
+def data(options: DigitOptions) -> tuple[Pictures, Pictures]:
+    """Training and test pictures."""
+    if options.dataset == "patterns":
+        many = options.examples or 6000
+        return pattern_images(many, seed=options.seed), pattern_images(max(1, many // 5), seed=options.seed + 1)
+    training, test = digits.load(options.dataset, options.data_dir)
+    if options.examples:
+        training, test = training.first(options.examples), test.first(max(1, options.examples // 5))
+    return training, test
+
+
+def main(argv: Sequence[str] | None = None) -> DigitVerdict:
+    """Train one model on one data set; the verdict."""
+    options = parse(DigitOptions, argv, "networks made of our own layers read handwritten digits")
+    training, test = data(options)
+    model = build(options.model, options.layers, options.seed, classes=len(training.classes))
+    folder = options.log_dir or default_folder("mnist", options.model, options)
+    result = train(options, model, training, test, folder, title=f"{options.model} ({options.layers})")
+    goal = GOALS[options.model] if options.dataset == "mnist" and not (options.examples or options.dry_run) else 0.0
+    holds = result.held_out_accuracy >= goal
+    print(
+        f"{options.model} of {options.layers} layers, {result.parameters} parameters, {result.steps} steps: "
+        f"{result.held_out_accuracy:.2%} of {len(test.labels)} test pictures"
+        + (f" ({'at least' if holds else 'below'} the goal of {goal:.1%})" if goal else "")
+    )
+    if not options.dry_run:
+        show_board(options.log_dir or folder.parent)
+    return DigitVerdict(
+        holds,
+        result.held_out_accuracy,
+        result.held_out_loss,
+        result.train_accuracy,
+        result.train_loss,
+        result.parameters,
+        result.steps,
+        str(folder),
+    )
+
+
+if __name__ == "__main__":
+    command(main)
