@@ -1,0 +1,380 @@
+"""Locally connected: every window of the image meets weights of its own.
+
+    forward                    y[n,o,i,j]          = sum over c,u,v of  windows[n,c,i,j,u,v] * w[i,j,o,c,u,v] + b[o,i,j] ncijuv,ijocuv->noij
+    gradient of the weight     gw[i,j,o,c,u,v]     = sum over n     of  gy[n,o,i,j] * windows[n,c,i,j,u,v]               noij,ncijuv->ijocuv
+    gradient of the windows    gwin[n,c,i,j,u,v]   = sum over o     of  gy[n,o,i,j] * w[i,j,o,c,u,v]                     noij,ijocuv->ncijuv
+    gradient of the image      gx = scatter(gwin): each pixel adds up what all the windows that saw it say
+    gradient of the bias       gb[o,i,j]           = sum over n     of  gy[n,o,i,j]
+
+(A convolution is this with the letters i, j of the weight deleted: its gradient then sums over them.) The first three lines are bilinear,
+and the derivative of each is made of the other two: three Functions that call one another have derivatives of every order. How the sums are
+computed is the business of `cnn425.algorithms`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from cnn425.algorithms.local import local_input_gradient, local_output, local_weight_gradient, memory_order, storage_order
+from cnn425.layers import arguments
+from cnn425.layers.batching import IMAGE, OUTPUT, WEIGHT, over_batch
+from cnn425.layers.function import cast_for_autocast, operation, without_autocast
+from cnn425.layers.local_arguments import check_shapes, local_geometry, times
+from cnn425.layers.local_conversion import copied_from, shared
+from cnn425.windows import Geometry
+
+# ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
+
+
+class Local(Function):
+    """The output: `(N, C, *size), (*positions, O, C/groups, *kernel), (O, *positions) or (O,) -> (N, O, *positions)`."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tensor | None) -> Tensor:
+        return without_autocast(local_output, x.device, x, w, geometry, groups, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        remember(ctx, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        needs_x, needs_w, _, _, needs_b = ctx.needs_input_grad
+        gx = input_gradient(gy, w.conj(), ctx.geometry, ctx.groups, ctx.size) if needs_x else None
+        gw = weight_gradient(gy, x.conj(), ctx.geometry, ctx.groups, order(w)) if needs_w else None
+        gb = gy.sum(0 if ctx.bias_per_position else (0, *range(2, gy.ndim))) if needs_b else None
+        return gx, gw, None, None, gb
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, dw: Tensor, _: None, __: None, db: Tensor | None) -> Tensor:
+        x, w = ctx.saved_tensors
+        return local(dx, w, ctx.geometry, ctx.groups, db) + local(x, dw, ctx.geometry, ctx.groups, None)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tensor | None) -> tuple[Tensor, int]:
+        bias_dim, d = in_dims[4], geometry.dimensions
+        if in_dims[0] is in_dims[1] is None:
+            y = local(x, w, geometry, groups, None).expand(info.batch_size, *[-1] * x.ndim)
+        else:
+            y = over_batch(local, (IMAGE, WEIGHT, OUTPUT), info, in_dims, (x, w), geometry, groups, None, positions_first=d)
+        if b is not None:
+            b = b if bias_dim is None else b.movedim(bias_dim, 0).unsqueeze(1)
+            y = y + b.reshape(*b.shape, *[1] * (y.ndim - 2 - b.ndim if bias_dim is None else y.ndim - b.ndim))
+        return y, 0
+
+
+class LocalInputGradient(Function):
+    """The gradient of the image: `(N, O, *positions), (*positions, O, C/groups, *kernel) -> (N, C, *size)`."""
+
+    @staticmethod
+    def forward(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...]) -> Tensor:
+        return without_autocast(local_input_gradient, gy.device, gy, w, geometry, groups, size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        remember(ctx, *inputs)
+        ctx.size = inputs[4]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        gy, w = ctx.saved_tensors
+        needs_gy, needs_w = ctx.needs_input_grad[:2]
+        ggy = local(g, w.conj(), ctx.geometry, ctx.groups, None) if needs_gy else None
+        gw = weight_gradient(gy.conj(), g, ctx.geometry, ctx.groups, order(w)) if needs_w else None
+        return ggy, gw, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dgy: Tensor, dw: Tensor, *_: None) -> Tensor:
+        gy, w = ctx.saved_tensors
+        return input_gradient(dgy, w, ctx.geometry, ctx.groups, ctx.size) + input_gradient(gy, dw, ctx.geometry, ctx.groups, ctx.size)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...]) -> tuple[Tensor, int]:
+        d = geometry.dimensions
+        return over_batch(input_gradient, (OUTPUT, WEIGHT, IMAGE), info, in_dims, (gy, w), geometry, groups, size, positions_first=d), 0
+
+
+class LocalWeightGradient(Function):
+    """The gradient of the weight: `(N, O, *positions), (N, C, *size) -> (*positions, O, C/groups, *kernel)`, in memory in `order`."""
+
+    @staticmethod
+    def forward(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: tuple[int, ...] | None) -> Tensor:
+        return without_autocast(local_weight_gradient, gy.device, gy, x, geometry, groups, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        remember(ctx, *inputs[:4])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        gy, x = ctx.saved_tensors
+        needs_gy, needs_x = ctx.needs_input_grad[:2]
+        ggy = local(x.conj(), g, ctx.geometry, ctx.groups, None) if needs_gy else None
+        gx = input_gradient(gy.conj(), g, ctx.geometry, ctx.groups, x.shape[2:]) if needs_x else None
+        return ggy, gx, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dgy: Tensor, dx: Tensor, *_: None) -> Tensor:
+        gy, x = ctx.saved_tensors
+        return weight_gradient(dgy, x, ctx.geometry, ctx.groups, None) + weight_gradient(gy, dx, ctx.geometry, ctx.groups, None)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: tuple[int, ...] | None
+    ) -> tuple[Tensor, int]:
+        d = geometry.dimensions
+        return over_batch(weight_gradient, (OUTPUT, IMAGE, WEIGHT), info, in_dims, (gy, x), geometry, groups, None, positions_first=d), 0
+
+
+def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups: int, b: Any = None) -> None:
+    """What the derivative of a bilinear map needs: both factors, each for the other's gradient."""
+    ctx.save_for_backward(first, second)
+    ctx.save_for_forward(first, second)
+    ctx.geometry, ctx.groups, ctx.size = geometry, groups, first.shape[2:]
+    ctx.bias_per_position = isinstance(b, Tensor) and b.ndim > 1
+
+
+def order(w: Tensor) -> tuple[int, ...] | None:
+    """The memory order that the gradient of `w` gets; a compiler chooses its own."""
+    return None if torch.compiler.is_compiling() else memory_order(w)
+
+
+local = operation(Local)
+input_gradient = operation(LocalInputGradient)
+weight_gradient = operation(LocalWeightGradient)
+
+# ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
+
+
+def _local(
+    function: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    dimensions: int,
+) -> Tensor:
+    arguments.check_tensors(function, input, weight, bias)
+    if weight.ndim != 2 * dimensions + 2:
+        raise RuntimeError(
+            f"Expected {2 * dimensions + 2}-dimensional weight (*positions, O, C/groups, *kernel) in {function}, "
+            f"but got weight of size {list(weight.shape)}"
+        )
+    arguments.check_input(function, input, dimensions)
+    x = input if input.ndim == dimensions + 2 else input.unsqueeze(0)
+    geometry = local_geometry(function, weight.shape[dimensions + 2 :], stride, padding, dilation, x.shape[2:])
+    groups = arguments.check_groups(function, groups)
+    check_shapes(function, x, weight, bias, geometry, groups)
+    x, w, b = cast_for_autocast(x, weight, bias)
+    arguments.check_same_type(x, w, b)
+    y = local(x, w, geometry, groups, b)
+    return y if input.ndim == dimensions + 2 else y.squeeze(0)
+
+
+def locally_connected1d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
+    """The local layer of a signal: `(N, C, W)` or `(C, W)` with weight `(J, O, C/groups, V) -> (N, O, J)`. See `locally_connected2d`."""
+    return _local("locally_connected1d", input, weight, bias, stride, padding, dilation, groups, 1)
+
+
+def locally_connected2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
+    """The local layer of an image, `y[n,o,i,j] = b[o,i,j] + sum over c,u,v of x[n, c, i*s + u*d - p, j*s + v*d - p] * w[i,j,o,c,u,v]`.
+
+    Slides "Locally connected layer"; Gregor and LeCun 2010. The arguments of a convolution; with `weight.expand(I, J, ...)` it is one.
+
+    input     `(N, C, H, W)` or `(C, H, W)`
+    weight    `(I, J, O, C/groups, U, V)`, of any strides
+    bias      `(O, I, J)`: one per neuron; `(O,)`: one per channel; or None
+    stride    pixels from window to window; an int or one per dimension
+    padding   pixels of zeros around the image: an int, one per dimension, one (low, high) pair per dimension, 'valid' (none), or 'same'
+              (`I = ceil(H / s)`, with any stride; an odd pixel goes to the high side)
+    dilation  pixels from cell to cell inside a window
+    groups    the channels are cut into so many groups that do not see one another
+    returns   `(N, O, I, J)` or `(O, I, J)`, with `I = (H + p_low + p_high - d(U - 1) - 1) // s + 1`
+
+    Raises TypeError for an argument of the wrong type and RuntimeError for shapes, sizes or dtypes that do not fit, as a convolution does.
+    """
+    return _local("locally_connected2d", input, weight, bias, stride, padding, dilation, groups, 2)
+
+
+def locally_connected3d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
+    """The local layer of a volume: `(N, C, D, H, W)` with weight `(I, J, K, O, C/groups, T, U, V)`. See `locally_connected2d`."""
+    return _local("locally_connected3d", input, weight, bias, stride, padding, dilation, groups, 3)
+
+
+# ---- The Modules: parameters -------------------------------------------------------------------------------------------------------------
+
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class LocallyConnected(torch.nn.Module):
+    """A local layer that owns its weight `(*positions, O, C/groups, *kernel)` and bias.
+
+    in_channels, out_channels, kernel_size, stride, dilation, groups, padding_mode    as in `torch.nn.ConvNd`
+    input_size    pixels of the image along each dimension (an int: the same for all); weights belong to positions, so it is fixed
+    padding       as in `locally_connectedNd`: int, one per dimension, (low, high) pairs, 'valid', 'same' (also with strides)
+    bias          True: one per neuron, `(O, *positions)`; 'channel': one per output channel, `(O,)`, as in a convolution; False: none
+
+    Weights and biases start uniform in +-1/sqrt(fan-in), fan-in = C/groups * prod(kernel): the distribution of torch's convolution. (The
+    number of positions has no part in it: a neuron sees one window.) In memory the weight may lie in another order than its shape says.
+    """
+
+    dimensions: int
+    weight: torch.nn.Parameter
+    bias: torch.nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        input_size: int | Sequence[int],
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: Any = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool | str = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if groups <= 0:
+            raise ValueError("groups must be a positive integer")
+        if in_channels % groups:
+            raise ValueError("in_channels must be divisible by groups")
+        if out_channels % groups:
+            raise ValueError("out_channels must be divisible by groups")
+        if isinstance(padding, str) and padding not in ("same", "valid"):
+            raise ValueError(f"Invalid padding string {padding!r}, should be one of {{'same', 'valid'}}")
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode must be one of {PADDING_MODES}, but got padding_mode={padding_mode!r}")
+        if bias not in (True, False, "channel"):
+            raise ValueError(f"bias must be True (one per neuron), 'channel' (one per output channel) or False, but got bias={bias!r}")
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size, self.stride, self.dilation, self.input_size = (
+            arguments.per_dimension(name, argument, value, self.dimensions)
+            for argument, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation), ("input_size", input_size))
+        )
+        if isinstance(padding, str) or (isinstance(padding, (tuple, list)) and padding and isinstance(padding[0], (tuple, list))):
+            self.padding: Any = padding if isinstance(padding, str) else tuple(map(tuple, padding))
+        else:
+            self.padding = arguments.per_dimension(name, "padding", padding, self.dimensions)
+        self.padding_mode = padding_mode
+        self._create_parameters(bias, device, dtype)
+
+    def _create_parameters(self, bias: bool | str, device: Any, dtype: torch.dtype | None) -> None:
+        self.weight = torch.nn.Parameter(self._empty_weight(device, dtype))
+        shape = (self.out_channels,) if bias == "channel" else (self.out_channels, *self.output_size)
+        self.register_parameter("bias", torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if bias else None)
+        self.reset_parameters()
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where the windows lie on an image of `input_size` pixels."""
+        return local_geometry(type(self).__name__, self.kernel_size, self.stride, self.padding, self.dilation, self.input_size)
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """The number of positions along each dimension."""
+        positions = self.geometry.positions(self.input_size)
+        if min(positions) <= 0:
+            raise ValueError(
+                f"{type(self).__name__}: no window of kernel_size={self.kernel_size}, dilation={self.dilation}, padding={self.padding} "
+                f"fits into an image of {times(self.input_size)} pixels"
+            )
+        return positions
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """`(*positions, O, C/groups, *kernel)`."""
+        return (*self.output_size, self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def _empty_weight(self, device: Any, dtype: torch.dtype | None) -> Tensor:
+        shape = self.weight_shape
+        stored = storage_order(shape, self.dimensions)
+        empty = torch.empty([shape[dim] for dim in stored], device=device, dtype=dtype)
+        return empty.permute(sorted(range(len(shape)), key=lambda dim: stored[dim]))
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew, uniform in +-1/sqrt(fan-in)."""
+        fan_in = self.in_channels // self.groups * math.prod(self.kernel_size)
+        bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                torch.nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The local layer of `input` with this layer's weight and bias."""
+        d = self.dimensions
+        if isinstance(input, Tensor) and input.ndim > d and input.shape[input.ndim - d :] != self.input_size:
+            raise RuntimeError(
+                f"{type(self).__name__} was made for an input of {times(self.input_size)} pixels (its input_size), "
+                f"but got an input of {times(input.shape[input.ndim - d :])} pixels (input{list(input.shape)})"
+            )
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            pads = [pixels for pair in reversed(self.geometry.padding) for pixels in pair]
+            input = torch.nn.functional.pad(input, pads, mode=self.padding_mode)
+            padding = 0
+        return _local(f"locally_connected{d}d", input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, d)
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults, the number of parameters and the memory they take."""
+        text = (
+            f"{self.in_channels}, {self.out_channels}, input_size={self.input_size}, kernel_size={self.kernel_size}, stride={self.stride}"
+        )
+        defaults = {"padding": (0,) * self.dimensions, "dilation": (1,) * self.dimensions, "groups": 1, "padding_mode": "zeros"}
+        text += "".join(f", {name}={getattr(self, name)!r}" for name, default in defaults.items() if getattr(self, name) != default)
+        if self.bias is None:
+            text += ", bias=False"
+        elif self.bias.ndim == 1:
+            text += ", bias='channel'"
+        owned = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
+        memory = sum(parameter.numel() * parameter.element_size() for parameter in owned)
+        return f"{text}, parameters={sum(parameter.numel() for parameter in owned):,}, memory={memory / 2**20:.3g} MiB"
+
+    @classmethod
+    def from_conv(cls, conv: torch.nn.modules.conv._ConvNd, input_size: int | Sequence[int]) -> Self:
+        """The local layer that computes what `conv` does on images of `input_size` pixels, each position with its own copy of the weights.
+
+        The bias stays one per channel; device, dtype, training flag, and whether gradients are wanted, stay too.
+        """
+        return copied_from(conv, cls, cls.dimensions, input_size)
+
+    def to_conv(self) -> torch.nn.modules.conv._ConvNd:
+        """The `torch.nn.ConvNd` whose weight and bias are the averages of this layer's over all positions: the inverse of `from_conv`."""
+        return shared(self, self.geometry.padding)
+
+
+class LocallyConnected1d(LocallyConnected):
+    """`(N, C, W) -> (N, O, J)`; see `LocallyConnected2d`."""
+
+    dimensions = 1
+
+
+class LocallyConnected2d(LocallyConnected):
+    """`(N, C, H, W) -> (N, O, I, J)`; see `locally_connected2d`, and the base class for the arguments."""
+
+    dimensions = 2
+
+
+class LocallyConnected3d(LocallyConnected):
+    """`(N, C, D, H, W) -> (N, O, I, J, K)`; see `LocallyConnected2d`."""
+
+    dimensions = 3
