@@ -1,0 +1,211 @@
+"""The door of the pools: what they accept, and what they say when they refuse.
+
+Exception types are torch's, and so are the words that code in the wild matches on. Sizes are pixels.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnn425.algorithms.layout import is_channels_last
+from cnn425.windows import Geometry
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+NAMES = {
+    torch.bool: "Bool",
+    torch.uint8: "Byte",
+    torch.int8: "Char",
+    torch.int16: "Short",
+    torch.int32: "Int",
+    torch.int64: "Long",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+    torch.complex64: "ComplexFloat",
+    torch.complex128: "ComplexDouble",
+}
+COUNTS = {1: "one int", 2: "two ints", 3: "three ints"}
+AXES = {1: ("W",), 2: ("H", "W"), 3: ("T", "H", "W")}
+
+
+def is_int(value: object) -> bool:
+    """What torch's own argument parser takes for an int: also a NumPy integer or a tensor with one integer, never a bool."""
+    if isinstance(value, (int, torch.SymInt)):
+        return not isinstance(value, bool)
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and value.dtype in INTEGERS
+    return hasattr(value, "__index__")
+
+
+def integer(value: Any) -> int:
+    """`value`, that `is_int`, as an int."""
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]  # a SymInt stands for an int throughout torch
+    value = int(value)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"Overflow when unpacking long long: {value} does not fit into 64 bits")
+    return value
+
+
+def ints(function: str, name: str, value: Any) -> tuple[int, ...]:
+    """`value`, an int or a sequence of ints, as a tuple of ints."""
+    if is_int(value):
+        return (integer(value),)
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{function}(): argument '{name}' must be tuple of ints, not {type(value).__name__}")
+    for place, entry in enumerate(value):
+        if not is_int(entry):
+            raise TypeError(
+                f"{function}(): argument '{name}' must be tuple of ints, but found element of type {type(entry).__name__} at pos {place}"
+            )
+    return tuple(map(integer, value))
+
+
+def per_dimension(function: str, name: str, value: Any, dimensions: int, optional: bool = False) -> tuple[int, ...]:
+    """`value` for each spatial dimension: an int or a sequence of one int counts for all of them."""
+    entries = ints(function, name, value)
+    if len(entries) == dimensions or (optional and not entries):
+        return entries
+    if len(entries) == 1:
+        return entries * dimensions
+    if dimensions == 1:
+        raise RuntimeError(
+            f"{function}() argument '{name}' should contain one int (got {len(entries)}): {name} must be an int, list of ints, "
+            f"or tuple of ints of size 1 but got size {len(entries)}"
+        )
+    omitted = "be omitted, " if optional else "be "
+    raise RuntimeError(
+        f"{function}: {name} must either {omitted}a single int, or a tuple of {COUNTS[dimensions]} "
+        f"(got {len(entries)} ints: {list(entries)})"
+    )
+
+
+def _each(letters: str, values: Sequence[int]) -> str:
+    return " ".join(f"{letters}{axis}: {value}" for axis, value in zip(AXES[len(values)], values, strict=True))
+
+
+def _geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> Geometry:
+    kernels = per_dimension(function, "kernel_size", kernel, dimensions)
+    strides = kernels if stride is None else per_dimension(function, "stride", stride, dimensions, optional=True) or kernels
+    pads = per_dimension(function, "padding", padding, dimensions)
+    dilations = per_dimension(function, "dilation", dilation, dimensions)
+    if not isinstance(ceil_mode, bool):
+        raise TypeError(f"{function}(): argument 'ceil_mode' must be bool, not {type(ceil_mode).__name__}")
+    if 0 in strides and not (dimensions == 1 and function.startswith("max")):
+        raise RuntimeError(f"stride should not be zero: {function}() got stride {list(strides)}")
+    if any(k <= 0 for k in kernels):
+        raise RuntimeError(
+            f"kernel size should be greater than zero, but got {_each('k', kernels)} ({function}() kernel_size must be greater than zero)"
+        )
+    if any(s <= 0 for s in strides):
+        raise RuntimeError(
+            f"stride should be greater than zero, but got {_each('d', strides)} ({function}() stride must be greater than zero)"
+        )
+    if any(d <= 0 for d in dilations):
+        raise RuntimeError(
+            f"dilation should be greater than zero, but got {_each('dilation', dilations)} "
+            f"({function}() dilation must be greater than zero)"
+        )
+    for k, p, d in zip(kernels, pads, dilations, strict=True):
+        if p < 0:
+            raise RuntimeError(f"pad must be non-negative, but got pad: {p} ({function}() padding must be non-negative)")
+        if p > k // 2:
+            raise RuntimeError(
+                f"pad should be at most half of effective kernel size, but got pad={p}, kernel_size={k} and dilation={d} "
+                f"({function}() padding should be at most half of kernel size)"
+            )
+    return Geometry(kernels, strides, tuple((p, p) for p in pads), dilations, ceil_mode)
+
+
+_remembered = lru_cache(maxsize=1024)(_geometry)
+
+
+def _plain(value: object) -> bool:
+    """Whether equal values are also equal in type, so that they may be a key (True == 1 == 1.0, but only one of them is a stride)."""
+    return type(value) is int or value is None or (type(value) is tuple and all(type(entry) is int for entry in value))
+
+
+def geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> Geometry:
+    """The windows that a pool's arguments describe; checked once per combination of arguments, then remembered."""
+    plain = _plain(kernel) and _plain(stride) and _plain(padding) and _plain(dilation) and type(ceil_mode) is bool
+    known = _remembered if plain and not torch.compiler.is_compiling() else _geometry
+    return known(function, dimensions, kernel, stride, padding, dilation, ceil_mode)
+
+
+def check_tensor(function: str, input: object) -> None:
+    """Refuse anything that is not a dense tensor."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{function}(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}")
+    if input.layout != torch.strided:
+        raise NotImplementedError(f"Could not run '{function}' with an input of layout {input.layout}: call .to_dense() first")
+
+
+def check_dtype(function: str, input: Tensor, accepted: Sequence[torch.dtype]) -> None:
+    """The input's numbers must be of an accepted kind."""
+    if input.dtype not in accepted:
+        name = NAMES.get(input.dtype, str(input.dtype).removeprefix("torch."))
+        raise NotImplementedError(f"\"{function}\" not implemented for '{name}'")
+
+
+def check_shape(function: str, input: Tensor, dimensions: int) -> None:
+    """The input must be (C, *size) or (N, C, *size), and only the batch may be empty."""
+    d, shape = dimensions, list(input.shape)
+    if input.ndim not in (d + 1, d + 2):
+        if function == "avg_pool2d" and input.ndim < 3:
+            raise IndexError(f"Dimension out of range: avg_pool2d() needs a 3D or 4D (batch mode) input, but got: {shape}")
+        raise RuntimeError(
+            f"{function}: non-empty {d + 1}D or {d + 2}D (batch mode) tensor expected for input. "
+            f"Expected {d + 1}D or {d + 2}D (batch mode) tensor with optional 0 dim batch size for input, but got:{shape}. "
+            f"Expected {d + 1} to {d + 2} dimensions, but got {input.ndim}-dimensional tensor"
+        )
+    if 0 in shape[-d - 1 :]:
+        raise RuntimeError(
+            f"{function}: Expected {d + 1}D or {d + 2}D (batch mode) tensor with optional 0 dim batch size for input, but got:{shape}. "
+            "Expected input to have non-zero size for non-batch dimensions"
+        )
+
+
+def check_fits(function: str, input: Tensor, windows: Geometry) -> None:
+    """At least one window must fit into the padded image."""
+    d = windows.dimensions
+    size = input.shape[input.ndim - d :]
+    positions = windows.positions(size)
+    if function == "avg_pool3d" and any(n < k for n, k in zip(size, windows.kernel, strict=True)):  # the padding does not help, in torch
+        raise RuntimeError(f"input image ({_each('', size)}) smaller than kernel size ({_each('k', windows.kernel)})")
+    if all(count > 0 for count in positions):
+        return
+    channels = input.shape[input.ndim - d - 1]
+    got, found = (f"({channels}x{'x'.join(map(str, pixels))})" for pixels in (size, positions))
+    raise RuntimeError(
+        f"Given input size: {got}. Calculated output size: {found}. Output size is too small ({function}() Invalid computed output size)"
+    )
+
+
+def channels_last(input: Tensor, dimensions: int) -> bool:
+    """Whether torch would keep the channels of this image last in memory: signals count as images of one row."""
+    if dimensions == 1:
+        return input.ndim == 3 and is_channels_last(input.unsqueeze(-2))
+    if dimensions == 3:
+        return is_channels_last(input if input.ndim == 5 else input.unsqueeze(0))
+    return is_channels_last(input)
+
+
+def check_average(function: str, count_include_pad: object, divisor_override: object) -> None:
+    """The arguments that only average pools have."""
+    if not isinstance(count_include_pad, bool):
+        raise TypeError(f"{function}(): argument 'count_include_pad' must be bool, not {type(count_include_pad).__name__}")
+    if divisor_override is not None and not is_int(divisor_override):
+        raise TypeError(f"{function}(): argument 'divisor_override' must be int, not {type(divisor_override).__name__}")
+    if divisor_override is not None and divisor_override == 0:
+        raise RuntimeError("divisor must be not zero: divisor_override is 0")
+
+
+def cells(windows: Geometry, padding: bool) -> int:
+    """The number of cells of every window if they all have as many (those in the padding count only with `padding`), else 0."""
+    if windows.ceil_mode or not (padding or all(low == high == 0 for low, high in windows.padding)):
+        return 0
+    return prod(windows.kernel)
