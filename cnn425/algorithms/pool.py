@@ -43,7 +43,7 @@ class Pooling(NamedTuple):
 
 
 class Side(NamedTuple):
-    """The windows along one dimension: how many, the longest's length, visits (cell u, the windows that have it in the image, its pixels)."""
+    """The windows along one dimension: how many, the longest length, visits (cell u, windows that have it, its pixels)."""
 
     positions: int
     length: int

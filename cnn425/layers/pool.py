@@ -230,7 +230,7 @@ average_pool, share = map(operation, (AveragePool, Share))
 
 
 def upcast(input: Tensor, dimensions: int) -> Tensor:
-    """Half precision volumes in float32 under autocast on the CPU, as torch's list has it; other pools keep the precision they are given."""
+    """Half precision volumes in float32 under autocast on the CPU, as in torch; other pools keep the precision they are given."""
     if (
         dimensions == 3
         and input.device.type == "cpu"

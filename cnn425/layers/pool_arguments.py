@@ -140,6 +140,11 @@ def check_tensor(function: str, input: object) -> None:
     """Refuse anything that is not a dense tensor."""
     if not isinstance(input, Tensor):
         raise TypeError(f"{function}(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}")
+    check_dense(function, input)
+
+
+def check_dense(function: str, input: Tensor) -> None:
+    """Refuse sparse tensors."""
     if input.layout != torch.strided:
         raise NotImplementedError(f"Could not run '{function}' with an input of layout {input.layout}: call .to_dense() first")
 
@@ -209,3 +214,80 @@ def cells(windows: Geometry, padding: bool) -> int:
     if windows.ceil_mode or not (padding or all(low == high == 0 for low, high in windows.padding)):
         return 0
     return prod(windows.kernel)
+
+
+# ---- Adaptive pools ---------------------------------------------------------------------------------------------------------------------
+
+
+def output_size(function: str, input: Any, value: Any, dimensions: int) -> tuple[int, ...]:
+    """The number of windows per dimension: an int counts for all of them, None (in two and three dimensions) means one per pixel."""
+    if dimensions == 1:
+        check_tensor(function, input)
+        return per_dimension(function, "output_size", value, 1)
+    if not isinstance(input, Tensor):
+        raise AttributeError(f"{function}(): argument 'input' must be Tensor: {type(input).__name__!r} object has no attribute 'size'")
+    if isinstance(value, (int, torch.SymInt)):
+        return ints(function, "output_size", value) * dimensions
+    if is_int(value) or not hasattr(value, "__len__"):
+        raise TypeError(
+            f"{function}(): argument 'output_size' must be an int or a tuple, but object of type {type(value).__name__!r} has no len()"
+        )
+    if len(value) >= input.ndim:
+        raise ValueError(
+            f"Input dimension should be at least {len(value) + 1}: {function}() got output_size {value} for input {list(input.shape)}"
+        )
+    sizes = ints(
+        function, "output_size", tuple(n if v is None else v for v, n in zip(value, input.shape[input.ndim - len(value) :], strict=True))
+    )
+    if len(sizes) != dimensions:
+        raise RuntimeError(
+            f"{function}: output_size must be {dimensions}: output_size.size() must be {dimensions} ints, but got {list(sizes)}"
+        )
+    return sizes
+
+
+def check_adaptive(function: str, input: Tensor, dimensions: int, positions: Sequence[int], nonempty: Sequence[int]) -> None:
+    """The input must be (C, *size) or (N, C, *size) without empty dimensions among `nonempty`, and no output size negative."""
+    d, shape = dimensions, list(input.shape)
+    check_dense(function, input)
+    if input.ndim not in (d + 1, d + 2):
+        raise RuntimeError(
+            f"{function}(): Expected {d + 1}D or {d + 2}D tensor, but got {shape}. "
+            f"Expected {d + 1} to {d + 2} dimensions, but got {input.ndim}-dimensional tensor"
+        )
+    if any(count < 0 for count in positions):
+        raise RuntimeError(f"{function}: elements of output_size must be greater than or equal to 0 but received {list(positions)}")
+    if 0 in nonempty:
+        raise RuntimeError(
+            f"{function}(): Expected input to have non-zero size for non-batch dimensions, but input has sizes {shape} "
+            f"with dimension {shape.index(0, input.ndim - len(nonempty))} being empty"
+        )
+
+
+def equal_cells(positions: Sequence[int], size: Sequence[int]) -> int:
+    """The number of cells of every adaptive window if they all have as many, else 0."""
+    if any(count == 0 or n % count for n, count in zip(size, positions, strict=True)):
+        return 0
+    return prod(n // count for n, count in zip(size, positions, strict=True))
+
+
+# ---- Power-average pools ----------------------------------------------------------------------------------------------------------------
+
+
+def lp_kernel(function: str, kernel: Any, dimensions: int) -> tuple[Any, ...]:
+    """The kernel size per dimension, in the forms that torch's power-average pools take: an int, or one int per dimension."""
+    if (
+        dimensions == 1
+        or isinstance(kernel, (int, float))
+        or kernel is None
+        or not hasattr(kernel, "__iter__")
+        or not hasattr(kernel, "__len__")
+    ):
+        return (kernel,) * dimensions
+    if isinstance(kernel, Tensor) and kernel.ndim == 0:
+        raise TypeError(f"{function}(): argument 'kernel_size' must be an int or a tuple of ints, not a tensor without dimensions")
+    if len(kernel) != dimensions:
+        raise ValueError(
+            f"{function}(): kernel_size must be an int or a tuple of {COUNTS[dimensions]} (expected {dimensions}, got {len(kernel)})"
+        )
+    return tuple(kernel)

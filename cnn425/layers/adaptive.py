@@ -1,0 +1,148 @@
+"""Adaptive pooling: the output size is given, the windows follow from it.
+
+    window i of m along n pixels shows the pixels from floor(i n / m) to ceil((i + 1) n / m)
+
+Windows share pixels where m does not divide n. With one window this is the largest number or the mean of the whole image, however large it is: how a convolutional network ends. Both
+pools are those of `cnn425.layers.pool` with other windows, ties and NaNs included.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from cnn425.algorithms.pool import Bins, Pooling
+from cnn425.layers import pool_arguments as arguments
+from cnn425.layers.pool import average_pool, max_pool, max_pool_with_indices, spatial, upcast
+
+# ---- The functions: arguments and checks -----------------------------------------------------------------------------------------------
+
+
+def _adaptive_max_pool(dimensions: int, input: Any, output_size: Any, return_indices: Any) -> Any:
+    function = f"adaptive_max_pool{dimensions}d"
+    bins = Bins(arguments.output_size(function, input, output_size, dimensions))
+    arguments.check_adaptive(function, input, dimensions, bins.positions, input.shape[1:])
+    arguments.check_dtype(function, input, arguments.FLOATS)
+    pooling = Pooling(bins, dimensions < 3 and arguments.channels_last(input, dimensions))
+    return (max_pool_with_indices if return_indices else max_pool)(upcast(input, dimensions), pooling)
+
+
+def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """The largest numbers of `output_size` windows of a signal: `(N, C, H) -> (N, C, I)`; see `adaptive_max_pool2d`."""
+    return _adaptive_max_pool(1, input, output_size, return_indices)
+
+
+def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """The largest numbers of `output_size` windows of an image: `(N, C, H, W) -> (N, C, I, J)`, with or without N.
+
+    Args:
+        input: the image, floating point
+        output_size: the number of windows, an int or one per dimension; None for as many as pixels
+        return_indices: whether to return, beside the numbers, where in the image they were, as pixel numbers in reading order
+    """
+    return _adaptive_max_pool(2, input, output_size, return_indices)
+
+
+def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """The largest numbers of `output_size` windows of a volume: `(N, C, D, H, W) -> (N, C, I, J, K)`; see `adaptive_max_pool2d`."""
+    return _adaptive_max_pool(3, input, output_size, return_indices)
+
+
+def _adaptive_avg_pool(dimensions: int, input: Any, output_size: Any) -> Tensor:
+    function = f"adaptive_avg_pool{dimensions}d"
+    bins = Bins(arguments.output_size(function, input, output_size, dimensions))
+    size = spatial(input, Pooling(bins))
+    arguments.check_adaptive(function, input, dimensions, bins.positions, input.shape[1:] if dimensions == 3 else size)
+    whole = all(count == 1 for count in bins.positions)
+    numbers = (*arguments.FLOATS, torch.complex64, torch.complex128) if whole else arguments.FLOATS
+    arguments.check_dtype(function, input, numbers)
+    pooling = Pooling(bins, (dimensions < 3 or whole) and arguments.channels_last(input, dimensions))
+    return average_pool(upcast(input, dimensions), pooling, arguments.equal_cells(bins.positions, size), False)
+
+
+def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
+    """The means of `output_size` windows of a signal: `(N, C, H) -> (N, C, I)`; see `adaptive_avg_pool2d`."""
+    return _adaptive_avg_pool(1, input, output_size)
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    """The means of `output_size` windows of an image: `(N, C, H, W) -> (N, C, I, J)`, with or without N.
+
+    Args:
+        input: the image, floating point
+        output_size: the number of windows, an int or one per dimension; None for as many as pixels
+    """
+    return _adaptive_avg_pool(2, input, output_size)
+
+
+def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
+    """The means of `output_size` windows of a volume: `(N, C, D, H, W) -> (N, C, I, J, K)`; see `adaptive_avg_pool2d`."""
+    return _adaptive_avg_pool(3, input, output_size)
+
+
+# ---- The Modules -----------------------------------------------------------------------------------------------------------------------
+
+
+class _AdaptivePoolNd(Module):
+    def __init__(self, output_size: Any) -> None:
+        super().__init__()
+        self.output_size = output_size
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch prints them."""
+        return f"output_size={self.output_size}"
+
+
+class _AdaptiveMaxPoolNd(_AdaptivePoolNd):
+    def __init__(self, output_size: Any, return_indices: bool = False) -> None:
+        super().__init__(output_size)
+        self.return_indices = return_indices
+
+
+class AdaptiveMaxPool1d(_AdaptiveMaxPoolNd):
+    """`adaptive_max_pool1d` as a Module: `(N, C, H) -> (N, C, I)`."""
+
+    def forward(self, input: Tensor) -> Any:
+        """The pooled signal, and the indices if asked for."""
+        return adaptive_max_pool1d(input, self.output_size, self.return_indices)
+
+
+class AdaptiveMaxPool2d(_AdaptiveMaxPoolNd):
+    """`adaptive_max_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`."""
+
+    def forward(self, input: Tensor) -> Any:
+        """The pooled image, and the indices if asked for."""
+        return adaptive_max_pool2d(input, self.output_size, self.return_indices)
+
+
+class AdaptiveMaxPool3d(_AdaptiveMaxPoolNd):
+    """`adaptive_max_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`."""
+
+    def forward(self, input: Tensor) -> Any:
+        """The pooled volume, and the indices if asked for."""
+        return adaptive_max_pool3d(input, self.output_size, self.return_indices)
+
+
+class AdaptiveAvgPool1d(_AdaptivePoolNd):
+    """`adaptive_avg_pool1d` as a Module: `(N, C, H) -> (N, C, I)`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The pooled signal."""
+        return adaptive_avg_pool1d(input, self.output_size)
+
+
+class AdaptiveAvgPool2d(_AdaptivePoolNd):
+    """`adaptive_avg_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The pooled image."""
+        return adaptive_avg_pool2d(input, self.output_size)
+
+
+class AdaptiveAvgPool3d(_AdaptivePoolNd):
+    """`adaptive_avg_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The pooled volume."""
+        return adaptive_avg_pool3d(input, self.output_size)

@@ -1,0 +1,107 @@
+"""Power-average pooling: the p-norm of every window; the sum at p = 1, the largest size at p = infinity.
+
+    y[n,c,i,j] = (sum over u, v of windows[n,c,i,j,u,v]^p)^(1/p)
+
+It is defined by the other pools: the average of the p-th powers, times the number of cells. Where that average is zero the gradient is
+zero, by decree; the root's own would be infinite. As in torch the powers keep their sign, so an odd p wants numbers that are not negative,
+and a window that hangs over the edge (`ceil_mode`) counts as if its missing cells held the average of the others.
+"""
+
+from collections.abc import Callable
+from math import inf, prod
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from cnn425.layers import pool
+from cnn425.layers import pool_arguments as arguments
+
+AVERAGE: dict[int, Callable[..., Tensor]] = {1: pool.avg_pool1d, 2: pool.avg_pool2d, 3: pool.avg_pool3d}
+LARGEST: dict[int, Callable[..., Tensor]] = {1: pool.max_pool1d, 2: pool.max_pool2d, 3: pool.max_pool3d}
+
+# ---- The functions: arguments and checks -----------------------------------------------------------------------------------------------
+
+
+def _lp_pool(dimensions: int, input: Tensor, norm_type: Any, kernel_size: Any, stride: Any, ceil_mode: Any) -> Tensor:
+    kernel = arguments.lp_kernel(f"lp_pool{dimensions}d", kernel_size, dimensions)
+    if not isinstance(input, Tensor):
+        raise AttributeError(
+            f"lp_pool{dimensions}d(): argument 'input' must be Tensor: {type(input).__name__!r} object has no attribute 'pow'"
+        )
+    if isinstance(norm_type, (int, float)):
+        if norm_type == 0:
+            raise ValueError(f"norm_type must be a non-zero value, but got {norm_type}")
+        if norm_type == inf:
+            return LARGEST[dimensions](input.abs(), kernel_size, stride, ceil_mode=ceil_mode)
+        if norm_type == -inf:
+            return -LARGEST[dimensions](-input.abs(), kernel_size, stride, ceil_mode=ceil_mode)
+    average = AVERAGE[dimensions](input.pow(norm_type), kernel_size, stride, ceil_mode=ceil_mode)
+    if isinstance(kernel[0], (tuple, list)):
+        raise TypeError(f"lp_pool1d(): argument 'kernel_size' must be an int, not {type(kernel_size).__name__}")
+    return average.masked_fill(average == 0, 0).mul(prod(kernel)).pow(1.0 / norm_type)
+
+
+def lp_pool1d(input: Tensor, norm_type: float, kernel_size: int, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+    """The p-norm of every window of a signal: `(N, C, H) -> (N, C, I)` or `(C, H) -> (C, I)`; see `lp_pool2d`."""
+    return _lp_pool(1, input, norm_type, kernel_size, stride, ceil_mode)
+
+
+def lp_pool2d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+    """The p-norm of every window of an image: `(N, C, H, W) -> (N, C, I, J)` or `(C, H, W) -> (C, I, J)`.
+
+    Args:
+        input: the image
+        norm_type: p, any number but zero; infinity and minus infinity give the largest and the smallest size
+        kernel_size: pixels of the window; here and below an int, or one int per dimension
+        stride: pixels from one window to the next; the kernel size if None
+        ceil_mode: whether a last window may hang over the edge
+    """
+    return _lp_pool(2, input, norm_type, kernel_size, stride, ceil_mode)
+
+
+def lp_pool3d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+    """The p-norm of every window of a volume: `(N, C, D, H, W) -> (N, C, I, J, K)`, with or without N; see `lp_pool2d`."""
+    return _lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)
+
+
+# ---- The Modules -----------------------------------------------------------------------------------------------------------------------
+
+
+class _LPPoolNd(Module):
+    def __init__(self, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> None:
+        super().__init__()
+        if norm_type == 0:
+            raise ValueError(f"norm_type must be a non-zero value, but got {norm_type}")
+        self.norm_type = norm_type
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.ceil_mode = ceil_mode
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch prints them."""
+        return "norm_type={norm_type}, kernel_size={kernel_size}, stride={stride}, ceil_mode={ceil_mode}".format(**self.__dict__)
+
+
+class LPPool1d(_LPPoolNd):
+    """`lp_pool1d` as a Module: `(N, C, H) -> (N, C, I)`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The pooled signal."""
+        return lp_pool1d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+
+
+class LPPool2d(_LPPoolNd):
+    """`lp_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The pooled image."""
+        return lp_pool2d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+
+
+class LPPool3d(_LPPoolNd):
+    """`lp_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The pooled volume."""
+        return lp_pool3d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
