@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+PRODUCTS = {(2, 2): "ij,jk->ik", (2, 1): "ij,j->i", (1, 2): "j,jk->k", (1, 1): "j,j->"}
+
 
 def brief(value: Any) -> str:
     """A scalar as its digits, anything larger as its shape."""
@@ -12,11 +14,10 @@ def brief(value: Any) -> str:
 
 def product_equation(a: Any, b: Any) -> str:
     """The letters of `a @ b` for vectors and matrices."""
-    letters = {(2, 2): "ij,jk->ik", (2, 1): "ij,j->i", (1, 2): "j,jk->k", (1, 1): "j,j->"}
     sides = (len(a.shape), len(b.shape))
-    if sides not in letters or a.shape[-1] != b.shape[0]:
+    if sides not in PRODUCTS or a.shape[-1] != b.shape[0]:
         raise ValueError(f"@ wants vectors or matrices whose inner sizes agree, got shapes {a.shape} and {b.shape}")
-    return letters[sides]
+    return PRODUCTS[sides]
 
 
 def exchanged(equation: str, operand: int) -> str:
