@@ -1,0 +1,263 @@
+"""Activations: what a unit makes of its weighted sum; nothing to learn.
+
+    rectifier   y = max(0, x)                           gx = gy where y > 0, else 0
+    sigmoid     y = 1 / (1 + exp(-x))                   gx = gy * y * (1 - y)
+    softmax     y[c] = exp(x[c]) / sum of exp(x)        gx[c] = y[c] * (gy[c] - sum of gy * y)
+
+Each gradient is written with the output alone: the input need not be remembered. The rectifier's gradient at zero is zero, torch's choice.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from cnn425.layers.function import autocast_dtype, operation
+
+# ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
+
+
+class Rectifier(Function):
+    """`max(0, x)`, NaN where x is NaN."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clamp(min=0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> Tensor:
+        return gate(gy, *ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor) -> Tensor:
+        return gate(dx, *ctx.saved_tensors)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return rectify(x), in_dims[0]
+
+
+class RectifierInPlace(Rectifier):
+    """`max(0, x)` written over x."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clamp_(min=0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.mark_dirty(*inputs)
+        Rectifier.setup_context(ctx, inputs, output)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor) -> Tensor:
+        return dx.copy_(gate(dx, *ctx.saved_tensors))
+
+
+class Gate(Function):
+    """`g` where the unit is active (y > 0, or NaN), zero elsewhere: the derivative of the rectifier, and, being linear in `g`, its own.
+
+    The gate multiplies the *bits* of `g`, read as integers, by 1 or 0: an infinite or NaN gradient must not pass a closed gate, and inf * 0
+    would be NaN. `torch.where(y <= 0, 0, g)` says the same, eight times slower on a CPU, which guesses half of the branches wrong.
+    """
+
+    @staticmethod
+    def forward(g: Tensor, y: Tensor) -> Tensor:
+        if g.dtype != y.dtype:
+            return torch.where(y <= 0, 0, g)
+        bits = BITS[g.itemsize]
+        return y.abs().view(bits).clamp_(max=1).mul_(g.view(bits)).view(g.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, gg: Tensor) -> tuple[Tensor, None]:
+        return gate(gg, *ctx.saved_tensors), None
+
+    @staticmethod
+    def jvp(ctx: Any, dg: Tensor, dy: Any) -> Tensor:
+        return gate(dg, *ctx.saved_tensors)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], g: Tensor, y: Tensor) -> tuple[Tensor, int]:
+        g, y = (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in zip((g, y), in_dims, strict=True))
+        return gate(g, y), 0
+
+
+class Logistic(Function):
+    """`1 / (1 + exp(-x))`: for very negative x the exponential is infinite and the result 0, as it should be."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.neg().exp_().add_(1).reciprocal_()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return gy * ((1 - y) * y).conj()
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return dx * ((1 - y) * y)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return logistic(x), in_dims[0]
+
+
+class Probabilities(Function):
+    """`exp(x) / sum of exp(x)` along `dim`; the largest x is subtracted first, which changes nothing but keeps the exponentials finite."""
+
+    @staticmethod
+    def forward(x: Tensor, dim: int) -> Tensor:
+        if x.numel() == 0:
+            return torch.empty_like(x)
+        e = (x - x.amax(dim, keepdim=True)).exp_()
+        return e.div_(e.sum(dim, keepdim=True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+        ctx.dim = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        return y * (gy - (gy * y).sum(ctx.dim, keepdim=True)), None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, _: None) -> Tensor:
+        return Probabilities.backward(ctx, dx)[0]  # the Jacobian is symmetric
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, dim: int) -> tuple[Tensor, int]:
+        return softmax_along(x.movedim(in_dims[0], 0), dim % max(1, x.ndim - 1) + 1), 0
+
+
+rectify = operation(Rectifier)
+rectify_ = operation(RectifierInPlace)
+gate = operation(Gate)
+logistic = operation(Logistic)
+softmax_along = operation(Probabilities)
+
+# ---- The functions: arguments and checks ------------------------------------------------------------------------------------------------
+
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+HALF = (torch.float16, torch.bfloat16)
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """`max(0, x)` for every number: `(*) -> (*)`. With `inplace` the result is written over `input`, which is returned.
+
+    Slides "Activation functions". A drop-in for `torch.nn.functional.relu`: integers too; bool and complex raise NotImplementedError.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(relu, (input,), input, inplace=inplace)
+    if not isinstance(input, Tensor):
+        raise TypeError(f"relu(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}")
+    if input.dtype == torch.bool:
+        raise NotImplementedError("Boolean inputs not supported for relu")
+    return rectify_(input) if inplace else rectify(input)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """`1 / (1 + exp(-x))` for every number: `(*) -> (*)`, in (0, 1).
+
+    Slides "Activation functions". A drop-in for `torch.nn.functional.sigmoid`: integers and bool give the default dtype, half precision is
+    computed in float32 and rounded once, complex numbers are welcome.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(sigmoid, (input,), input)
+    if input.dtype in HALF:
+        return logistic(input.float()).to(input.dtype)
+    if not (input.is_floating_point() or input.is_complex()):
+        input = input.to(torch.get_default_dtype())
+    return logistic(input)
+
+
+def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+    """Scores turned into probabilities, `exp(x) / sum of exp(x)` along `dim`: `(*) -> (*)`, in [0, 1], summing to 1.
+
+    Slides "Softmax". A drop-in for `torch.nn.functional.softmax`.
+
+    dim    the dimension that holds the classes; leaving it out is deprecated, and then it is 0 for 0, 1 or 3 dimensions and 1 otherwise
+    dtype  cast the input to this first
+
+    Half precision is computed in float32 and rounded once. As in torch, a dimension that is not there is an IndexError, one that is no int a
+    TypeError, and integers and complex numbers are a NotImplementedError.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
+    if dim is None:
+        dim = _implicit_dim(input.dim(), _stacklevel)
+    if not isinstance(dim, (int, torch.SymInt)) or isinstance(dim, bool):
+        raise TypeError(f"softmax(): argument 'dim' (position 1) must be int, not {type(dim).__name__}")
+    if not -max(1, input.ndim) <= dim < max(1, input.ndim):
+        bound = max(1, input.ndim)
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-bound}, {bound - 1}], but got {dim})")
+    if dtype is None and input.device.type == "cuda" and input.dtype in HALF and autocast_dtype(input.device) is not None:
+        dtype = torch.float32  # on CUDA autocast keeps the softmax in full precision; on the CPU it does not
+    x = input if dtype is None else input.to(dtype)
+    if not x.is_floating_point():
+        raise NotImplementedError(f"\"softmax_kernel_impl\" not implemented for '{dtype_name(x.dtype)}'")
+    if x.ndim == 0:
+        return softmax(x.unsqueeze(0), 0).squeeze(0)
+    x = x.contiguous()
+    return softmax_along(x.float(), dim).to(x.dtype) if x.dtype in HALF else softmax_along(x, dim)
+
+
+def _implicit_dim(dimensions: int, stacklevel: int) -> int:
+    warnings.warn(
+        "Implicit dimension choice for softmax has been deprecated. Change the call to include dim=X as an argument.", stacklevel=stacklevel
+    )
+    return 0 if dimensions in (0, 1, 3) else 1
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name torch's messages use: `Long` for int64."""
+    return torch.empty(0, dtype=dtype).type().removeprefix("torch.").removesuffix("Tensor")
+
+
+# ---- The Modules ------------------------------------------------------------------------------------------------------------------------
+
+
+class ReLU(torch.nn.ReLU):
+    """`max(0, x)`; see `relu` and `torch.nn.ReLU`, the base class."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The rectified input."""
+        return relu(input, inplace=self.inplace)
+
+
+class Sigmoid(torch.nn.Sigmoid):
+    """`1 / (1 + exp(-x))`; see `sigmoid` and `torch.nn.Sigmoid`, the base class."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The sigmoid of the input."""
+        return sigmoid(input)
+
+
+class Softmax(torch.nn.Softmax):
+    """Probabilities along `dim`; see `softmax` and `torch.nn.Softmax`, the base class."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The softmax of the input."""
+        return softmax(input, self.dim, _stacklevel=5)

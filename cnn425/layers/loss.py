@@ -1,0 +1,281 @@
+"""Cross-entropy: how surprised the network is by the truth, in nats.
+
+    probabilities            p[n,c]    = exp(x[n,c]) / sum over c of exp(x[n,c])                    the softmax of the scores
+    loss                     y[n]      = -log p[n,t]                                                t the true class
+    gradient of the scores   gx[n,c]   = gy[n] * (p[n,c] - [c = t])                                 softmax minus one-hot
+    with probabilities q     y[n]      = - sum over c of q[n,c] * log p[n,c]                        a truth that is itself uncertain
+
+The logarithm is taken of the sum, not of the quotient, after subtracting the largest score:
+`log p[t] = (x[t] - max) - log(sum of exp(x - max))` neither overflows nor loses a confident network's small probabilities.
+"""
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import _reduction  # the names of reductions and the warnings about their old spelling, not a kernel
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from cnn425.layers.activation import HALF, dtype_name, softmax_along  # one layer defined by another
+from cnn425.layers.function import autocast_dtype, operation
+
+# ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
+
+
+class CrossEntropy(Function):
+    """The surprise at class `target`, zero where the target is `ignored`: `(N, C, *size), (N, *size) -> (N, *size)`."""
+
+    @staticmethod
+    def forward(x: Tensor, target: Tensor, ignored: int) -> Tensor:
+        keep, t = kept(target, ignored)
+        z = x - x.amax(1, keepdim=True)
+        surprise = z.exp().sum(1, keepdim=True).log_().sub_(pick(z, t))
+        return torch.where(keep, surprise, 0).squeeze(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        x, target, ctx.ignored = inputs
+        ctx.save_for_backward(x, target)
+        ctx.save_for_forward(x, target)
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None, None]:
+        x, target = ctx.saved_tensors
+        keep, t = kept(target, ctx.ignored)
+        g = torch.where(keep, gy.unsqueeze(1), 0)
+        return (g * softmax_along(x, 1)).scatter_add(1, t, -g), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, *_: None) -> Tensor:
+        x, target = ctx.saved_tensors
+        keep, t = kept(target, ctx.ignored)
+        return torch.where(keep, (softmax_along(x, 1) * dx).sum(1, keepdim=True) - dx.gather(1, t), 0).squeeze(1)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, int]:
+        x, target = (
+            (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
+            for t, dim in zip((x, target), in_dims, strict=False)
+        )
+        return surprise_at(x, target, ignored).unflatten(0, (info.batch_size, x.shape[0] // info.batch_size)), 0
+
+
+def kept(target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """Which targets count, and the targets with class 0 for those that do not; both `(N, 1, *size)`."""
+    target = target.unsqueeze(1)
+    keep = target != ignored
+    return keep, torch.where(keep, target, 0)
+
+
+def pick(z: Tensor, t: Tensor) -> Tensor:
+    """The score of class t: `(N, C, *size), (N, 1, *size) -> (N, 1, *size)`. IndexError for a class that does not exist."""
+    try:
+        return z.gather(1, t)
+    except RuntimeError:
+        outside = t[(t < 0) | (t >= z.shape[1])].flatten()
+        if len(outside) == 0:
+            raise
+        raise IndexError(f"Target {outside[0].item()} is out of bounds.") from None
+
+
+class LogSoftmax(Function):
+    """The logarithm of the probabilities, `(N, C, *size) -> (N, C, *size)`; its gradient is `gy - p * sum of gy`."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        z = x - x.amax(1, keepdim=True)
+        return z - z.exp().sum(1, keepdim=True).log_()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return gy - y.exp() * gy.sum(1, keepdim=True)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return dx - (y.exp() * dx).sum(1, keepdim=True)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        x = x.movedim(in_dims[0], 0)
+        return log_probabilities(x.flatten(0, 1)).unflatten(0, x.shape[:2]), 0
+
+
+surprise_at = operation(CrossEntropy)
+log_probabilities = operation(LogSoftmax)
+
+# ---- The function: arguments and checks -------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The mean surprise at the truth, in nats: `(N, C, *size)` scores and `(N, *size)` classes `-> ()`.
+
+    Slides "Cross-entropy loss". A drop-in for `torch.nn.functional.cross_entropy`.
+
+    input            scores before the softmax: `(C,)`, `(N, C)` or `(N, C, *size)`
+    target           the true class, an integer from 0 to C - 1: `()`, `(N,)` or `(N, *size)`; or probabilities, in the input's shape
+    weight           `(C,)`, how much each class counts; a mean is then a weighted mean
+    ignore_index     targets of this value count for nothing
+    reduction        'mean', 'sum' or 'none' (one loss per target, in the target's shape)
+    label_smoothing  in [0, 1]: this share of the truth is spread evenly over all classes
+    size_average     deprecated, as is reduce: see reduction
+
+    Half precision is computed in float32 and rounded once. The mean over nothing is NaN. Raises IndexError for a class that does not exist,
+    ValueError for batches that do not match or an unknown reduction, RuntimeError for other shapes and dtypes, as torch does.
+    """
+    if has_torch_function_variadic(input, target, weight):
+        options: dict[str, Any] = {"size_average": size_average, "ignore_index": ignore_index, "reduce": reduce, "reduction": reduction}
+        tensors = (input, target, weight)
+        return handle_torch_function(cross_entropy, tensors, input, target, weight=weight, label_smoothing=label_smoothing, **options)
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    _reduction.get_enum(reduction)
+    _check_types(input, target, weight, ignore_index, label_smoothing)
+    if autocast_dtype(input.device) is not None:  # autocast computes losses in full precision
+        input, target, weight = _full(input), _full(target), None if weight is None else _full(weight)
+    soft = input.shape == target.shape
+    _check(input, target, weight, soft, ignore_index, label_smoothing)
+    x = _full(input).contiguous()
+    if x.ndim == 1:
+        x, target = x.unsqueeze(0), target.unsqueeze(0) if soft else target.reshape(1)
+    total: Any
+    if soft:
+        each, total = _of_probabilities(x, target, weight, label_smoothing)
+    else:
+        each, total = _of_classes(x, target.long(), weight, ignore_index, label_smoothing)
+    if reduction == "none":
+        loss = each.squeeze(0) if input.ndim == 1 else each
+    else:
+        loss = each.sum() if reduction == "sum" else each.sum() / total
+    if input.dtype not in HALF:
+        return loss
+    mixed = [t.dtype for t in (input, target, weight) if soft and t is not None and t.is_floating_point()]
+    return loss.to(functools.reduce(torch.promote_types, mixed, input.dtype))
+
+
+def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smoothing: float) -> tuple[Tensor, Tensor]:
+    """The loss of every target, and what their mean divides by: how many count, or the weight of those."""
+    keep = target != ignored
+    if x.shape[1] == 0 and not keep.any():
+        return x.sum(1), keep.sum()
+    each, counts = surprise_at(x, target, ignored), keep
+    if weight is not None:
+        counts = torch.where(keep, weight.to(x.dtype)[torch.where(keep, target, 0)], 0)
+        each = each * counts
+    if smoothing > 0:
+        evenly = _of_probabilities(x, x.new_tensor(smoothing / x.shape[1]), weight, 0)[0]
+        each = (1 - smoothing) * each + torch.where(keep, evenly, 0)
+    return each, counts.sum()
+
+
+def _of_probabilities(x: Tensor, q: Tensor, weight: Tensor | None, smoothing: float) -> tuple[Tensor, float]:
+    """The loss of every truth q, and what their mean divides by: how many there are, whatever the weight."""
+    if x.numel() == 0:
+        return (x * q).sum(1), math.nan
+    if smoothing > 0:
+        q = q * (1 - smoothing) + smoothing / x.shape[1]
+    if weight is not None:
+        q = q * weight.view(-1, *[1] * (x.ndim - 2))
+    return -(q * log_probabilities(x)).sum(1), x.numel() // x.shape[1]
+
+
+def _full(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in HALF else t
+
+
+def _check_types(input: object, target: object, weight: object, ignore_index: object, label_smoothing: object) -> None:
+    for position, (name, value) in enumerate((("input", input), ("target", target), ("weight", weight)), 1):
+        if not isinstance(value, Tensor) and not (value is None and name == "weight"):
+            raise _wrong_type(name, position, "Tensor", value)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, torch.SymInt)):
+        raise _wrong_type("ignore_index", 5, "int", ignore_index)
+    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (float, int)):
+        raise _wrong_type("label_smoothing", 6, "float", label_smoothing)
+
+
+def _wrong_type(name: str, position: int, wanted: str, value: object) -> TypeError:
+    return TypeError(f"cross_entropy_loss(): argument '{name}' (position {position}) must be {wanted}, not {type(value).__name__}")
+
+
+def _check(input: Tensor, target: Tensor, weight: Tensor | None, soft: bool, ignored: int, smoothing: float) -> None:
+    if smoothing > 1:
+        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {smoothing}")
+    if soft and not target.is_floating_point():
+        raise RuntimeError(f"Expected floating point type for target with class probabilities, got {dtype_name(target.dtype)}")
+    if soft and ignored >= 0:
+        raise RuntimeError("ignore_index is not supported for floating point target")
+    if input.ndim == 0:
+        raise IndexError("Dimension out of range: cross_entropy needs input of shape (C,), (N, C) or (N, C, *size), but got a 0-D tensor")
+    if not input.is_floating_point() or input.itemsize == 1:
+        raise NotImplementedError(f"\"log_softmax_kernel_impl\" not implemented for '{dtype_name(input.dtype)}'")
+    classes = input.shape[min(1, input.ndim - 1)]
+    if weight is not None and weight.shape != (classes,):
+        raise RuntimeError(
+            f"cross_entropy: weight tensor should be defined either for all {classes} classes or no classes "
+            f"but got weight tensor of shape: {list(weight.shape)}"
+        )
+    if not soft:
+        _check_classes(input, target)
+        if weight is not None:
+            _check_weight(input, weight)
+
+
+def _check_classes(input: Tensor, target: Tensor) -> None:
+    if input.ndim == 1:
+        if target.ndim > 1:
+            raise RuntimeError(f"0D or 1D target tensor expected, multi-target not supported: got {list(target.shape)}")
+        if target.numel() != 1:
+            raise ValueError(f"For 1D input, 1D target must have size 1, but got target size: {target.numel()}")
+    else:
+        batch = target.shape[0] if target.ndim else 0
+        if batch != input.shape[0]:
+            raise ValueError(f"Expected input batch_size ({input.shape[0]}) to match target batch_size ({batch}).")
+        size = [input.shape[0], *input.shape[2:]]
+        if list(target.shape) != size:
+            words = "0D or 1D target tensor expected, multi-target not supported. " if input.ndim == 2 else "size mismatch. "
+            raise RuntimeError(f"{words if input.ndim in (2, 4) else ''}Expected target size {size}, got {list(target.shape)}")
+    if target.dtype != torch.int64 and not (target.dtype == torch.uint8 and input.ndim <= 2):
+        raise RuntimeError(f"expected target dtype to be Long or Byte, but got {dtype_name(target.dtype)}")
+
+
+def _check_weight(input: Tensor, weight: Tensor) -> None:
+    if weight.dtype != input.dtype:
+        raise RuntimeError(f"cross_entropy: expected scalar type {dtype_name(input.dtype)} for weight but found {dtype_name(weight.dtype)}")
+    if weight.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("cross_entropy is not differentiable with respect to 'weight', which cannot have requires_grad True")
+
+
+# ---- The Module: parameters -------------------------------------------------------------------------------------------------------------
+
+
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+    """The cross-entropy of scores and truth, with the arguments of `cross_entropy` kept; the base class is `torch.nn.CrossEntropyLoss`."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of `input` at `target`."""
+        return cross_entropy(
+            input,
+            target,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
