@@ -1,11 +1,52 @@
 """The layers of the lecture under the names of `torch.nn`, and the one torch never had: `LocallyConnected`."""
 
+from cnn425.layers.activation import ReLU, Sigmoid, Softmax
+from cnn425.layers.adaptive import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+)
 from cnn425.layers.conv import Conv1d, Conv2d, Conv3d
+from cnn425.layers.linear import Linear
+from cnn425.layers.local import LocallyConnected1d, LocallyConnected2d, LocallyConnected3d
+from cnn425.layers.local_lazy import LazyLocallyConnected1d, LazyLocallyConnected2d, LazyLocallyConnected3d
+from cnn425.layers.loss import CrossEntropyLoss
+from cnn425.layers.lp_pool import LPPool1d, LPPool2d, LPPool3d
+from cnn425.layers.pool import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
 from cnn425.nn import functional
 
 __all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "CrossEntropyLoss",
+    "LPPool1d",
+    "LPPool2d",
+    "LPPool3d",
+    "LazyLocallyConnected1d",
+    "LazyLocallyConnected2d",
+    "LazyLocallyConnected3d",
+    "Linear",
+    "LocallyConnected1d",
+    "LocallyConnected2d",
+    "LocallyConnected3d",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "ReLU",
+    "Sigmoid",
+    "Softmax",
     "functional",
 ]

@@ -1,9 +1,46 @@
 """The layers as functions, under the names of `torch.nn.functional`, and `locally_connected1d/2d/3d`."""
 
+from cnn425.layers.activation import relu, sigmoid, softmax
+from cnn425.layers.adaptive import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+)
 from cnn425.layers.conv import conv1d, conv2d, conv3d
+from cnn425.layers.linear import linear
+from cnn425.layers.local import locally_connected1d, locally_connected2d, locally_connected3d
+from cnn425.layers.loss import cross_entropy
+from cnn425.layers.lp_pool import lp_pool1d, lp_pool2d, lp_pool3d
+from cnn425.layers.pool import avg_pool1d, avg_pool2d, avg_pool3d, max_pool1d, max_pool2d, max_pool3d
 
 __all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
     "conv1d",
     "conv2d",
     "conv3d",
+    "cross_entropy",
+    "linear",
+    "locally_connected1d",
+    "locally_connected2d",
+    "locally_connected3d",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "relu",
+    "sigmoid",
+    "softmax",
 ]
