@@ -1,47 +1,99 @@
-"""One way to compute each local layer: its output, the gradient of its input, the gradient of its weight."""
+"""One way to compute each local layer: its output, the gradient of its input, the gradient of its weight, and `use` to force a way by name.
 
-from collections.abc import Sequence
+`definition` says what is computed; `matmul` makes one small matrix product per position; `sweep` passes over all positions once per cell.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import local_definition as definition
+from cnn425.algorithms import local_definition, local_matmul, local_sweep
 from cnn425.algorithms.layout import FORMATS, is_channels_last
+from cnn425.algorithms.local_blocks import empty, memory_order
 from cnn425.windows import Geometry
+
+__all__ = ["local_input_gradient", "local_output", "local_weight_gradient", "memory_order", "names", "storage_order", "use"]
+
+ALGORITHMS: dict[str, ModuleType] = {"definition": local_definition, "matmul": local_matmul, "sweep": local_sweep}
+forced: list[str] = []
+
+
+def names() -> tuple[str, ...]:
+    """The names of all algorithms for local layers, as `use` takes them."""
+    return tuple(ALGORITHMS)
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Within this context every local layer is computed by the algorithm of this name."""
+    if name not in ALGORITHMS:
+        raise ValueError(f"use: there is no algorithm {name!r} for local layers; the algorithms are {', '.join(ALGORITHMS)}")
+    forced.append(name)
+    try:
+        yield
+    finally:
+        forced.pop()
 
 
 def local_output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None = None) -> Tensor:
     """The output, `(N, C, *size), (*positions, O, C/G, *kernel) -> (N, O, *positions)`; the bias is `(O, *positions)` or `(O,)`."""
-    y = definition.output(x, w, geometry, groups)
+    d = geometry.dimensions
     if bias is not None:
-        y = y + (bias if bias.ndim > 1 else bias.view(-1, *(1,) * geometry.dimensions))
-    return y.contiguous(memory_format=_format(x))
+        bias = (bias if bias.ndim > 1 else bias.view(-1, *(1,) * d)).expand(w.shape[d], *w.shape[:d]).unsqueeze(0)
+    y = _room((x.shape[0], w.shape[d], *w.shape[:d]), x)
+    if x.numel() == 0 or w.numel() == 0:
+        return y.copy_(bias.expand(y.shape)) if bias is not None else y.zero_()
+    _algorithm(w, d, groups).output(x, w, geometry, groups, bias, y)
+    return y
 
 
 def local_input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int]) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (*positions, O, C/G, *kernel) -> (N, C, *size)`."""
-    return definition.input_gradient(gy, w, geometry, groups, size).contiguous(memory_format=_format(gy))
+    d = geometry.dimensions
+    gx = _room((gy.shape[0], w.shape[d + 1] * groups, *size), gy)
+    if gy.numel() == 0 or w.numel() == 0:
+        return gx.zero_()
+    _algorithm(w, d, groups).input_gradient(gy, w, geometry, groups, gx)
+    return gx
 
 
 def local_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: Sequence[int] | None = None) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (*positions, O, C/G, *kernel)`, in memory in `order`."""
-    gw = definition.weight_gradient(gy, x, geometry, groups)
-    if order is None:
-        return gw.contiguous()
-    back = sorted(range(gw.ndim), key=lambda dim: order[dim])
-    return gw.permute(*order).contiguous().permute(*back)
-
-
-def memory_order(w: Tensor) -> tuple[int, ...]:
-    """The dimensions of `w` from the widest to the narrowest step in memory; repeated dimensions (step 0) count as widest."""
-    steps = w.stride()
-    return tuple(sorted(range(w.ndim), key=lambda dim: (steps[dim] != 0, -steps[dim])))
-
-
-def _format(x: Tensor) -> torch.memory_format:
-    return FORMATS[x.ndim] if is_channels_last(x) else torch.contiguous_format
+    d = geometry.dimensions
+    shape = (*gy.shape[2:], gy.shape[1], x.shape[1] // groups, *geometry.kernel)
+    gw = empty(shape, order or range(len(shape)), gy.dtype, gy.device)
+    if gy.numel() == 0 or x.numel() == 0:
+        return gw.zero_()
+    _algorithm(gw, d, groups).weight_gradient(gy, x, geometry, groups, gw)
+    return gw
 
 
 def storage_order(shape: Sequence[int], dimensions: int) -> tuple[int, ...]:
     """The memory order in which a weight of this shape is read fastest: what a Module that owns its weight should choose."""
-    return tuple(range(len(shape)))
+    d, (outputs, inputs) = dimensions, shape[dimensions : dimensions + 2]
+    positions, kernel = range(d), range(d + 2, 2 * d + 2)
+    if outputs * inputs <= SWEPT:
+        return (d, d + 1, *kernel, *positions)
+    return (*positions, d, *kernel, d + 1) if inputs >= WIDE else (*positions, d, d + 1, *kernel)
+
+
+SWEPT = 2  # at most so many pairs of channels: a matrix product per position would be all overhead
+WIDE = 8  # so many channels fill a vector register: cells are then cut fastest with the channels innermost
+
+
+def _algorithm(w: Tensor, dimensions: int, groups: int) -> ModuleType:
+    if forced:
+        return ALGORITHMS[forced[-1]]
+    if torch.compiler.is_compiling():
+        return local_definition  # the one whose graph does not grow with the number of positions, and allows dynamic shapes
+    swept = w.shape[dimensions] // groups * w.shape[dimensions + 1] <= SWEPT and w.dtype not in (torch.float16, torch.bfloat16)
+    return local_sweep if swept else local_matmul
+
+
+def _room(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Memory for a result of `shape`: channels last if `like` lies so."""
+    layout = FORMATS[like.ndim] if is_channels_last(like) else torch.contiguous_format
+    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=layout)

@@ -10,35 +10,32 @@ Cost: 2*N*O*C/G*I*J*U*V operations per map. Einsum copies the windows before it 
 Right for every dtype and any dimension; slow, and hungry for memory.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from cnn425.algorithms.local_blocks import split
 from cnn425.windows import Geometry, in_dimensions, scatter, windows
 
 
-def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int) -> Tensor:
-    """The output, `(N, C, *size), (*positions, O, C/G, *kernel) -> (N, O, *positions)`."""
+def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, y: Tensor) -> None:
+    """Fill `y` `(N, O, *positions)`; the bias is `(1, O, *positions)`."""
     d = geometry.dimensions
     equation = in_dimensions("ngcijuv,ijgocuv->ngoij", d)
-    return torch.einsum(equation, split(windows(x, geometry), 1, groups), split(w, d, groups)).flatten(1, 2)
+    result = torch.einsum(equation, split(windows(x, geometry), 1, groups), split(w, d, groups)).flatten(1, 2)
+    y.copy_(result if bias is None else result + bias)
 
 
-def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int]) -> Tensor:
-    """The gradient of the input, `(N, O, *positions), (*positions, O, C/G, *kernel) -> (N, C, *size)`."""
+def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, gx: Tensor) -> None:
+    """Fill `gx` `(N, C, *size)`."""
     d = geometry.dimensions
     equation = in_dimensions("ngoij,ijgocuv->ngcijuv", d)
-    return scatter(torch.einsum(equation, split(gy, 1, groups), split(w, d, groups)).flatten(1, 2), geometry, size)
+    result = torch.einsum(equation, split(gy, 1, groups), split(w, d, groups)).flatten(1, 2)
+    gx.copy_(scatter(result, geometry, gx.shape[2:]))
 
 
-def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int) -> Tensor:
-    """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (*positions, O, C/G, *kernel)`."""
+def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, gw: Tensor) -> None:
+    """Fill `gw` `(*positions, O, C/G, *kernel)`."""
     d = geometry.dimensions
     equation = in_dimensions("ngoij,ngcijuv->ijgocuv", d)
-    return torch.einsum(equation, split(gy, 1, groups), split(windows(x, geometry), 1, groups)).flatten(d, d + 1)
-
-
-def split(t: Tensor, dim: int, groups: int) -> Tensor:
-    """The channels of dimension `dim` in `groups` equal groups, as a new dimension before it; a view."""
-    return t.unflatten(dim, (groups, t.shape[dim] // groups))
+    result = torch.einsum(equation, split(gy, 1, groups), split(windows(x, geometry), 1, groups))
+    gw.copy_(result.flatten(d, d + 1))

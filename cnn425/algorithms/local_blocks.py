@@ -1,0 +1,108 @@
+"""What the algorithms of local layers share: everything seen position by position, in blocks that fit the cache.
+
+A local layer is one small fully connected layer per position, so positions come first, and then the group g, in every view:
+
+    windows   i j  g  n  cells         weight   i j  g  o  cells         output   i j  g  n o             cells: c u v, in any order
+
+Only the padded image is a copy; the views cost nothing, whatever the strides.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cnn425.windows import Geometry, windows
+
+Block = tuple[slice, ...]
+
+
+class Cells(NamedTuple):
+    """The order in which the cells c u v of a window lie in the weight's memory: 0 is the channel, 1, 2, 3 the offsets."""
+
+    order: tuple[int, ...]
+    channels_inside: bool  # whether the channel is innermost
+
+
+def cells_of(order: Sequence[int], shape: Sequence[int], dimensions: int) -> Cells:
+    """The cells of a weight of `shape` whose dimensions lie in memory in `order`."""
+    cells = tuple(dim - dimensions - 1 for dim in order if dim > dimensions)
+    wide = [cell for cell in cells if shape[cell + dimensions + 1] > 1]
+    return Cells(cells, not wide or wide[-1] == 0)
+
+
+def memory_order(w: Tensor) -> tuple[int, ...]:
+    """The dimensions of `w` from the widest to the narrowest step in memory; repeated dimensions (step 0) count as widest."""
+    steps = w.stride()
+    return tuple(sorted(range(w.ndim), key=lambda dim: (steps[dim] != 0, -steps[dim])))
+
+
+def empty(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a tensor of `shape` whose dimensions lie in `order`."""
+    memory = torch.empty([shape[dim] for dim in order], dtype=dtype, device=device)
+    return memory.permute(sorted(range(len(shape)), key=lambda dim: order[dim]))
+
+
+def image(shape: Sequence[int], geometry: Geometry, cells: Cells, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for the padded image of `shape` (N, C, *size), in which cells are neighbours: `(N, *size, C)` or `(C, *size, N)`."""
+    size, space = shape[2:], range(2, len(shape))
+    padded = (low + n + high for n, (low, high) in zip(size, geometry.overhang(size), strict=True))
+    return empty((*shape[:2], *padded), (0, *space, 1) if cells.channels_inside else (1, *space, 0), dtype, device)
+
+
+def real_pixels(padded: Tensor, x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """The pixels that the padded image and the image `x` have in common, as views of both (windows may leave the last pixels out)."""
+    overhang = geometry.overhang(x.shape[2:])
+    sizes = [n + min(high, 0) for n, (_, high) in zip(x.shape[2:], overhang, strict=True)]
+    inside = tuple(slice(low, low + n) for n, (low, _) in zip(sizes, overhang, strict=True))
+    seen = tuple(slice(0, n) for n in sizes)
+    return padded[(..., *inside)], x[(..., *seen)]
+
+
+def padded_image(x: Tensor, geometry: Geometry, cells: Cells) -> Tensor:
+    """`x` with its padding, in the layout that suits the cells; `x` itself where it lies so."""
+    padded = image(x.shape, geometry, cells, x.dtype, x.device)
+    inside, seen = real_pixels(padded, x, geometry)
+    if inside.shape == padded.shape and seen.stride() == padded.stride():
+        return seen
+    if inside.shape != padded.shape:
+        padded.zero_()
+    inside.copy_(seen)
+    return padded
+
+
+def window_view(padded: Tensor, geometry: Geometry, groups: int, cells: Cells) -> Tensor:
+    """The windows of a padded image as `(*positions, g, n, *cells)`, or with n last where the channel is not the innermost cell."""
+    d = geometry.dimensions
+    view = windows(split(padded, 1, groups), geometry._replace(padding=((0, 0),) * d))
+    inner = [2 if cell == 0 else 2 + d + cell for cell in cells.order]
+    return view.permute(*range(3, 3 + d), 1, *((0, *inner) if cells.channels_inside else (*inner, 0)))
+
+
+def weight_view(w: Tensor, dimensions: int, groups: int, cells: Cells) -> Tensor:
+    """The weight as `(*positions, g, o, *cells)`."""
+    d = dimensions
+    return split(w, d, groups).permute(*range(d + 2), *(d + 2 + cell for cell in cells.order))
+
+
+def output_view(y: Tensor, groups: int) -> Tensor:
+    """The output as `(*positions, g, n, o)`."""
+    return split(y, 1, groups).permute(*range(3, y.ndim + 1), 1, 0, 2)
+
+
+def split(t: Tensor, dim: int, groups: int) -> Tensor:
+    """The channels of dimension `dim` in `groups` equal groups, as a new dimension before it; a view."""
+    return t.unflatten(dim, (groups, t.shape[dim] // groups))
+
+
+def blocks(positions: Sequence[int], most: int) -> Iterator[Block]:
+    """All positions in blocks of at most `most` (at least one), each a stretch of neighbours in reading order: slices per dimension."""
+    steps: list[int] = []
+    for n in reversed(positions):
+        count = -(-n // max(1, min(n, most)))
+        steps.insert(0, -(-n // count))
+        most = most // n if count == 1 else 0
+    for starts in product(*(range(0, n, step) for n, step in zip(positions, steps, strict=True))):
+        yield tuple(slice(a, min(a + step, n)) for a, step, n in zip(starts, steps, positions, strict=True))
