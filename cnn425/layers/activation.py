@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.layers.function import autocast_dtype, operation
@@ -46,7 +46,7 @@ class Rectifier(Function):
 
 
 class RectifierInPlace(Rectifier):
-    """`max(0, x)` written over x."""
+    """`max(0, x)` written over x, for backward alone."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -56,10 +56,6 @@ class RectifierInPlace(Rectifier):
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.mark_dirty(*inputs)
         Rectifier.setup_context(ctx, inputs, output)
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor) -> Tensor:
-        return dx.copy_(gate(dx, *ctx.saved_tensors))
 
 
 class Gate(Function):
@@ -175,7 +171,15 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         raise TypeError(f"relu(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}")
     if input.dtype == torch.bool:
         raise NotImplementedError("Boolean inputs not supported for relu")
-    return rectify_(input) if inplace else rectify(input)
+    if not inplace:
+        return rectify(input)
+    return rectify_(input) if _only_backward() else input.copy_(rectify(input))
+
+
+def _only_backward() -> bool:
+    """Whether no transform is at work: compilers, torch.func and forward mode cannot follow a Function that writes over its input."""
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return not transformed and forward_ad._current_level < 0
 
 
 def sigmoid(input: Tensor) -> Tensor:
@@ -201,8 +205,8 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     dim    the dimension that holds the classes; leaving it out is deprecated, and then it is 0 for 0, 1 or 3 dimensions and 1 otherwise
     dtype  cast the input to this first
 
-    Half precision is computed in float32 and rounded once. As in torch, a dimension that is not there is an IndexError, one that is no int a
-    TypeError, and integers and complex numbers are a NotImplementedError.
+    Half precision is computed in float32 and rounded once. As in torch, a dimension that is not there is an IndexError, one that is no int
+    a TypeError, and integers and complex numbers are a NotImplementedError.
     """
     if has_torch_function_unary(input):
         return handle_torch_function(softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
