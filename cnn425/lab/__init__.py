@@ -8,4 +8,5 @@ order.py       which example comes when                          board.py       
 group.py       one process or several                            figures.py     pictures of filters, mistakes, confusion
 guards.py      NaN, infinity, clipping                           progress.py    a bar, or plain lines
 signals.py     Ctrl-C and SIGTERM                                errors.py      one sentence for the user
+study.py       an experiment that is no training run
 """

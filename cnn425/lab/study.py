@@ -1,0 +1,114 @@
+"""A study: an experiment that is no training run, with its options, its run folder, its figures and its verdict, all shown by TensorBoard.
+
+    options = parse(WidthOptions, argv, "error falls with width")
+    with study("width", options) as record:
+        record.curve("error/sigmoid", widths, errors)
+        record.figure("width", drawn)               width.png in the run folder, and the same picture in TensorBoard
+        return record.verdict(WidthVerdict(...))    verdict.json, one number per tag `verdict/...`, and where to look
+
+A study is made afresh each time: what an earlier one left in the same folder is replaced.
+"""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import tyro
+
+from cnn425.lab.board import Board, event_files
+from cnn425.lab.errors import LabError
+from cnn425.lab.folder import describe, locked, write_whole
+from cnn425.lab.loop import show_board
+from cnn425.lab.options import as_words, digest, meaning
+from cnn425.lab.training import settings
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What every study can be told."""
+
+    layers: Literal["custom", "torch"] = "custom"
+    """Whose layers and loss: this project's, or the ones built into torch. Same initial weights."""
+    seed: int = 0
+    """Fixes the initial weights and any random data."""
+    threads: int = 0
+    """CPU threads. 0: torch's own choice."""
+    full: bool = False
+    """More points, more seeds, longer training: minutes instead of seconds."""
+    log_dir: Path | None = None
+    """The run folder. Default: a folder under runs/ named after these options."""
+    dry_run: bool = False
+    """Leave no files behind."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        at_least(self, threads=0)
+
+
+def at_least(options: Any, **least: float) -> None:
+    """Refuses an option below its least value, in one line: `at_least(self, steps=1)`."""
+    for name, bound in least.items():
+        if getattr(options, name) < bound:
+            raise LabError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least {bound}", 2)
+
+
+SomeOptions = TypeVar("SomeOptions", bound=StudyOptions)
+SomeVerdict = TypeVar("SomeVerdict", bound=NamedTuple)
+
+
+def parse(kind: type[SomeOptions], argv: Sequence[str] | None, description: str) -> SomeOptions:
+    """The options typed on the command line (`None`) or given as a list of words."""
+    return tyro.cli(kind, args=None if argv is None else list(argv), description=description)
+
+
+class Study:
+    """The open run folder of a study: whatever is handed in is on the disk and in TensorBoard."""
+
+    def __init__(self, folder: Path, board: Board):
+        self.folder, self.board = folder, board
+
+    def curve(self, tag: str, steps: Iterable[int], values: Iterable[float]) -> None:
+        """A curve, a point per pair; TensorBoard wants whole numbers on the horizontal axis (a width, a depth, a step)."""
+        for step, value in zip(steps, values, strict=True):
+            self.board.scalar(tag, value, step)
+
+    def figure(self, name: str, figure: Any) -> None:
+        """A matplotlib figure as `<name>.png`, and as a picture in TensorBoard."""
+        figure.savefig(self.folder / f"{name}.png", dpi=120)
+        self.board.figure(name, figure, 0)
+
+    def verdict(self, verdict: SomeVerdict) -> SomeVerdict:
+        """The verdict itself, once it is written down."""
+        words: dict[str, Any] = verdict._asdict()
+        write_whole(self.folder / "verdict.json", json.dumps(words, indent=2).encode() + b"\n")
+        for name, value in words.items():
+            if isinstance(value, bool | int | float):
+                self.board.scalar(f"verdict/{name}", float(value), 0)
+        return verdict
+
+
+@contextlib.contextmanager
+def study(name: str, options: StudyOptions) -> Iterator[Study]:
+    """The run folder `runs/<name>/<layers>-<digest>`, or `--log-dir`; at the end, where to find what was drawn."""
+    anything: Any = options  # the lab's functions about options want every field of a training run, and use those that are there
+    with contextlib.ExitStack() as stack:
+        if options.dry_run:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = options.log_dir or Path("runs", name, f"{options.layers}-{digest(meaning(anything))}")
+        stack.enter_context(locked(folder))
+        stack.enter_context(settings(anything))
+        for stale in event_files(folder):
+            stale.unlink()
+        describe(folder, as_words(anything))
+        with contextlib.closing(Board(folder)) as board:
+            yield Study(folder, board)
+            board.flush()
+        if not options.dry_run:
+            for picture in sorted(folder.glob("*.png")):
+                print(f"figure: {picture}")
+            show_board(folder)
