@@ -32,8 +32,8 @@ class CrossEntropy(Function):
     def forward(x: Tensor, target: Tensor, ignored: int) -> Tensor:
         keep, t = kept(target, ignored)
         z = x - x.amax(1, keepdim=True)
-        surprise = z.exp().sum(1, keepdim=True).log_().sub_(pick(z, t))
-        return torch.where(keep, surprise, 0).squeeze(1)
+        score = pick(z, t)
+        return torch.where(keep, z.exp_().sum(1, keepdim=True).log_().sub_(score), 0).squeeze(1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:

@@ -1,0 +1,323 @@
+"""Agreement: whether two implementations compute the same thing, outputs and every gradient, and by how much they differ.
+
+    compare(ours, theirs, inputs)      values, gradients under a random upstream gradient, dtypes, shapes: an Agreement
+    same_refusal(ours, theirs)         whether both raise the same type of error, or both agree
+    derivatives(function, inputs)      gradcheck and gradgradcheck in float64, forward mode and batched gradients included
+    transforms(ours, theirs, inputs)   the same results under torch.func's transforms, torch.compile and torch.export
+
+Two numbers a (ours) and b (theirs) are equal when `|a - b| <= absolute * scale + relative * |b|`, where scale is the largest magnitude of
+their tensor, but at least 1: an entry is a sum, and its rounding error grows with the summands, not with what is left of them. NaN equals
+NaN, an infinity itself, and integers must be equal exactly. This is the project's one definition of "equal"; it knows none of its layers.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tolerance(NamedTuple):
+    """How far two numbers of a dtype may be apart, and why so far."""
+
+    relative: float
+    absolute: float
+    reason: str
+
+
+TOLERANCES: dict[torch.dtype, Tolerance] = {
+    torch.float64: Tolerance(1e-7, 1e-10, "torch.testing's relative bound; absolute, a million roundings, still far below any bug"),
+    torch.float32: Tolerance(1.3e-6, 1e-5, "torch.testing's; its tests of conv2d need 5e-5: sums in another order, before scaling"),
+    torch.bfloat16: Tolerance(1.6e-2, 8e-3, "torch.testing's relative bound; absolute, two roundings of the largest summand to 8 bits"),
+    torch.float16: Tolerance(1e-3, 2e-3, "torch.testing's relative bound; absolute, as its tests of linear and conv1d: four roundings"),
+}
+TOLERANCES |= {
+    torch.complex128: TOLERANCES[torch.float64],
+    torch.complex64: TOLERANCES[torch.float32],
+    torch.complex32: TOLERANCES[torch.float16],
+}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One compared tensor: its largest error, that error as a share of what is allowed, and what is wrong, if anything."""
+
+    name: str
+    error: float
+    share: float
+    wrong: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.wrong
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The verdict on all compared tensors: true if all agree; `str()` is a table of them."""
+
+    quantities: tuple[Quantity, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.quantities) and all(self.quantities)
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """The largest error of each tensor, by name."""
+        return {q.name: q.error for q in self.quantities}
+
+    @property
+    def wrong(self) -> str:
+        """What is wrong, in one line; empty if nothing is."""
+        return "; ".join(f"{q.name}: {q.wrong}" for q in self.quantities if q.wrong)
+
+    def __str__(self) -> str:
+        width = max((len(q.name) for q in self.quantities), default=0)
+        lines = [
+            f"{q.name:<{width}}  largest error {q.error:8.1e}  {q.share:7.1%} of the tolerance  {q.wrong or 'agrees'}"
+            for q in self.quantities
+        ]
+        return "\n".join(lines) or "nothing was compared"
+
+
+def compare(
+    ours: Callable[..., Any],
+    theirs: Callable[..., Any],
+    inputs: Sequence[Any],
+    seed: int = 0,
+    tolerances: Mapping[torch.dtype, Tolerance] = TOLERANCES,
+    strides: bool = False,
+) -> Agreement:
+    """Whether `ours(*inputs)` and `theirs(*inputs)` agree, in outputs and in the gradient of every floating-point input.
+
+    inputs   tensors and anything else; tensors are copied with their strides, and floating-point ones are given a gradient
+    seed     of the upstream gradient, which is random: a sum would hide every error that permutes or mirrors gradients
+    strides  also ask for the same memory layout of the outputs
+
+    `ours` and `theirs` may be Modules; then the gradients of their parameters, matched by name, are compared too.
+    """
+    mine, expected = (evaluate(function, inputs, seed) for function in (ours, theirs))
+    if mine.keys() != expected.keys():
+        return Agreement((Quantity("names", math.inf, math.inf, f"ours has {sorted(mine)}, theirs {sorted(expected)}"),))
+    return Agreement(
+        tuple(measure(name, mine[name], expected[name], tolerances, strides and name.startswith("output")) for name in expected)
+    )
+
+
+def evaluate(function: Callable[..., Any], inputs: Sequence[Any], seed: int) -> dict[str, Tensor | None]:
+    """The outputs of `function` and the gradients of all that it was given, by name."""
+    leaves = [copied(value) if isinstance(value, Tensor) else value for value in inputs]
+    sources = {f"gradient of input {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad}
+    if isinstance(function, torch.nn.Module):
+        sources |= {f"gradient of {name}": p for name, p in function.named_parameters() if p.requires_grad}
+    outputs = function(*leaves)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    found: dict[str, Tensor | None] = {"output" if len(outputs) == 1 else f"output {i}": y.detach() for i, y in enumerate(outputs)}
+    differentiable = [y for y in outputs if y.requires_grad]
+    if differentiable and sources:
+        upstream = [random_like(y, seed + i) for i, y in enumerate(differentiable)]
+        found |= dict(zip(sources, torch.autograd.grad(differentiable, list(sources.values()), upstream, allow_unused=True), strict=True))
+    return found
+
+
+def copied(x: Tensor) -> Tensor:
+    """A copy of `x` with its strides, overlapping ones included, that asks for a gradient if numbers of its dtype can have one."""
+    if x.layout != torch.strided or x.is_meta or x.numel() == 0:
+        copy = x.detach().clone()
+    else:
+        extent = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+        storage = x.detach().as_strided((extent,), (1,)).clone()
+        copy = storage.as_strided(x.shape, x.stride())
+    return copy.requires_grad_(x.is_floating_point() or x.is_complex())
+
+
+def random_like(y: Tensor, seed: int) -> Tensor:
+    """Normal numbers in the shape, dtype and device of `y`, the same for the same seed."""
+    dtype = torch.complex128 if y.is_complex() else torch.float64
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(y.device, y.dtype)
+
+
+def measure(name: str, a: Tensor | None, b: Tensor | None, tolerances: Mapping[torch.dtype, Tolerance], strides: bool = False) -> Quantity:
+    """How far `a` is from `b`."""
+    if a is None or b is None:
+        return Quantity(name, 0.0, 0.0) if a is b else Quantity(name, math.inf, math.inf, f"{'ours' if a is None else 'theirs'} has none")
+    for what in ("dtype", "shape", "device"):
+        if getattr(a, what) != getattr(b, what):
+            return Quantity(name, math.inf, math.inf, f"{what} {getattr(a, what)} instead of {getattr(b, what)}")
+    if strides and a.stride() != b.stride():
+        return Quantity(name, math.inf, math.inf, f"strides {a.stride()} instead of {b.stride()}")
+    if a.is_meta or a.numel() == 0:
+        return Quantity(name, 0.0, 0.0)
+    tolerance = tolerances.get(a.dtype, Tolerance(0.0, 0.0, "integers are exact"))
+    exact = torch.complex128 if a.is_complex() else torch.float64 if a.is_floating_point() else torch.int64
+    a, b = a.detach().to(exact), b.detach().to(exact)
+    same = (a == b) | (a.isnan() & b.isnan())
+    finite = a.isfinite() & b.isfinite()
+    error = torch.where(same, 0, torch.where(finite, (a - b).abs(), math.inf)).double()
+    sizes = torch.where(b.isfinite(), b.abs(), 0).double()
+    allowed = tolerance.absolute * max(1.0, sizes.max().item()) + tolerance.relative * sizes
+    share = torch.where(error == 0, 0, error / allowed)
+    worst = tuple(int(i) for i in torch.unravel_index(share.argmax(), share.shape))
+    wrong = f"{b[worst].item():.6g} was expected at {list(worst)}, but ours is {a[worst].item():.6g}" if share.max() > 1 else ""
+    return Quantity(name, error.max().item(), share.max().item(), wrong)
+
+
+def same_refusal(ours: Callable[[], Any], theirs: Callable[[], Any]) -> str:
+    """Empty if both calls raise the same type of error or neither raises; otherwise what happened instead, in one line."""
+    mine, expected = (refusal(call) for call in (ours, theirs))
+    return "" if type(mine) is type(expected) else f"theirs: {describe(expected)}; ours: {describe(mine)}"
+
+
+def refusal(call: Callable[[], Any]) -> Exception | None:
+    """What the call raises, or None."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            call()
+        except Exception as error:
+            return error
+    return None
+
+
+def describe(error: Exception | None) -> str:
+    """An error in one line."""
+    return "no error" if error is None else f"{type(error).__name__}({str(error).splitlines()[0][:120] if str(error) else ''})"
+
+
+def derivatives(function: Callable[..., Any], inputs: Sequence[Any]) -> dict[str, str]:
+    """`gradcheck` and `gradgradcheck`: empty, or the first line of what is wrong. Inputs are cast to float64; use few and small ones."""
+    leaves = [double(value) if isinstance(value, Tensor) else value for value in inputs]
+
+    def first() -> None:
+        torch.autograd.gradcheck(function, leaves, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
+
+    def second() -> None:
+        torch.autograd.gradgradcheck(function, leaves, check_fwd_over_rev=True, check_batched_grad=True)
+
+    failures = {"gradcheck": refusal(first), "gradgradcheck": refusal(second)}
+    return {name: "" if error is None else describe(error) for name, error in failures.items()}
+
+
+def double(x: Tensor) -> Tensor:
+    """`x` as a float64 (or complex128) leaf; integers as they are."""
+    if not (x.is_floating_point() or x.is_complex()):
+        return x.detach()
+    return copied(x.detach().to(torch.complex128 if x.is_complex() else torch.float64))
+
+
+def transforms(ours: Callable[..., Any], theirs: Callable[..., Any], inputs: Sequence[Any], compiled: bool = False) -> dict[str, str]:
+    """Whether `ours` gives what `theirs` gives under each transform of torch: empty, or what is wrong. `compiled` takes seconds more."""
+    numbers = [value.detach() for value in inputs if isinstance(value, Tensor) and value.is_floating_point()]
+
+    def closed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def over(*given: Tensor) -> Any:
+            rest = iter(given)
+            return function(*(next(rest) if isinstance(v, Tensor) and v.is_floating_point() else v for v in inputs))
+
+        return over
+
+    mine, expected = closed(ours), closed(theirs)
+    verdicts: dict[str, str] = {}
+    for name, transform in {**FUNC, **(COMPILERS if compiled else {})}.items():
+
+        def both(transform: Any = transform, name: str = name) -> None:
+            pairs = zip(tensors(transform(mine, numbers, True)), tensors(transform(expected, numbers, False)), strict=True)
+            verdicts[name] = Agreement(tuple(measure(f"{name} {i}", a, b, TOLERANCES) for i, (a, b) in enumerate(pairs))).wrong
+
+        error = refusal(both)
+        if error is not None:
+            verdicts[name] = describe(error)
+    return verdicts
+
+
+def weighted(function: Callable[..., Any]) -> Callable[..., Tensor]:
+    """`function` as a scalar: its floating-point outputs, squared (so that there is a second derivative) and summed with uneven weights."""
+
+    def scalar(*x: Tensor) -> Tensor:
+        parts = [y for y in tensors(function(*x)) if y.is_floating_point()]
+        return torch.stack([(y * (1 + y) * uneven_like(y, i)).sum() for i, y in enumerate(parts)]).sum()
+
+    return scalar
+
+
+def uneven_like(y: Tensor, seed: int) -> Tensor:
+    """Numbers in [-1, 1] in the shape of `y`, no two alike; not random, since vmap forbids drawing any."""
+    return torch.arange(y.numel(), device=y.device).add(1 + seed).cos().to(y.dtype).view(y.shape)
+
+
+def directions(x: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A random tangent for each tensor."""
+    return tuple(random_like(t, 7 + i) for i, t in enumerate(x))
+
+
+def _all(x: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(range(len(x)))
+
+
+def _vjp(f: Callable[..., Any], x: Sequence[Tensor], _: bool) -> Any:
+    scalar, pull = torch.func.vjp(weighted(f), *x)[:2]
+    return scalar, pull(torch.full_like(scalar, 0.5))
+
+
+def mapped(f: Callable[..., Any], x: Sequence[Tensor], fast: bool, only: int | None, dim: int = 0) -> Any:
+    """`f` of three examples: of input `only`, or of all inputs if it is None; with vmap, or (for the oracle) with a loop."""
+    batches = [torch.stack([t, t.flip(0) if t.ndim else -t, 2 * t], dim) if only in (None, i) else t for i, t in enumerate(x)]
+    dims = tuple(dim if only in (None, i) else None for i in _all(x))
+    if fast:
+        return torch.func.vmap(f, dims)(*batches)
+    runs = [list(tensors(f(*(b if d is None else b.select(d, k) for b, d in zip(batches, dims, strict=True))))) for k in range(3)]
+    return [torch.stack(outputs) for outputs in zip(*runs, strict=True)]
+
+
+def _vmaps(f: Callable[..., Any], x: Sequence[Tensor], fast: bool) -> Any:
+    return [mapped(f, x, fast, only, dim) for only in (None, *_all(x)) for dim in (0, -1)]
+
+
+def _per_sample(f: Callable[..., Any], x: Sequence[Tensor], fast: bool) -> Any:
+    return [mapped(torch.func.grad(weighted(f), _all(x)), x, fast, only) for only in (None, *_all(x))]
+
+
+def _compile(f: Callable[..., Any], x: Sequence[Tensor], ours: bool, **options: Any) -> Any:
+    torch._dynamo.reset()
+    leaves = [t.clone().requires_grad_() for t in x]
+    function = torch.compile(f, fullgraph=True, **options) if ours else f
+    outputs = list(tensors(function(*leaves)))
+    return [*(y.detach() for y in outputs), torch.autograd.grad(weighted(lambda *_: outputs)(), leaves)]
+
+
+def _export(f: Callable[..., Any], x: Sequence[Tensor], ours: bool) -> Any:
+    class Program(torch.nn.Module):
+        def forward(self, *given: Tensor) -> Any:
+            return f(*given)
+
+    return torch.export.export(Program(), tuple(x), strict=True).module()(*x) if ours else f(*x)
+
+
+FUNC: dict[str, Callable[[Callable[..., Any], Sequence[Tensor], bool], Any]] = {
+    "jvp": lambda f, x, _: torch.func.jvp(f, tuple(x), directions(x)),
+    "vjp": _vjp,
+    "jacrev": lambda f, x, _: torch.func.jacrev(weighted(f), _all(x))(*x),
+    "jacfwd": lambda f, x, _: torch.func.jacfwd(weighted(f), _all(x))(*x),
+    "hessian": lambda f, x, _: torch.func.hessian(weighted(f), _all(x))(*x),
+    "vmap": _vmaps,
+    "per-sample gradient": _per_sample,
+}
+COMPILERS: dict[str, Callable[[Callable[..., Any], Sequence[Tensor], bool], Any]] = {
+    "compile": lambda f, x, ours: _compile(f, x, ours, dynamic=False),
+    "compile, dynamic shapes": lambda f, x, ours: _compile(f, x, ours, dynamic=True),
+    "export, strict": _export,
+}
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors of a nested structure, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)
