@@ -38,7 +38,7 @@ class DigitOptions(Options):
 
 
 class DigitVerdict(NamedTuple):
-    """Steps, mean loss in nats per picture, accuracy from 0 to 1, learnable numbers; holds if the test accuracy reaches the goal of the model."""
+    """Accuracy from 0 to 1, mean loss in nats per picture, learnable numbers; holds if the test accuracy reaches the goal of the model."""
 
     holds: bool
     test_accuracy: float

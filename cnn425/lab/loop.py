@@ -141,11 +141,18 @@ class Loop:
                 self.between_steps()
             result = run.finish_epoch()
             self.log_evaluation(result)
-            self.report_epoch(result)
+            if self.milestone:
+                self.report_epoch(result)
             if not run.at.finished:
                 run.at.seen, run.at.loss, run.at.correct = 0, 0.0, 0
                 run.order.next_epoch()
             self.save()
+
+    @property
+    def milestone(self) -> bool:
+        """Whether this epoch is one of the ten or so that get pictures, histograms and a line of text; short runs show all of theirs."""
+        run = self.training
+        return run.at.finished or run.at.epoch % -(-run.options.epochs // 10) == 0
 
     def between_steps(self) -> None:
         """Save if it is time; save and end if a signal came to any of the processes."""
@@ -198,8 +205,9 @@ class Loop:
             return
         for name, parameter in self.training.model.named_parameters():
             if parameter.grad is not None:
-                self.board.histogram(f"gradients/{name}", parameter.grad, self.training.at.step)
                 self.board.scalar(f"gradient norm/{name}", float(parameter.grad.norm()), self.training.at.step)
+                if self.milestone:
+                    self.board.histogram(f"gradients/{name}", parameter.grad, self.training.at.step)
 
     def log_evaluation(self, result: Evaluation) -> None:
         """Held-out numbers, histograms and pictures; at the end of an epoch and before the first."""
@@ -212,9 +220,10 @@ class Loop:
         if step:
             seconds = max(1e-9, time.monotonic() - self.clock)
             self.board.scalar("speed/images per second", self.clock_images / seconds, step)
-        for name, parameter in run.model.named_parameters():
-            self.board.histogram(f"weights/{name}", parameter, step)
-        self.log_pictures(result)
+        if self.milestone:
+            for name, parameter in run.model.named_parameters():
+                self.board.histogram(f"weights/{name}", parameter, step)
+            self.log_pictures(result)
         self.board.flush()
         self.metrics.flush()
 

@@ -37,10 +37,10 @@ class Options:
     """Examples per step, over all processes together."""
     optimizer: Literal["sgd", "adam"] = "adam"
     """Plain gradient descent, or Adam."""
-    lr: float = 0.003
+    lr: float = 0.005
     """Learning rate; with the one-cycle schedule, its peak."""
     schedule: Literal["constant", "one-cycle"] = "one-cycle"
-    """The learning rate stays, or rises for the first quarter of all steps and then falls to zero."""
+    """The learning rate stays, or rises for the first tenth of all steps and then falls to zero."""
     clip: float = 0.0
     """Largest norm a gradient may have; longer ones are shortened to it. 0: never."""
     patience: int = 0

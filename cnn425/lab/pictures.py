@@ -1,10 +1,10 @@
-"""Labelled pictures in memory, and the synthetic ones: three 3x3 patterns, and bars that may be kept to one half of the image.
+"""Labelled pictures in memory, and the synthetic ones: three 3x3 patterns, and bars whose columns can be restricted.
 
 Brightness runs from 0 (background) to 1 (ink). A whole set is one tensor; a batch is made by indexing.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ PATTERNS = {
     "vertical": (".#.", ".#.", ".#."),
     "horizontal": ("...", "###", "..."),
 }
-
-Half = Literal["left", "right", "all"]
 
 
 class Pictures(NamedTuple):
@@ -54,16 +52,15 @@ def patterns(copies: int = 1, noise: float = 0.0, seed: int = 0) -> Pictures:
     return Pictures(images, torch.arange(len(PATTERNS)).repeat(copies), tuple(PATTERNS))
 
 
-def bars(examples: int, size: int = 16, length: int = 5, half: Half = "all", noise: float = 0.1, seed: int = 0) -> Pictures:
-    """Images `(examples, 1, size, size)` with one bar of `length` pixels, lying wholly in the given half; the label is its direction.
+def bars(examples: int, columns: tuple[int, int] = (0, 16), size: int = 16, length: int = 5, noise: float = 0.1, seed: int = 0) -> Pictures:
+    """Images `(examples, 1, size, size)` with one bar of `length` pixels, wholly in columns [low, high); the label is its direction.
 
     Four directions, equally often. Noise is normal, of standard deviation `noise`; pixels are cut to [0, 1].
     """
-    if length > size // 2:
-        raise ValueError(f"length is {length} pixels; a bar must fit in half of an image of {size} pixels")
+    if not 0 <= columns[0] <= columns[1] - length <= size - length:
+        raise ValueError(f"columns is {columns}; a bar of {length} pixels must fit between them, and they in an image of {size} pixels")
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(examples) % 4
-    low, high = {"left": (0, size // 2), "right": (size - size // 2, size), "all": (0, size)}[half]
     along = torch.arange(length)
     step_h = torch.tensor([0, 1, 1, -1])[labels]
     step_w = torch.tensor([1, 0, 1, 1])[labels]
@@ -75,7 +72,7 @@ def bars(examples: int, size: int = 16, length: int = 5, half: Half = "all", noi
         return first + (torch.rand(examples, generator=generator) * (last - first)).long()
 
     h = start(step_h, 0, size)[:, None] + step_h[:, None] * along
-    w = start(step_w, low, high)[:, None] + step_w[:, None] * along
+    w = start(step_w, *columns)[:, None] + step_w[:, None] * along
     images = torch.zeros(examples, size, size)
     images[torch.arange(examples)[:, None], h, w] = 1.0
     images = (images + noise * torch.randn(images.shape, generator=generator)).clamp(0, 1)

@@ -205,7 +205,9 @@ def schedule(optimizer: torch.optim.Optimizer, options: Options, steps: int) -> 
     """How the learning rate moves, one call per step."""
     if options.schedule == "constant" or steps < 2:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps + 1, pct_start=0.25, cycle_momentum=False)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.lr, total_steps=steps + 1, pct_start=0.1, div_factor=10, cycle_momentum=False
+    )
 
 
 @contextlib.contextmanager

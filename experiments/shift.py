@@ -1,0 +1,181 @@
+"""Weight sharing carries what was learnt in one place to every other place: only a convolution recognises bars where it never saw any.
+
+    python -m experiments.shift            (about 20 seconds)
+
+Three networks learn the direction of a bar (horizontal, vertical, falling, rising) that always lies in the left half of the image. All
+three are the same except for their first layer: every unit sees the whole image (fully connected), a 5x5 window with weights of its own
+(locally connected), or a 5x5 window with the weights of all others (convolution). Behind it: ReLU, the largest answer of each of 8
+channels anywhere in the image, one linear layer. On new bars in the left half all three succeed; in the right half only the convolution.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from cnn425.lab import figures
+from cnn425.lab.errors import command
+from cnn425.lab.loop import default_folder, show_board, train
+from cnn425.lab.models import Layers, local_layer, namespace
+from cnn425.lab.options import Options, parse
+from cnn425.lab.pictures import Pictures, bars
+
+TINY = ("--epochs", "1", "--examples", "64", "--test-examples", "40")
+
+SIZE, LENGTH, CHANNELS, KERNEL = 16, 5, 8, 5  # pixels; one 5x5 window holds a whole bar
+LEFT, RIGHT = (0, SIZE // 2), (SIZE // 2, SIZE)
+Kind = Literal["fully connected", "locally connected", "convolution"]
+KINDS: tuple[Kind, ...] = ("fully connected", "locally connected", "convolution")
+COLOURS = {"fully connected": "#d1495b", "locally connected": "#edae49", "convolution": "#00798c"}
+
+
+@dataclass(frozen=True)
+class ShiftOptions(Options):
+    """What can be changed; see --help."""
+
+    epochs: int = 12
+    batch_size: int = 50
+    lr: float = 0.01
+    examples: int = 2000
+    """Bars in the training set, all in the left half."""
+    test_examples: int = 1000
+    """Bars in each test set."""
+    noise: float = 0.1
+    """Standard deviation of the noise on every pixel, where 1 is the brightness of a bar."""
+
+
+class ShiftResult(NamedTuple):
+    """One network: accuracy from 0 to 1 on new bars in either half, learnable numbers in its first layer and in all."""
+
+    left: float
+    right: float
+    first_layer: int
+    parameters: int
+
+
+class ShiftVerdict(NamedTuple):
+    """A result per network; holds if all reach 95 % on the left and, on the right, the convolution 95 % and the others not even 60 %."""
+
+    holds: bool
+    fully_connected: ShiftResult
+    locally_connected: ShiftResult
+    convolution: ShiftResult
+    figure: str
+
+
+def network(kind: Kind, layers: Layers, seed: int) -> nn.Sequential:
+    """Images `(N, 1, 16, 16) -> (N, 4)`; 2048 units in the first layer, whatever connects them."""
+    ours = namespace(layers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        first: list[nn.Module] = {
+            "fully connected": lambda: [
+                nn.Flatten(),
+                ours.Linear(SIZE * SIZE, CHANNELS * SIZE * SIZE),
+                nn.Unflatten(1, (CHANNELS, SIZE, SIZE)),
+            ],
+            "locally connected": lambda: [local_layer(layers)(1, CHANNELS, (SIZE, SIZE), KERNEL, padding=KERNEL // 2)],
+            "convolution": lambda: [ours.Conv2d(1, CHANNELS, KERNEL, padding=KERNEL // 2)],
+        }[kind]()
+        return nn.Sequential(*first, ours.ReLU(), ours.MaxPool2d(SIZE), nn.Flatten(), ours.Linear(CHANNELS, 4))
+
+
+def accuracy(model: nn.Module, pictures: Pictures) -> float:
+    """The share of pictures that are recognised."""
+    images, labels = pictures.batch(slice(None))
+    with torch.no_grad():
+        return float((model(images).argmax(1) == labels).double().mean())
+
+
+def change(model: nn.Module, before: nn.Module) -> Tensor:
+    """How much the first layer's weights moved, by place: by pixel, by position, or for the one shared window; `(H, W)`."""
+    now, then = (figures.first_layer(m).weight.detach() for m in (model, before))
+    moved = (now - then).abs()
+    if moved.ndim == 2:
+        return moved.mean(0).reshape(SIZE, SIZE)
+    return moved.mean((2, 3, 4, 5)) if moved.ndim == 6 else moved.mean((0, 1))
+
+
+def main(argv: Sequence[str] | None = None) -> ShiftVerdict:
+    """Train the three networks on the left half, test them on both; the verdict."""
+    options = parse(ShiftOptions, argv, "only a convolution recognises bars where it never saw any")
+    folder = options.log_dir or default_folder("shift", "bars", options)
+    training = bars(options.examples, LEFT, SIZE, LENGTH, options.noise, options.seed)
+    left, right = (bars(options.test_examples, half, SIZE, LENGTH, options.noise, options.seed + 1) for half in (LEFT, RIGHT))
+    results: list[ShiftResult] = []
+    models: list[nn.Sequential] = []
+    for kind in KINDS:
+        model = network(kind, options.layers, options.seed)
+        run = train(options, model, training, right, folder / kind.replace(" ", "-"), title=f"{kind} ({options.layers})")
+        counts = (sum(p.numel() for p in figures.first_layer(model).parameters()), run.parameters)
+        results.append(ShiftResult(accuracy(model, left), accuracy(model, right), *counts))
+        models.append(model)
+    holds = all(r.left >= 0.95 for r in results) and results[2].right >= 0.95 and max(results[0].right, results[1].right) <= 0.6
+    show(results)
+    picture = folder / "shift.png"
+    if not options.dry_run:
+        draw(picture, results, models, options, training, right)
+        print(f"figure: {picture}")
+        show_board(folder)
+    return ShiftVerdict(holds, *results, figure=str(picture))
+
+
+def show(results: Sequence[ShiftResult]) -> None:
+    """The table in the terminal."""
+    table = Table(
+        "first layer", "new bars, left half", "new bars, right half", "weights and biases of it", title="trained on bars in the left half"
+    )
+    for kind, result in zip(KINDS, results, strict=True):
+        table.add_row(kind, f"{result.left:.1%}", f"{result.right:.1%}", f"{result.first_layer:,}")
+    Console().print(table)
+
+
+def draw(
+    path: Path, results: Sequence[ShiftResult], models: Sequence[nn.Module], options: ShiftOptions, training: Pictures, test: Pictures
+) -> None:
+    """The figure: what was seen, accuracy by the place of the bar, where the weights moved."""
+    made = figures.figure(11, 4.4)
+    grid = made.add_gridspec(2, 6, width_ratios=[1, 1, 0.15, 4.2, 0.1, 1.5])
+    for row, (pictures, title) in enumerate(((training, "trained on"), (test, "tested on"))):
+        for column in range(2):
+            axes = made.add_subplot(grid[row, column], xticks=[], yticks=[])
+            axes.imshow(pictures.images[column + 1, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
+            axes.axvline(SIZE / 2 - 0.5, color="#8888ff", linewidth=0.8)
+            axes.set_title(f"{title}:" if column == 0 else test.classes[column + 1], fontsize=9)
+            axes.set_xlabel(pictures.classes[column + 1] if column == 0 else "", fontsize=8)
+    axes = made.add_subplot(grid[:, 3])
+    axes.axvspan(0, SIZE / 2, color="#dddddd", zorder=0)
+    axes.text(SIZE / 4, 0.04, "seen in training", ha="center", fontsize=9, color="#666666")
+    starts = range(SIZE - LENGTH + 1)
+    for kind, result, model in zip(KINDS, results, models, strict=True):
+        heights = [accuracy(model, bars(400, (c, c + LENGTH), SIZE, LENGTH, options.noise, options.seed + 2)) for c in starts]
+        label = f"{kind}: {result.first_layer:,} weights and biases"
+        axes.plot([c + LENGTH / 2 for c in starts], heights, "o-", markersize=4, color=COLOURS[kind], label=label)
+    axes.axhline(0.25, color="#999999", linewidth=0.8, linestyle="--")
+    axes.text(SIZE, 0.26, "guessing", ha="right", fontsize=8, color="#666666")
+    axes.set(
+        xlim=(0, SIZE),
+        ylim=(0, 1.05),
+        xlabel="centre of the bar, pixels from the left edge",
+        ylabel="recognised",
+        yticks=[0, 0.25, 0.5, 0.75, 1],
+    )
+    axes.set_yticklabels(["0 %", "25 %", "50 %", "75 %", "100 %"])
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.1), fontsize=8, title="first layer", title_fontsize=8)
+    axes.set_title("Learnt on the left: who knows it on the right?", fontsize=11)
+    learnt = grid[:, 5].subgridspec(3, 1)
+    for row, (kind, model) in enumerate(zip(KINDS, models, strict=True)):
+        axes = made.add_subplot(learnt[row], xticks=[], yticks=[])
+        axes.imshow(change(model, network(kind, options.layers, options.seed)).numpy(), cmap="magma", vmin=0)
+        axes.set_title({"convolution": "the one shared window"}.get(kind, kind), fontsize=8)
+        axes.set_xlabel("where weights moved" if row == 2 else "", fontsize=8)
+    made.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    command(main)
