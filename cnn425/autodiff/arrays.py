@@ -61,7 +61,7 @@ def placed(a: Any, key: Any, shape: tuple[int, ...]) -> Any:
     """Zeros with `a` added at `key`: the adjoint of indexing."""
     zeros = np.zeros(shape)
     np.add.at(zeros, key, a)
-    return zeros
+    return zeros[()]
 
 
 def row_max(a: Any, axis: int | None) -> Any:
@@ -78,6 +78,8 @@ def first_winner(a: Any, axis: int | None) -> Any:
 
 def softmax_value(a: Any) -> Any:
     """The probabilities `exp a / sum exp a` along the last axis."""
+    if np.ndim(a) == 0:
+        raise ValueError("a single score has nothing to be compared with")
     e = np.exp(a - np.max(a, axis=-1, keepdims=True))
     return e / np.sum(e, axis=-1, keepdims=True)
 

@@ -86,7 +86,7 @@ def layout(lines: Sequence[Line]) -> dict[tuple[str, int], tuple[int, float]]:
 
 
 def columns_of(lines: Sequence[Line]) -> dict[str, int]:
-    """The column of every node: its depth; if nothing else reads its sources, just before its first reader (a weight waits for its layer)."""
+    """The column of every node: its depth, or just before its first reader if nothing else reads its sources."""
     readers: dict[str, list[str]] = {line.name: [] for line in lines}
     for line in lines:
         for source in line.sources:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cnn425.autodiff.graph import Node, recorded, value_of
+from cnn425.autodiff.rules import place
 
 
 def tangents(seeds: Mapping[Node, Any], record: bool = False) -> list[Any]:
@@ -49,13 +50,13 @@ def gradient(function: Callable[..., Any], *inputs: Any) -> list[Any]:
     output, variables = recorded(function, inputs)
     if output.shape != ():
         raise ValueError(f"a gradient needs a scalar output, got shape {output.shape}; for its Jacobian times a direction use jvp")
+    record = any(isinstance(x, Node) for x in inputs)
     found = []
     for variable in variables:
-        slopes = np.zeros(variable.shape)
+        total: Any = np.zeros(variable.shape)[()]
         for position in np.ndindex(variable.shape):
-            basis = np.zeros(variable.shape)
-            basis[position] = 1.0
-            tangent = tangents({variable: basis[()]})[output.index]
-            slopes[position] = 0.0 if tangent is None else tangent
-        found.append(slopes[()])
+            tangent = tangents({variable: place(1.0, position, variable.shape)}, record)[output.index]
+            if tangent is not None:
+                total = total + place(tangent, position, variable.shape)
+        found.append(total)
     return found

@@ -122,7 +122,7 @@ def elementwise(sign: str, value: Function, *slopes: Function | None, domain: Do
 
 def times(slope: Any, change: Any) -> Any:
     """`slope * change`, where the slopes 1 and -1 of sums and differences cost no multiplication."""
-    if isinstance(slope, int):
+    if isinstance(slope, int) and abs(slope) == 1:
         return change if slope == 1 else -change
     return slope * change
 

@@ -69,12 +69,12 @@ def simplified(rule: Rule, operands: tuple[Any, ...]) -> Any:
     """What an operation with 0 or 1, or a double negation, comes down to; None if it stays as it is."""
     a, b = (*operands, None)[:2]
     identities = {
-        rules.add: [(_is(a, 0), b), (_is(b, 0), a)],
-        rules.subtract: [(_is(b, 0), a), (a is b, 0.0), (_is(a, 0), lambda: -b)],
+        rules.add: [(_is(a, 0), b), (_is(b, 0), a), (_negated(b), lambda: a - b.operands[0])],
+        rules.subtract: [(_is(b, 0), a), (a is b, 0.0), (_is(a, 0), lambda: -b), (_negated(b), lambda: a + b.operands[0])],
         rules.multiply: [(_is(a, 0) or _is(b, 0), 0.0), (_is(a, 1), b), (_is(b, 1), a)],
         rules.divide: [(_is(a, 0), 0.0), (_is(b, 1), a)],
         rules.power: [(_is(b, 0), 1.0), (_is(b, 1), a)],
-        rules.negate: [(isinstance(a, Expression) and a.rule is rules.negate, lambda: a.operands[0])],
+        rules.negate: [(_negated(a), lambda: a.operands[0])],
     }
     for holds, short in identities.get(rule, []):
         if holds:
@@ -84,6 +84,10 @@ def simplified(rule: Rule, operands: tuple[Any, ...]) -> Any:
 
 def _is(operand: Any, number: float) -> bool:
     return isinstance(operand, float | int) and operand == number
+
+
+def _negated(operand: Any) -> bool:
+    return isinstance(operand, Expression) and operand.rule is rules.negate
 
 
 def in_order(expression: Any) -> list["Expression"]:
