@@ -55,10 +55,10 @@ def image(shape: Sequence[int], geometry: Geometry, cells: Cells, dtype: torch.d
 def real_pixels(padded: Tensor, x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """The pixels that the padded image and the image `x` have in common, as views of both (windows may leave the last pixels out)."""
     overhang = geometry.overhang(x.shape[2:])
-    sizes = [n + min(high, 0) for n, (_, high) in zip(x.shape[2:], overhang, strict=True)]
-    inside = tuple(slice(low, low + n) for n, (low, _) in zip(sizes, overhang, strict=True))
-    seen = tuple(slice(0, n) for n in sizes)
-    return padded[(..., *inside)], x[(..., *seen)]
+    sizes: list[int] = [n + min(high, 0) for n, (_, high) in zip(x.shape[2:], overhang, strict=True)]
+    inside = (..., *(slice(low, low + n) for n, (low, _) in zip(sizes, overhang, strict=True)))
+    seen = (..., *(slice(0, n) for n in sizes))
+    return padded[inside], x[seen]
 
 
 def padded_image(x: Tensor, geometry: Geometry, cells: Cells) -> Tensor:

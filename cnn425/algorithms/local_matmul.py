@@ -56,7 +56,7 @@ def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, gx: T
     weights, gradients = local.weight_view(w, geometry.dimensions, groups, cells), local.output_view(gy, groups)
     n, o = gy.shape[0], gy.shape[1] // groups
     for block in fitting(windows, geometry):
-        left, right = gradients[block].reshape(-1, n, o), matrices(weights[block], o)
+        left, right = packed(gradients[block], n, o), matrices(weights[block], o)
         target = windows[block]
         result = torch.bmm(left, right) if cells.channels_inside else torch.bmm(right.mT, left.mT)
         add_cells(target, result.view(target.shape), geometry, cells)
@@ -74,7 +74,7 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, gw: 
     n, o = gy.shape[0], gy.shape[1] // groups
     for block in fitting(windows, geometry):
         target = weights[block]
-        left, right = gradients[block].reshape(-1, n, o).mT, rows(windows[block], cells, n)
+        left, right = packed(gradients[block], n, o).mT, rows(windows[block], cells, n)
         if target.is_contiguous():
             torch.bmm(left, right, out=target.view(-1, o, right.shape[2]))
         else:
@@ -90,15 +90,23 @@ def fitting(windows: Tensor, geometry: Geometry) -> Iterator[Block]:
 
 def rows(windows: Tensor, cells: Cells, n: int) -> Tensor:
     """The windows of a block as one matrix per position and group, `(B, N, K)`: copied, unless a window is one stretch of memory."""
-    k = prod(windows.shape[-len(cells.order) :]) if cells.channels_inside else prod(windows.shape[-len(cells.order) - 1 : -1])
-    return windows.reshape(-1, n, k) if cells.channels_inside else windows.reshape(-1, k, n).mT
+    k = len(cells.order)
+    return (
+        packed(windows, n, prod(windows.shape[-k:])) if cells.channels_inside else packed(windows, prod(windows.shape[-k - 1 : -1]), n).mT
+    )
 
 
 def matrices(weights: Tensor, o: int) -> Tensor:
     """The weights of a block as one matrix per position and group, `(B, O, K)`: a view, if the positions come first in memory."""
-    d = (weights.ndim - 3) // 2
-    matrix = weights.reshape(-1, o, prod(weights.shape[d + 2 :]))
-    return matrix if 1 in matrix.stride()[1:] else matrix.contiguous()
+    return packed(weights, o, prod(weights.shape[(weights.ndim - 3) // 2 + 2 :]))
+
+
+def packed(t: Tensor, height: int, width: int) -> Tensor:
+    """`t` as matrices `(B, height, width)`, whose rows or columns are stretches of memory (others the batched product copies one by one)."""
+    matrix = t.reshape(-1, height, width)
+    _, down, across = matrix.stride()
+    ready = (across == 1 and (height == 1 or down >= width)) or (down == 1 and (width == 1 or across >= height))
+    return matrix if ready else matrix.contiguous()
 
 
 def add_cells(target: Tensor, result: Tensor, geometry: Geometry, cells: Cells) -> None:
@@ -108,4 +116,4 @@ def add_cells(target: Tensor, result: Tensor, geometry: Geometry, cells: Cells) 
     for offset in product(*map(range, geometry.kernel)):
         for dimension, u in enumerate(offset):
             index[first + cells.order.index(dimension + 1)] = u
-        target[tuple(index)] += result[tuple(index)]
+        target[tuple(index)].add_(result[tuple(index)])

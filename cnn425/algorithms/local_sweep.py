@@ -5,7 +5,7 @@
     weight gradient   gw[o,c,u,v]    =  sum over n  of  gy[n,o]  *  x[n,c, shifted by u,v]
 
 With one channel in and out, a matrix product per position is a single row times a single column: all overhead. Here the weight is read
-once, from end to end, if positions lie innermost in its memory (what the Module chooses for such layers; other weights are copied so, block by
+once, from end to end, if positions lie innermost in its memory (what the Module chooses for such layers; others are copied so, block by
 block), while the block of image and output stays in the cache. The lecture's 200 x 200 image with 10 x 10 filters is such a layer: as
 fast as memory delivers.
 
