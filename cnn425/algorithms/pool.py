@@ -18,7 +18,6 @@ image. Cells outside the image are left out, nothing is padded. The same visits,
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from math import gcd
 from typing import Any, NamedTuple
 
 import torch
@@ -70,7 +69,9 @@ def uneven(size: int, count: int) -> Side:
     """Adaptive windows: `count / gcd` families of even windows, because lengths repeat when `i * size / count` is whole again."""
     if not count:
         return Side(0, 1, ())
-    members = gcd(size, count)
+    members, rest = count, size % count
+    while rest:  # Euclid's gcd of size and count
+        members, rest = rest, members % rest
     families, stride = count // members, size // members
     visits = []
     for i in range(families):

@@ -268,7 +268,7 @@ def equal_cells(positions: Sequence[int], size: Sequence[int]) -> int:
     """The number of cells of every adaptive window if they all have as many, else 0."""
     if any(count == 0 or n % count for n, count in zip(size, positions, strict=True)):
         return 0
-    return prod(n // count for n, count in zip(size, positions, strict=True))
+    return prod([n // count for n, count in zip(size, positions, strict=True)])
 
 
 # ---- Power-average pools ----------------------------------------------------------------------------------------------------------------
