@@ -173,7 +173,11 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         raise NotImplementedError("Boolean inputs not supported for relu")
     if not inplace:
         return rectify(input)
-    return rectify_(input) if _only_backward() else input.copy_(rectify(input))
+    if not _only_backward():
+        return input.copy_(rectify(input))
+    if input.requires_grad and input.is_leaf and torch.is_grad_enabled():
+        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+    return rectify_(input)
 
 
 def _only_backward() -> bool:
@@ -221,6 +225,8 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
         dtype = torch.float32  # on CUDA autocast keeps the softmax in full precision; on the CPU it does not
     x = input if dtype is None else input.to(dtype)
     if not x.is_floating_point():
+        if x.numel() == 0:
+            return x.clone()
         raise NotImplementedError(f"\"softmax_kernel_impl\" not implemented for '{dtype_name(x.dtype)}'")
     if x.ndim == 0:
         return softmax(x.unsqueeze(0), 0).squeeze(0)
