@@ -174,7 +174,9 @@ def cross_entropy(
 def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smoothing: float) -> tuple[Tensor, Tensor]:
     """The loss of every target, and what their mean divides by: how many count, or the weight of those."""
     keep = target != ignored
-    if x.shape[1] == 0 and not keep.any():
+    if x.shape[1] == 0:
+        if keep.any():
+            raise IndexError(f"Target {target[keep][0].item()} is out of bounds.")
         return x.sum(1), keep.sum()
     each, counts = surprise_at(x, target, ignored), keep
     if weight is not None:
@@ -226,16 +228,16 @@ def _check(input: Tensor, target: Tensor, weight: Tensor | None, soft: bool, ign
         raise IndexError("Dimension out of range: cross_entropy needs input of shape (C,), (N, C) or (N, C, *size), but got a 0-D tensor")
     if not input.is_floating_point() or input.itemsize == 1:
         raise NotImplementedError(f"\"log_softmax_kernel_impl\" not implemented for '{dtype_name(input.dtype)}'")
+    if not soft:
+        _check_classes(input, target)
     classes = input.shape[min(1, input.ndim - 1)]
     if weight is not None and weight.shape != (classes,):
         raise RuntimeError(
             f"cross_entropy: weight tensor should be defined either for all {classes} classes or no classes "
             f"but got weight tensor of shape: {list(weight.shape)}"
         )
-    if not soft:
-        _check_classes(input, target)
-        if weight is not None:
-            _check_weight(input, weight)
+    if weight is not None and not soft:
+        _check_weight(input, weight)
 
 
 def _check_classes(input: Tensor, target: Tensor) -> None:
