@@ -20,17 +20,21 @@ Block = tuple[slice, ...]
 
 
 class Cells(NamedTuple):
-    """The order in which the cells c u v of a window lie in the weight's memory: 0 is the channel, 1, 2, 3 the offsets."""
+    """How the cells c u v of a window lie in the weight's memory, and the image that is laid out to match."""
 
-    order: tuple[int, ...]
-    channels_inside: bool  # whether the channel is innermost
+    order: tuple[int, ...]  # 0 is the channel, 1, 2, 3 the offsets
+    image: tuple[int, ...]  # the dimensions of (N, C, *size) in memory
+    batch_inside: bool  # whether the image of the batch is innermost
 
 
-def cells_of(order: Sequence[int], shape: Sequence[int], dimensions: int) -> Cells:
+def cells_of(order: Sequence[int], shape: Sequence[int], dimensions: int, batch: int) -> Cells:
     """The cells of a weight of `shape` whose dimensions lie in memory in `order`."""
     cells = tuple(dim - dimensions - 1 for dim in order if dim > dimensions)
     wide = [cell for cell in cells if shape[cell + dimensions + 1] > 1]
-    return Cells(cells, not wide or wide[-1] == 0)
+    space = range(2, dimensions + 2)
+    if not wide or wide[-1] == 0:
+        return Cells(cells, (0, *space, 1), False)
+    return Cells(cells, (1, *space, 0), True) if batch > 1 else Cells(cells, (0, 1, *space), False)
 
 
 def memory_order(w: Tensor) -> tuple[int, ...]:
@@ -46,10 +50,10 @@ def empty(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype, device
 
 
 def image(shape: Sequence[int], geometry: Geometry, cells: Cells, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for the padded image of `shape` (N, C, *size), in which cells are neighbours: `(N, *size, C)` or `(C, *size, N)`."""
-    size, space = shape[2:], range(2, len(shape))
+    """Memory for the padded image of `shape` (N, C, *size), in the layout that suits the cells."""
+    size = shape[2:]
     padded = (low + n + high for n, (low, high) in zip(size, geometry.overhang(size), strict=True))
-    return empty((*shape[:2], *padded), (0, *space, 1) if cells.channels_inside else (1, *space, 0), dtype, device)
+    return empty((*shape[:2], *padded), cells.image, dtype, device)
 
 
 def real_pixels(padded: Tensor, x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
@@ -74,11 +78,11 @@ def padded_image(x: Tensor, geometry: Geometry, cells: Cells) -> Tensor:
 
 
 def window_view(padded: Tensor, geometry: Geometry, groups: int, cells: Cells) -> Tensor:
-    """The windows of a padded image as `(*positions, g, n, *cells)`, or with n last where the channel is not the innermost cell."""
+    """The windows of a padded image as `(*positions, g, n, *cells)`, or with n last where the batch is innermost."""
     d = geometry.dimensions
     view = windows(split(padded, 1, groups), geometry._replace(padding=((0, 0),) * d))
     inner = [2 if cell == 0 else 2 + d + cell for cell in cells.order]
-    return view.permute(*range(3, 3 + d), 1, *((0, *inner) if cells.channels_inside else (*inner, 0)))
+    return view.permute(*range(3, 3 + d), 1, *((*inner, 0) if cells.batch_inside else (0, *inner)))
 
 
 def weight_view(w: Tensor, dimensions: int, groups: int, cells: Cells) -> Tensor:

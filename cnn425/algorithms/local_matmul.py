@@ -33,7 +33,7 @@ BLOCK_ON_DEVICE = 8 << 20
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, y: Tensor) -> None:
     """Fill `y` `(N, O, *positions)`; the bias is `(1, O, *positions)`."""
-    cells = local.cells_of(local.memory_order(w), w.shape, geometry.dimensions)
+    cells = local.cells_of(local.memory_order(w), w.shape, geometry.dimensions, len(x))
     windows = local.window_view(local.padded_image(x, geometry, cells), geometry, groups, cells)
     weights, outputs = local.weight_view(w, geometry.dimensions, groups, cells), local.output_view(y, groups)
     n, o = x.shape[0], y.shape[1] // groups
@@ -49,28 +49,29 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor |
 
 def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, gx: Tensor) -> None:
     """Fill `gx` `(N, C, *size)`."""
-    cells = local.cells_of(local.memory_order(w), w.shape, geometry.dimensions)
+    cells = local.cells_of(local.memory_order(w), w.shape, geometry.dimensions, len(gy))
     exact = torch.float32 if gx.dtype in (torch.float16, torch.bfloat16) else gx.dtype
     padded = local.image(gx.shape, geometry, cells, exact, gx.device).zero_()
     windows = local.window_view(padded, geometry, groups, cells)
-    weights, gradients = local.weight_view(w, geometry.dimensions, groups, cells), local.output_view(gy, groups)
+    weights, gradients = local.weight_view(w, geometry.dimensions, groups, cells), local.output_view(channels_innermost(gy), groups)
     n, o = gy.shape[0], gy.shape[1] // groups
     for block in fitting(windows, geometry):
         left, right = packed(gradients[block], n, o), matrices(weights[block], o)
         target = windows[block]
-        result = torch.bmm(left, right) if cells.channels_inside else torch.bmm(right.mT, left.mT)
+        result = torch.bmm(right.mT, left.mT) if cells.batch_inside else torch.bmm(left, right)
         add_cells(target, result.view(target.shape), geometry, cells)
     inside, seen = local.real_pixels(padded, gx, geometry)
     if seen.shape != gx.shape:
         gx.zero_()
-    seen.copy_(inside)
+    for channels in range(gx.shape[1]) if cells.batch_inside else (slice(None),):  # one channel of all images fits the cache
+        seen[:, channels].copy_(inside[:, channels])
 
 
 def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, gw: Tensor) -> None:
     """Fill `gw` `(*positions, O, C/G, *kernel)`."""
-    cells = local.cells_of(local.memory_order(gw), gw.shape, geometry.dimensions)
+    cells = local.cells_of(local.memory_order(gw), gw.shape, geometry.dimensions, len(x))
     windows = local.window_view(local.padded_image(x, geometry, cells), geometry, groups, cells)
-    weights, gradients = local.weight_view(gw, geometry.dimensions, groups, cells), local.output_view(gy, groups)
+    weights, gradients = local.weight_view(gw, geometry.dimensions, groups, cells), local.output_view(channels_innermost(gy), groups)
     n, o = gy.shape[0], gy.shape[1] // groups
     for block in fitting(windows, geometry):
         target = weights[block]
@@ -91,9 +92,9 @@ def fitting(windows: Tensor, geometry: Geometry) -> Iterator[Block]:
 def rows(windows: Tensor, cells: Cells, n: int) -> Tensor:
     """The windows of a block as one matrix per position and group, `(B, N, K)`: copied, unless a window is one stretch of memory."""
     k = len(cells.order)
-    return (
-        packed(windows, n, prod(windows.shape[-k:])) if cells.channels_inside else packed(windows, prod(windows.shape[-k - 1 : -1]), n).mT
-    )
+    if cells.batch_inside:
+        return packed(windows, prod(windows.shape[-k - 1 : -1]), n).mT
+    return packed(windows, n, prod(windows.shape[-k:]))
 
 
 def matrices(weights: Tensor, o: int) -> Tensor:
@@ -101,8 +102,13 @@ def matrices(weights: Tensor, o: int) -> Tensor:
     return packed(weights, o, prod(weights.shape[(weights.ndim - 3) // 2 + 2 :]))
 
 
+def channels_innermost(y: Tensor) -> Tensor:
+    """`y` with its channels innermost in memory, copied if they are not: rows of O numbers can then be taken from it quickly."""
+    return y.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
 def packed(t: Tensor, height: int, width: int) -> Tensor:
-    """`t` as matrices `(B, height, width)`, whose rows or columns are stretches of memory (others the batched product copies one by one)."""
+    """`t` as matrices `(B, height, width)` with rows or columns that are stretches of memory (others the product copies one by one)."""
     matrix = t.reshape(-1, height, width)
     _, down, across = matrix.stride()
     ready = (across == 1 and (height == 1 or down >= width)) or (down == 1 and (width == 1 or across >= height))
@@ -111,7 +117,7 @@ def packed(t: Tensor, height: int, width: int) -> Tensor:
 
 def add_cells(target: Tensor, result: Tensor, geometry: Geometry, cells: Cells) -> None:
     """Add each cell of the windows `result` to the pixel that it is in the windows `target`, one offset after the other."""
-    first = target.ndim - len(cells.order) - (not cells.channels_inside)
+    first = target.ndim - len(cells.order) - cells.batch_inside
     index: list[slice | int] = [slice(None)] * target.ndim
     for offset in product(*map(range, geometry.kernel)):
         for dimension, u in enumerate(offset):
