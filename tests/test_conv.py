@@ -279,6 +279,7 @@ X, W, B = torch.zeros(1, 3, 5, 5), torch.zeros(4, 3, 3, 3), torch.zeros(4)
         ((X, W[:, :1]), {"groups": 5}, RuntimeError, "expected weight to be at least 5 at dimension 0"),
         ((X[None], W), {}, RuntimeError, r"Expected 3D \(unbatched\) or 4D \(batched\) input to conv2d"),
         ((X, W[0]), {}, RuntimeError, "3-dimensional weight"),
+        ((X, W[0, 0]), {}, RuntimeError, "weight should have at least three dimensions"),
         ((X, W, B[:2]), {}, RuntimeError, "expected bias to be 1-dimensional with 4 elements"),
         ((X[:, :, :2], W), {}, RuntimeError, r"\(2 x 5\). Kernel size: \(3 x 3\). Kernel size can't be greater than actual input size"),
         ((X[:, :, :0], W), {"padding": 2}, RuntimeError, "Only zero batch or zero channel inputs are supported"),

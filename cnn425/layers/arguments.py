@@ -27,6 +27,8 @@ def check_tensors(function: str, input: object, weight: object, bias: object) ->
             raise invalid(function, name, value, "a Tensor")
     if bias is not None and not isinstance(bias, Tensor):
         raise invalid(function, "bias", bias, "a Tensor or None")
+    if weight.ndim < 3:  # type: ignore[attr-defined]
+        raise RuntimeError(f"weight should have at least three dimensions, but got weight of size {list(weight.shape)}")  # type: ignore[attr-defined]
 
 
 def _is_int(value: object) -> bool:
