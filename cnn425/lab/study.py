@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import torch
 import tyro
 
 from cnn425.lab.board import Board, event_files
@@ -102,6 +103,7 @@ def study(name: str, options: StudyOptions) -> Iterator[Study]:
             folder = options.log_dir or Path("runs", name, f"{options.layers}-{digest(meaning(anything))}")
         stack.enter_context(locked(folder))
         stack.enter_context(settings(anything))
+        stack.enter_context(torch.random.fork_rng(devices=[]))  # studies seed as they please; the state outside is left as it was
         for stale in event_files(folder):
             stale.unlink()
         describe(folder, as_words(anything))
