@@ -80,7 +80,7 @@ def storage_order(shape: Sequence[int], dimensions: int) -> tuple[int, ...]:
     return (*positions, d, *kernel, d + 1) if inputs >= WIDE else (*positions, d, d + 1, *kernel)
 
 
-SWEPT = 2  # at most so many pairs of channels: a matrix product per position would be all overhead
+SWEPT = 4  # at most so many pairs of channels: a matrix product per position would be all overhead
 WIDE = 8  # so many channels fill a vector register: cells are then cut fastest with the channels innermost
 
 
@@ -89,8 +89,9 @@ def _algorithm(w: Tensor, dimensions: int, groups: int) -> ModuleType:
         return ALGORITHMS[forced[-1]]
     if torch.compiler.is_compiling():
         return local_definition  # the one whose graph does not grow with the number of positions, and allows dynamic shapes
-    swept = w.shape[dimensions] // groups * w.shape[dimensions + 1] <= SWEPT and w.dtype not in (torch.float16, torch.bfloat16)
-    return local_sweep if swept else local_matmul
+    pairs = w.shape[dimensions] // groups * w.shape[dimensions + 1]
+    swept = pairs == 1 or (pairs <= SWEPT and memory_order(w)[-1] < dimensions)
+    return local_sweep if swept and w.dtype not in (torch.float16, torch.bfloat16) else local_matmul
 
 
 def _room(shape: Sequence[int], like: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor |
     else:
         y.copy_(bias.expand(y.shape))
     for block in fitting(y):
-        target, sources, factors = outputs[block], cells[block], positions_innermost(weights[block])
+        target, sources, factors = outputs[block], cells[block], positions_innermost(weights[block], geometry.dimensions)
         for cell in product(*map(range, factors.shape[: geometry.dimensions + 1])):
             target.addcmul_(sources[cell].unsqueeze(2), factors[cell])
 
@@ -46,7 +46,7 @@ def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, gx: T
     padded = gx.new_zeros(*gx.shape[:2], *size)
     cells, weights, gradients = window_cells(padded, geometry, groups), weight_cells(w, geometry, groups), split(gy, 1, groups)
     for block in fitting(gy):
-        targets, source, factors = cells[block], gradients[block], positions_innermost(weights[block])
+        targets, source, factors = cells[block], gradients[block], positions_innermost(weights[block], geometry.dimensions)
         for cell in product(*map(range, factors.shape[: geometry.dimensions + 1])):
             for o in range(source.shape[2]):
                 targets[cell].addcmul_(source[:, :, o], factors[cell][:, o])
@@ -91,6 +91,12 @@ def weight_cells(w: Tensor, geometry: Geometry, groups: int) -> Tensor:
     return split(w, d, groups).permute(*range(d + 2, 2 * d + 3), d, d + 1, *range(d))
 
 
-def positions_innermost(weights: Tensor) -> Tensor:
-    """`weights`, copied if its positions are not neighbours in memory."""
-    return weights if weights.stride(-1) == 1 else weights.contiguous()
+def positions_innermost(weights: Tensor, dimensions: int) -> Tensor:
+    """`weights` `(cells, *positions)`, copied if its positions are not neighbours in memory: a transposed matrix, which torch copies quickly."""
+    if weights.stride(-1) == 1:
+        return weights
+    cells = weights.ndim - dimensions
+    order = sorted(range(cells), key=lambda dim: -weights.stride(dim))
+    ordered = weights.permute(*order, *range(cells, weights.ndim))
+    copied = ordered.flatten(cells).flatten(0, cells - 1).contiguous().view(ordered.shape)
+    return copied.permute(*sorted(range(cells), key=lambda dim: order[dim]), *range(cells, weights.ndim))
