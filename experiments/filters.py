@@ -31,6 +31,7 @@ from cnn425.lab.errors import LabError, command
 from cnn425.lab.loop import default_folder
 from cnn425.lab.models import Layers, namespace
 from cnn425.lab.options import parse
+from cnn425.lab.training import settings
 from cnn425.nn import functional
 from experiments.sharing import UntrainedOptions, publish
 
@@ -151,6 +152,12 @@ def best(response: Tensor, place: Sequence[int]) -> Match:
 def main(argv: Sequence[str] | None = None) -> FilterVerdict:
     """Filter, learn the filters again, look for the template; the verdict."""
     options = parse(FilterOptions, argv, "a convolution is one neuron shifted over the image, and its weights are a template")
+    with settings(options):
+        return verdict(options)
+
+
+def verdict(options: FilterOptions) -> FilterVerdict:
+    """What `main` says, with the threads that the options ask for."""
     ours, x, weight = namespace(options.layers), photograph(), bank()
     filtered = ours.functional.conv2d(x, weight)
     random = torch.Generator().manual_seed(options.seed)
@@ -192,10 +199,8 @@ def draw_filters(x: Tensor, filtered: Tensor, found: Tensor) -> Figure:
     axes.set_xlabel("photograph", fontsize=9)
     axes = made.add_subplot(grid[0, 0])
     axes.axis("off")
-    axes.text(0.95, 0.75, "the filter, and what is", ha="right", va="center", transform=axes.transAxes, fontsize=9)
-    axes.text(
-        1, 0.25, "learnt from input\nand output image", ha="right", va="center", transform=axes.transAxes, fontsize=9, color="#00798c"
-    )
+    told = "each filter and, beside it,\nwhat is learnt from the photograph\nand its filtered picture"
+    axes.text(0.98, 0.5, told, ha="right", va="center", transform=axes.transAxes, fontsize=9)
     for column, (name, response) in enumerate(zip(FILTERS, filtered[0], strict=True), start=1):
         weights = grid[0, column].subgridspec(1, 2)
         for side, values in enumerate((bank()[column - 1, 0], found[column - 1, 0])):

@@ -27,6 +27,7 @@ from cnn425.lab.folder import describe, locked
 from cnn425.lab.loop import default_folder, show_board
 from cnn425.lab.models import Layers, local_layer, namespace
 from cnn425.lab.options import Options, as_words, parse
+from cnn425.lab.training import settings
 
 TINY = ("--draws", "2")
 
@@ -58,6 +59,8 @@ class UntrainedOptions(Options):
     channels_last: Suppress[Fixed[bool]] = False
     log_every: Suppress[Fixed[int]] = 1
     checkpoint_seconds: Suppress[Fixed[float]] = 60.0
+    threads: int = 1
+    """CPU threads; small tensors wait for threads more than they compute. 0: torch's own choice."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ def equalities(layers: Layers, random: torch.Generator) -> list[float]:
 def main(argv: Sequence[str] | None = None) -> SharingVerdict:
     """Count weights on the 4x4 example, test the equalities, draw both; the verdict."""
     options = parse(SharingOptions, argv, "a convolution is a local layer with equal weights, a local layer a thinned-out full one")
-    with torch.random.fork_rng(devices=[]):
+    with settings(options), torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         example = three_layers(options.layers, 1, 1, (4, 4), 3, 1, 0)
         random = torch.Generator().manual_seed(options.seed)
