@@ -175,7 +175,7 @@ def draw_tolerance(
     first.text(FURTHEST, curves["local layer", "max", SIZE][-1] + 0.03, "local layer, whole image", ha="right", fontsize=8, color="#777777")
     first.set(xlabel="shift, pixels", ylabel="relative change of the answer", xlim=(0, FURTHEST), ylim=(-0.03, 2.1))
     first.legend(fontsize=8, title="pool behind a convolution\n(solid: max, dashed: average)", title_fontsize=8, loc="upper left", ncols=2)
-    first.set_title("Pooling tolerates shifts about as large as its window", fontsize=10)
+    first.set_title("The larger the pool, the more it tolerates", fontsize=10)
     dots = range(4, 20)
     second.axvspan(7.5, 15.5, color="#eeeeee")
     for label, pool, colour in (
