@@ -218,14 +218,14 @@ def _wrong_type(name: str, position: int, wanted: str, value: object) -> TypeErr
 
 
 def _check(input: Tensor, target: Tensor, weight: Tensor | None, soft: bool, ignored: int, smoothing: float) -> None:
-    if smoothing > 1:
-        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {smoothing}")
     if soft and not target.is_floating_point():
         raise RuntimeError(f"Expected floating point type for target with class probabilities, got {dtype_name(target.dtype)}")
     if soft and ignored >= 0:
         raise RuntimeError("ignore_index is not supported for floating point target")
     if input.ndim == 0:
         raise IndexError("Dimension out of range: cross_entropy needs input of shape (C,), (N, C) or (N, C, *size), but got a 0-D tensor")
+    if smoothing > 1:
+        raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {smoothing}")
     if not input.is_floating_point() or input.itemsize == 1:
         raise NotImplementedError(f"\"log_softmax_kernel_impl\" not implemented for '{dtype_name(input.dtype)}'")
     if not soft:
@@ -241,21 +241,18 @@ def _check(input: Tensor, target: Tensor, weight: Tensor | None, soft: bool, ign
 
 
 def _check_classes(input: Tensor, target: Tensor) -> None:
-    if input.ndim == 1:
-        if target.ndim > 1:
-            raise RuntimeError(f"0D or 1D target tensor expected, multi-target not supported: got {list(target.shape)}")
-        if target.numel() != 1:
-            raise ValueError(f"For 1D input, 1D target must have size 1, but got target size: {target.numel()}")
-    else:
-        batch = target.shape[0] if target.ndim else 0
-        if batch != input.shape[0]:
-            raise ValueError(f"Expected input batch_size ({input.shape[0]}) to match target batch_size ({batch}).")
-        size = [input.shape[0], *input.shape[2:]]
-        if list(target.shape) != size:
-            words = "0D or 1D target tensor expected, multi-target not supported. " if input.ndim == 2 else "size mismatch. "
-            raise RuntimeError(f"{words if input.ndim in (2, 4) else ''}Expected target size {size}, got {list(target.shape)}")
+    batch, size = target.shape[0] if target.ndim else 0, [*input.shape[:1], *input.shape[2:]]
+    if input.ndim > 1 and batch != input.shape[0]:
+        raise ValueError(f"Expected input batch_size ({input.shape[0]}) to match target batch_size ({batch}).")
+    if input.ndim <= 2 and target.ndim > 1:
+        raise RuntimeError(f"0D or 1D target tensor expected, multi-target not supported: got {list(target.shape)}")
+    if input.ndim > 1 and list(target.shape) != size:
+        words = "size mismatch. " if input.ndim == 4 else ""
+        raise RuntimeError(f"{words}Expected target size {size}, got {list(target.shape)}")
     if target.dtype != torch.int64 and not (target.dtype == torch.uint8 and input.ndim <= 2):
         raise RuntimeError(f"expected target dtype to be Long or Byte, but got {dtype_name(target.dtype)}")
+    if input.ndim == 1 and target.numel() != 1:
+        raise ValueError(f"For 1D input, 1D target must have size 1, but got target size: {target.numel()}")
 
 
 def _check_weight(input: Tensor, weight: Tensor) -> None:
