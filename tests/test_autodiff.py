@@ -169,15 +169,21 @@ def chain(nodes):
 
 
 def seconds_of_reverse(nodes):
-    start = time.perf_counter()
-    x, y = chain(nodes)
-    adjoint = reverse.adjoints(y)[x.index]
-    return time.perf_counter() - start, float(adjoint), len(y.trace.nodes)
+    """CPU seconds, without Python's cycle collector, which looks through a growing heap again and again."""
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.process_time()
+        x, y = chain(nodes)
+        adjoint = reverse.adjoints(y)[x.index]
+        return time.process_time() - start, float(adjoint), len(y.trace.nodes)
+    finally:
+        gc.enable()
 
 
+@pytest.mark.slow
 def test_a_million_nodes_deep_without_recursion_in_linear_time():
     small = min(seconds_of_reverse(100_000)[0] for _ in range(2))
-    gc.collect()
     deep, adjoint, nodes = seconds_of_reverse(1_000_000)
     y, slope = 0.5, 1.0
     for _ in range(500_000):
@@ -185,7 +191,7 @@ def test_a_million_nodes_deep_without_recursion_in_linear_time():
         y = np.sin(0.999 * y)
     assert nodes == 1_000_001 > 100 * sys.getrecursionlimit()
     assert adjoint == pytest.approx(slope, rel=1e-9, abs=1e-300)
-    assert deep < 4 * 10 * small, f"ten times the nodes took {deep / small:.0f} times as long"
+    assert deep < 2 * 10 * small, f"ten times the nodes took {deep / small:.0f} times as long"
 
 
 def test_memory_grows_linearly_with_depth():
@@ -199,7 +205,7 @@ def test_memory_grows_linearly_with_depth():
         assert found[x.index] is not None
         return used
 
-    assert 8 < bytes_of(40_000) / bytes_of(4_000) < 12
+    assert 8 < bytes_of(20_000) / bytes_of(2_000) < 12
 
 
 # ---- the smallest network

@@ -18,6 +18,7 @@ WIDTH, HEIGHT = 0.74, 0.66
 
 def draw(traces: Traces) -> "Figure":
     """The figure of a trace table; save it as SVG or PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     if len(traces.lines) > MOST_NODES:
@@ -25,6 +26,7 @@ def draw(traces: Traces) -> "Figure":
     columns, places = columns_of(traces.lines), layout(traces.lines)
     width, height = (max(place[axis] for place in places.values()) + 1 for axis in (0, 1))
     figure = Figure(figsize=(2.2 * width + 0.2, 1.25 * height + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set(xlim=(-0.5, width - 0.5), ylim=(-0.5, height - 0.5), title=traces.title)
     axes.axis("off")

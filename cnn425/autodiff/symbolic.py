@@ -107,17 +107,21 @@ def in_order(expression: Any) -> list["Expression"]:
 
 
 def derivative(expression: Any, symbol: Expression) -> Any:
-    """The formula of the derivative by a symbol: the sum over the operands of local derivative times the operand's derivative."""
+    """The formula of the derivative by a symbol: the sum over the operands of local derivative times the operand's derivative.
+
+    Without simplification numbers and other symbols are differentiated too, as the rules say, and leave their `0 * ...` behind.
+    """
     found: dict[Any, Any] = {symbol: 1.0}
     for e in in_order(expression):
-        if e.rule is not None:
-            terms = [
-                push(found[o], e, *e.operands)
-                for push, o in zip(e.rule.push, e.operands, strict=False)
-                if push and isinstance(o, Expression) and o in found
-            ]
-            if terms:
-                found[e] = reduce(plus, terms)
+        terms = []
+        for push, o in zip(e.rule.push if e.rule else (), e.operands, strict=False):
+            tangent = found.get(o) if isinstance(o, Expression) else None
+            if tangent is None and not e.algebra.simplify and e.rule is not rules.power:
+                tangent = 0.0
+            if push and tangent is not None:
+                terms.append(push(tangent, e, *e.operands))
+        if terms:
+            found[e] = reduce(plus, terms)
     return found.get(expression, 0.0)
 
 
