@@ -16,7 +16,7 @@ image. Cells outside the image are left out, nothing is padded. The same visits,
     spread     the adjoint of total: every number goes to all pixels of its window
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from cnn425.windows import Geometry, windows
 
+BLOCK = 2**18  # numbers
 NOBODY = -1  # the pixel number of a window without pixels (a dilated window may lie wholly in the padding)
 
 
@@ -47,11 +48,10 @@ class Side(NamedTuple):
     positions: int
     length: int
     visits: tuple[tuple[int, slice, slice], ...]
-
-    @property
-    def complete(self) -> list[tuple[int, slice, slice]]:
-        """The visits that reach every window."""
-        return [visit for visit in self.visits if visit[1] == slice(0, self.positions)]
+    disjoint: bool  # no pixel is in two windows
+    cover: bool  # every pixel is in exactly one window
+    whole: bool  # one window shows the whole image
+    identity: bool  # every pixel is a window
 
 
 def even(size: int, kernel: int, stride: int, low: int, dilation: int, count: int) -> Side:
@@ -62,13 +62,17 @@ def even(size: int, kernel: int, stride: int, low: int, dilation: int, count: in
         a, b = max(0, -(first // stride)), min(count, (size - 1 - first) // stride + 1)
         if a < b:
             visits.append((u, slice(a, b), slice(first + a * stride, first + (b - 1) * stride + 1, stride)))
-    return Side(count, kernel, tuple(visits))
+    disjoint = (kernel - 1) * dilation < stride
+    cover = disjoint and sum([b.stop - b.start for _, b, _ in visits]) == size
+    return Side(count, kernel, tuple(visits), disjoint, cover, cover and count == 1, cover and kernel == 1)
 
 
 def uneven(size: int, count: int) -> Side:
     """Adaptive windows: `count / gcd` families of even windows, because lengths repeat when `i * size / count` is whole again."""
     if not count:
-        return Side(0, 1, ())
+        return Side(0, 1, (), True, False, False, False)
+    if size % count == 0:
+        return even(size, size // count, size // count, 0, 1, count)
     members, rest = count, size % count
     while rest:  # Euclid's gcd of size and count
         members, rest = rest, members % rest
@@ -79,7 +83,7 @@ def uneven(size: int, count: int) -> Side:
         for u in range(end - start):
             visits.append((u, slice(i, count, families), slice(start + u, start + u + (members - 1) * stride + 1, stride)))
     visits.sort(key=lambda visit: visit[0])
-    return Side(count, visits[-1][0] + 1, tuple(visits))
+    return Side(count, visits[-1][0] + 1, tuple(visits), False, False, False, False)
 
 
 def _sides(geometry: Geometry | Bins, size: tuple[int, ...]) -> tuple[Side, ...]:
@@ -93,11 +97,11 @@ _remembered = lru_cache(maxsize=1024)(_sides)
 
 
 def sides(geometry: Geometry | Bins, shape: Sequence[int]) -> tuple[tuple[int, Side], ...]:
-    """Axis (counted from the end) and windows of each spatial dimension of an image, the last dimension first."""
+    """Axis (counted from the end) and windows of each spatial dimension of an image."""
     d = len(geometry[0])
     size = tuple(shape[len(shape) - d :])
     found = (_sides if torch.compiler.is_compiling() else _remembered)(geometry, size)
-    return tuple((axis, found[axis]) for axis in range(-1, -d - 1, -1))
+    return tuple((axis, found[axis]) for axis in range(-d, 0))
 
 
 def at(axis: int, cells: slice) -> tuple[Any, ...]:
@@ -105,16 +109,38 @@ def at(axis: int, cells: slice) -> tuple[Any, ...]:
     return (..., cells, *(slice(None),) * (-1 - axis))
 
 
-def blank(x: Tensor, axis: int, size: int, pooling: Pooling, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory for an image like `x` with `size` pixels along `axis`, in the layout of the results."""
-    shape = [*x.shape[: x.ndim + axis], size, *x.shape[x.ndim + axis + 1 :]]
-    order, channel = list(range(x.ndim)), x.ndim - len(pooling.geometry[0]) - 1
-    if pooling.channels_last:
-        order = [*order[:channel], *order[channel + 1 :], channel]
-    strides, step = [1] * x.ndim, 1
-    for dim in reversed(order):
-        strides[dim], step = step, step * max(shape[dim], 1)
-    return torch.empty_strided(shape, strides, dtype=dtype or x.dtype, device=x.device)
+def blank(x: Tensor, pooling: Pooling, size: Sequence[int]) -> Tensor:
+    """Memory for images like `x` of `size` pixels, in the layout of the results."""
+    shape = (*x.shape[: x.ndim - len(size)], *size)
+    if not pooling.channels_last:
+        return torch.empty(shape, dtype=x.dtype, device=x.device)
+    channel = len(shape) - len(size) - 1
+    strides, step = [1] * len(shape), shape[channel]
+    for dim in reversed(range(len(shape))):
+        if dim != channel:
+            strides[dim], step = step, step * max(shape[dim], 1)
+    return torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device)
+
+
+def resized(x: Tensor, pooling: Pooling, axis: int, count: int) -> list[int]:
+    """The size in pixels of `x` with `count` of them along `axis`."""
+    size = list(x.shape[x.ndim - len(pooling.geometry[0]) :])
+    size[axis] = count
+    return size
+
+
+def blocks(pooling: Pooling, *images: Tensor) -> Iterator[Sequence[Tensor]]:
+    """The images a few at a time, so that what is computed from them stays in the processor's cache."""
+    count = images[0].shape[0]
+    if torch.compiler.is_compiling() or max(t.numel() for t in images) <= BLOCK:
+        yield images
+        return
+    if not pooling.channels_last and all(t.is_contiguous() for t in images):
+        d = len(pooling.geometry[0])
+        images = tuple(t.view(-1, *t.shape[t.ndim - d :]) for t in images)
+        count = images[0].shape[0]
+    step = max(1, count * BLOCK // max(t.numel() for t in images))
+    yield from zip(*(t.split(step) for t in images), strict=True)
 
 
 def lowest(dtype: torch.dtype) -> float:
@@ -132,29 +158,47 @@ def definition(x: Tensor, geometry: Geometry) -> Tensor:
 
 def largest(x: Tensor, pooling: Pooling) -> Tensor:
     """The largest number of every window: `(*batch, *size) -> (*batch, *positions)`."""
-    return _combined(x, pooling, torch.maximum, lowest(x.dtype))
+    return _combined(x, pooling, torch.maximum, torch.amax, lowest(x.dtype))
 
 
 def total(x: Tensor, pooling: Pooling) -> Tensor:
     """The sum of every window: `(*batch, *size) -> (*batch, *positions)`."""
-    return _combined(x, pooling, torch.add, 0)
+    return _combined(x, pooling, torch.add, torch.sum, 0)
 
 
-def _combined(x: Tensor, pooling: Pooling, combine: Callable[..., Tensor], neutral: float) -> Tensor:
-    for axis, side in sides(pooling.geometry, x.shape):
-        y, first = blank(x, axis, side.positions, pooling), side.complete[:2]
-        if len(first) == 2:
-            into(y, combine, *(x[at(axis, pixel)] for _, _, pixel in first))
-        elif first:
-            y.copy_(x[at(axis, first[0][2])])
-        else:
-            y.fill_(neutral)
-        for visit in side.visits:
-            if visit not in first:
-                target = y[at(axis, visit[1])]
-                into(target, combine, target, x[at(axis, visit[2])])
-        x = y
-    return x
+def _combined(x: Tensor, pooling: Pooling, combine: Callable[..., Tensor], reduce: Callable[..., Tensor], neutral: float) -> Tensor:
+    """Values do not depend on the order of sides: the first comes first, which leaves neighbours in memory together for longest."""
+    lines = sides(pooling.geometry, x.shape)
+    y = blank(x, pooling, [side.positions for _, side in lines])
+    if all(side.whole for _, side in lines):
+        return y.copy_(reduce(x, [axis for axis, _ in lines], keepdim=True))
+    for image, result in blocks(pooling, x, y):
+        for axis, side in lines[:-1]:
+            image = along(image, pooling, axis, side, combine, neutral)
+        along(image, pooling, -1, lines[-1][1], combine, neutral, result)
+    return y
+
+
+def along(
+    x: Tensor, pooling: Pooling, axis: int, side: Side, combine: Callable[..., Tensor], neutral: float, y: Tensor | None = None
+) -> Tensor:
+    """Every window's cells along one axis, combined: cell by cell, all windows at once. Written to `y` if given."""
+    if side.identity and y is None:
+        return x
+    if y is None:
+        y = blank(x, pooling, resized(x, pooling, axis, side.positions))
+    first = [visit for visit in side.visits if visit[1] == slice(0, side.positions)][:2]
+    if len(first) == 2:
+        into(y, combine, *(x[at(axis, pixel)] for _, _, pixel in first))
+    elif first:
+        y.copy_(x[at(axis, first[0][2])])
+    else:
+        y.fill_(neutral)
+    for visit in side.visits:
+        if visit not in first:
+            target = y[at(axis, visit[1])]
+            into(target, combine, target, x[at(axis, visit[2])])
+    return y
 
 
 def into(target: Tensor, combine: Callable[..., Tensor], *args: Tensor) -> None:
@@ -171,8 +215,8 @@ def into(target: Tensor, combine: Callable[..., Tensor], *args: Tensor) -> None:
 def winners(x: Tensor, pooling: Pooling) -> tuple[Tensor, list[Tensor]]:
     """The largest number of every window, and for each side, the last first, which cell it came from."""
     chosen = []
-    for axis, side in sides(pooling.geometry, x.shape):
-        y = blank(x, axis, side.positions, pooling).fill_(lowest(x.dtype))
+    for axis, side in reversed(sides(pooling.geometry, x.shape)):
+        y = blank(x, pooling, resized(x, pooling, axis, side.positions)).fill_(lowest(x.dtype))
         winner = torch.full_like(y, side.length, dtype=torch.uint8 if side.length < 256 else torch.int32)
         for u, position, pixel in side.visits:
             best, winner_there, candidate = y[at(axis, position)], winner[at(axis, position)], x[at(axis, pixel)]
@@ -186,7 +230,7 @@ def winners(x: Tensor, pooling: Pooling) -> tuple[Tensor, list[Tensor]]:
 
 def pick(t: Tensor, chosen: Sequence[Tensor], pooling: Pooling, nobody: float = 0) -> Tensor:
     """Another image where the winners are, `(*batch, *size) -> (*batch, *positions)`; `nobody` for a window without pixels."""
-    for (axis, side), winner in zip(sides(pooling.geometry, t.shape), chosen, strict=True):
+    for (axis, side), winner in zip(reversed(sides(pooling.geometry, t.shape)), chosen, strict=True):
         y = torch.full_like(winner, nobody, dtype=t.dtype)
         for u, position, pixel in side.visits:
             target = y[at(axis, position)]
@@ -207,8 +251,8 @@ def numbers(chosen: Sequence[Tensor], pooling: Pooling, size: Sequence[int]) -> 
 
 def route(g: Tensor, chosen: Sequence[Tensor], pooling: Pooling, size: Sequence[int]) -> Tensor:
     """The adjoint of `pick`: every number goes to the pixel that won, `(*batch, *positions) -> (*batch, *size)`."""
-    for (axis, side), winner in zip(reversed(sides(pooling.geometry, size)), reversed(chosen), strict=True):
-        gx = blank(g, axis, size[axis], pooling).zero_()
+    for (axis, side), winner in zip(sides(pooling.geometry, size), reversed(chosen), strict=True):
+        gx = blank(g, pooling, resized(g, pooling, axis, size[axis])).zero_()
         for u, position, pixel in side.visits:
             gx[at(axis, pixel)] += torch.where(winner[at(axis, position)] == u, g[at(axis, position)], 0)
         g = gx
@@ -217,12 +261,30 @@ def route(g: Tensor, chosen: Sequence[Tensor], pooling: Pooling, size: Sequence[
 
 def spread(g: Tensor, pooling: Pooling, size: Sequence[int]) -> Tensor:
     """The adjoint of `total`: every number goes to all pixels of its window, `(*batch, *positions) -> (*batch, *size)`."""
-    for axis, side in reversed(sides(pooling.geometry, size)):
-        gx = blank(g, axis, size[axis], pooling).zero_()
-        for _, position, pixel in side.visits:
-            gx[at(axis, pixel)] += g[at(axis, position)]
-        g = gx
-    return g
+    lines = sides(pooling.geometry, size)
+    gx = blank(g, pooling, size)
+    if all(side.whole for _, side in lines):
+        return gx.copy_(g.expand_as(gx))
+    for result, image in blocks(pooling, gx, g):
+        for axis, side in reversed(lines):
+            image = back_along(image, pooling, axis, side, size[axis], result if axis == -len(lines) else None)
+    return gx
+
+
+def back_along(g: Tensor, pooling: Pooling, axis: int, side: Side, count: int, gx: Tensor | None = None) -> Tensor:
+    """The adjoint of a sum along one axis. Written to `gx` if given."""
+    if side.identity and gx is None:
+        return g
+    if gx is None:
+        gx = blank(g, pooling, resized(g, pooling, axis, count))
+    if not side.cover:
+        gx.zero_()
+    for _, position, pixel in side.visits:
+        if side.disjoint:
+            gx[at(axis, pixel)].copy_(g[at(axis, position)])
+        else:
+            gx[at(axis, pixel)].add_(g[at(axis, position)])
+    return gx
 
 
 def counts(geometry: Geometry | Bins, size: Sequence[int], padding: bool, like: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from torch.autograd import Function
 from torch.nn import Module
 
 from cnn425.algorithms import pool as algorithm
+from cnn425.algorithms import pool_masks
 from cnn425.algorithms.pool import Pooling
 from cnn425.layers import pool_arguments as arguments
 from cnn425.layers.function import operation
@@ -53,12 +54,12 @@ class MaxPool(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, ctx.pooling = inputs
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, output)
         ctx.save_for_forward(x)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        return route(gy, ctx.saved_tensors[0], ctx.pooling), None
+        return route(gy, *ctx.saved_tensors, ctx.pooling), None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, _: None) -> Tensor:
@@ -74,19 +75,22 @@ class MaxPoolWithIndices(Function):
 
     @staticmethod
     def forward(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
-        y, chosen = algorithm.winners(x, pooling)
-        return y, algorithm.numbers(chosen, pooling, spatial(x, pooling))
+        y = algorithm.largest(x, pooling)
+        indices = pool_masks.numbers(x, y, pooling)
+        if indices is None:
+            indices = algorithm.numbers(algorithm.winners(x, pooling)[1], pooling, spatial(x, pooling))
+        return y, indices
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, ctx.pooling = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, output[0])
         ctx.save_for_forward(x)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return route(gy, ctx.saved_tensors[0], ctx.pooling), None
+        return route(gy, *ctx.saved_tensors, ctx.pooling), None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, _: None) -> tuple[Tensor, None]:
@@ -112,7 +116,8 @@ class Pick(Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        return route(gy, ctx.saved_tensors[0], ctx.pooling), None, None
+        x = ctx.saved_tensors[0]
+        return route(gy, x, max_pool(x, ctx.pooling), ctx.pooling), None, None
 
     @staticmethod
     def jvp(ctx: Any, dt: Tensor | None, *_: Any) -> Tensor | None:
@@ -124,30 +129,33 @@ class Pick(Function):
 
 
 class Route(Function):
-    """(gradient of the output, image) -> gradient of the image: `(N, C, *positions) -> (N, C, *size)`, each to the pixel that won."""
+    """(gradient of the output, image, its max pool) -> gradient of the image: `(N, C, *positions) -> (N, C, *size)`, each to the winner."""
 
     @staticmethod
-    def forward(gy: Tensor, x: Tensor, pooling: Pooling) -> Tensor:
-        chosen = algorithm.winners(x, pooling)[1]
-        return algorithm.route(wide(gy), chosen, pooling, spatial(x, pooling)).to(gy.dtype)
+    def forward(gy: Tensor, x: Tensor, y: Tensor, pooling: Pooling) -> Tensor:
+        g = wide(gy)
+        gx = pool_masks.route(g, x.to(g.dtype), y.to(g.dtype), pooling)
+        if gx is None:
+            gx = algorithm.route(g, algorithm.winners(x, pooling)[1], pooling, spatial(x, pooling))
+        return gx.to(gy.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, x, ctx.pooling = inputs
+        _, x, y, ctx.pooling = inputs
         ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
+        ctx.save_for_forward(x, y)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return pick(g, ctx.saved_tensors[0], ctx.pooling), None, None
+        return pick(g, ctx.saved_tensors[0], ctx.pooling), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dgy: Tensor | None, *_: Any) -> Tensor | None:
-        return None if dgy is None else route(dgy, ctx.saved_tensors[0], ctx.pooling)
+        return None if dgy is None else route(dgy, *ctx.saved_tensors, ctx.pooling)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], gy: Tensor, x: Tensor, pooling: Pooling) -> tuple[Tensor, int]:
-        return over_batch(route, info.batch_size, in_dims[:2], (gy, x), pooling), 0
+    def vmap(info: Any, in_dims: tuple[int | None, ...], gy: Tensor, x: Tensor, y: Tensor, pooling: Pooling) -> tuple[Tensor, int]:
+        return over_batch(route, info.batch_size, in_dims[:3], (gy, x, y), pooling), 0
 
 
 class AveragePool(Function):
