@@ -105,6 +105,23 @@ def test_inputs_without_a_path_and_inputs_that_are_not_numbers():
     assert [(line.formula, float(line.adjoint)) for line in table.lines] == [("x", 7), ("unused", 0), ("Mul(v0, _)", 1)]
 
 
+def test_frozen_and_unused_parameters():
+    model = torch.nn.Linear(2, 3)
+    model.bias.requires_grad_(False)
+    model.extra = torch.nn.Parameter(torch.ones(2))
+    lines = {line.formula: line for line in explain(model, torch.ones(2)).lines}
+    assert "bias" not in lines
+    assert lines["extra"].adjoint == 0
+    assert lines["weight"].adjoint.tolist() == [[1, 1]] * 3
+
+
+def test_half_precision_and_images_that_are_integers():
+    table = explain(
+        lambda x, labels: torch.nn.functional.cross_entropy(x.float(), labels), torch.randn(3, 4).bfloat16(), torch.tensor([0, 1, 3])
+    )
+    assert table.lines[0].adjoint.shape == (3, 4)
+
+
 def test_a_parameter_held_by_a_closure_is_a_leaf_without_a_name():
     weight = torch.nn.Parameter(torch.tensor([2.0]))
     assert "leaf 1" in [line.formula for line in explain(lambda x: x * weight, torch.ones(1)).lines]

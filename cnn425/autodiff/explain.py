@@ -55,7 +55,7 @@ def explain(function: Callable[..., Any], *inputs: Any) -> Traces:
     order, depths = _graph(output.grad_fn)
     for node in order:
         watch.see(_saved(node))
-    parameters = dict(function.named_parameters()) if isinstance(function, nn.Module) else {}
+    parameters = {n: p for n, p in function.named_parameters() if p.requires_grad} if isinstance(function, nn.Module) else {}
     leaves = _named_leaves(order, variables | parameters)
     adjoints = _adjoints(output, order, leaves)
     return _table(

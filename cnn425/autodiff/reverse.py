@@ -48,12 +48,14 @@ def vjp(function: Callable[..., Any], inputs: Sequence[Any], cotangent: Any) -> 
 
 def value_and_gradient(function: Callable[..., Any], *inputs: Any) -> tuple[Any, list[Any]]:
     """The value of a scalar function and its gradient by each input: one sweep for all of them."""
-    try:
-        return vjp(function, inputs, 1.0)
-    except ValueError as error:
-        if "cotangent" not in str(error):
-            raise
-        raise ValueError("a gradient needs a scalar output; for a cotangent times its Jacobian use vjp") from error
+
+    def scalar(*variables: Any) -> Any:
+        value = function(*variables)
+        if shape := np.shape(value_of(value)):
+            raise ValueError(f"a gradient needs a scalar output, got shape {shape}; for a cotangent times its Jacobian use vjp")
+        return value
+
+    return vjp(scalar, inputs, 1.0)
 
 
 def gradient(function: Callable[..., Any], *inputs: Any) -> list[Any]:
