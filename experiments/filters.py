@@ -28,12 +28,9 @@ from torch import Tensor
 
 from cnn425.lab import figures
 from cnn425.lab.errors import LabError, command
-from cnn425.lab.loop import default_folder
 from cnn425.lab.models import Layers, namespace
-from cnn425.lab.options import parse
-from cnn425.lab.training import settings
+from cnn425.lab.study import Study, StudyOptions, at_least, parse, study
 from cnn425.nn import functional
-from experiments.sharing import UntrainedOptions, publish
 
 TINY = ("--size", "48", "--template", "64", "40", "9", "12")
 
@@ -46,17 +43,19 @@ FILTERS = {
 
 
 @dataclass(frozen=True)
-class FilterOptions(UntrainedOptions):
+class FilterOptions(StudyOptions):
     """What can be changed; see --help."""
 
     template: tuple[int, int, int, int] = (90, 104, 14, 22)
     """The part of the photograph (300 x 256 pixels) to look for: top, left, height, width, in pixels."""
     size: int = 120
     """Side of the square in the middle of the photograph from which the filters are learnt, in pixels."""
+    threads: int = 1
+    """CPU threads. 0: torch's own choice."""
 
     def __post_init__(self) -> None:
         """Refuses a template or a square that is not in the photograph."""
-        super().__post_init__()
+        at_least(self, threads=0)
         top, left, height, width = self.template
         if min(top, left) < 0 or min(height, width) < 2 or top + height > 300 or left + width > 256:
             raise LabError(f"--template is {' '.join(map(str, self.template))}; at least 2 x 2 pixels inside 300 x 256 are wanted", 2)
@@ -85,7 +84,6 @@ class FilterVerdict(NamedTuple):
     raw: Match
     centred: Match
     normalised: Match
-    figure: str
 
 
 def photograph() -> Tensor:
@@ -150,14 +148,14 @@ def best(response: Tensor, place: Sequence[int]) -> Match:
 
 
 def main(argv: Sequence[str] | None = None) -> FilterVerdict:
-    """Filter, learn the filters again, look for the template; the verdict."""
+    """The three parts of the claim on the photograph; the verdict."""
     options = parse(FilterOptions, argv, "a convolution is one neuron shifted over the image, and its weights are a template")
-    with settings(options):
-        return verdict(options)
+    with study("filters", options) as record:
+        return tried(options, record)
 
 
-def verdict(options: FilterOptions) -> FilterVerdict:
-    """What `main` says, with the threads that the options ask for."""
+def tried(options: FilterOptions, record: Study) -> FilterVerdict:
+    """Filter, learn the filters again, look for the template, and draw it; the verdict."""
     ours, x, weight = namespace(options.layers), photograph(), bank()
     filtered = ours.functional.conv2d(x, weight)
     random = torch.Generator().manual_seed(options.seed)
@@ -177,12 +175,9 @@ def verdict(options: FilterOptions) -> FilterVerdict:
     for name, match in zip(("convolution", "template without its mean", "normalised cross-correlation"), matches, strict=True):
         print(f"{name}: largest answer {match.response:.3f}, {match.pixels_off:.0f} pixels off")
     holds = neuron < 1e-9 and error < 1e-9 and matches[2].pixels_off == 0 and abs(matches[2].response - 1) < 1e-9 < matches[0].pixels_off
-    folder = options.log_dir or default_folder("filters", "photograph", options)
-    if not options.dry_run:
-        publish(
-            options, folder, {"filters": draw_filters(x, filtered, found), "template": draw_template(x, options.template, maps, matches)}
-        )
-    return FilterVerdict(holds, neuron, error, *matches, str(folder / "filters.png"))
+    record.figure("filters", draw_filters(x, filtered, found))
+    record.figure("template", draw_template(x, options.template, maps, matches))
+    return record.verdict(FilterVerdict(holds, neuron, error, *matches))
 
 
 # ---- The figures -------------------------------------------------------------------------------------------------------------------------

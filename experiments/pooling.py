@@ -23,13 +23,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from cnn425.lab import figures
-from cnn425.lab.errors import LabError, command
-from cnn425.lab.loop import default_folder
+from cnn425.lab.errors import command
 from cnn425.lab.models import local_layer, namespace
-from cnn425.lab.options import parse
 from cnn425.lab.pictures import drawn
-from cnn425.lab.training import settings
-from experiments.sharing import UntrainedOptions, publish
+from cnn425.lab.study import Study, StudyOptions, at_least, parse, study
 
 TINY = ("--channels", "2")
 
@@ -40,17 +37,17 @@ Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class PoolingOptions(UntrainedOptions):
+class PoolingOptions(StudyOptions):
     """What can be changed; see --help."""
 
     channels: int = 16
-    """Random filters in front of the pool."""
+    """Random filters in front of the pool; `--full`: ten times as many."""
+    threads: int = 1
+    """CPU threads; small tensors wait for threads more than they compute. 0: torch's own choice."""
 
     def __post_init__(self) -> None:
         """Refuses a layer without filters."""
-        super().__post_init__()
-        if self.channels < 1:
-            raise LabError(f"--channels is {self.channels}; it must be at least 1", 2)
+        at_least(self, threads=0, channels=1)
 
 
 class PoolingVerdict(NamedTuple):
@@ -67,7 +64,6 @@ class PoolingVerdict(NamedTuple):
     convolution_average: tuple[float, ...]
     local_max: tuple[float, ...]
     local_average: tuple[float, ...]
-    figure: str
 
 
 def letter(column: int) -> Tensor:
@@ -95,16 +91,22 @@ def behind(layer: nn.Module, pool: nn.Module, relu: nn.Module) -> Network:
 
 
 def main(argv: Sequence[str] | None = None) -> PoolingVerdict:
-    """Shift, pool, compare, draw; the verdict."""
+    """Slide the letter; the verdict."""
     options = parse(PoolingOptions, argv, "a convolution moves with its image, and pooling forgets by how much")
+    with study("pooling", options) as record:
+        return tried(options, record)
+
+
+def tried(options: PoolingOptions, record: Study) -> PoolingVerdict:
+    """Shift, pool, compare, draw; the verdict."""
     ours = namespace(options.layers)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        conv = ours.Conv2d(1, options.channels, KERNEL, padding=KERNEL // 2, bias=False, dtype=torch.float64)
-        local = local_layer(options.layers)(1, options.channels, SIZE, KERNEL, padding=KERNEL // 2, bias=False, dtype=torch.float64)
+    channels = options.channels * (10 if options.full else 1)
+    torch.manual_seed(options.seed)
+    conv = ours.Conv2d(1, channels, KERNEL, padding=KERNEL // 2, bias=False, dtype=torch.float64)
+    local = local_layer(options.layers)(1, channels, SIZE, KERNEL, padding=KERNEL // 2, bias=False, dtype=torch.float64)
     layers = {"convolution": conv, "local layer": local}
     pools = {"max": ours.MaxPool2d, "average": ours.AvgPool2d}
-    with settings(options), torch.no_grad():
+    with torch.no_grad():
         # far from the border, where the padding of zeros is another neighbour than the letter's background
         exchanged = [change(layer(letter(8)).roll(6, -1)[..., 8:-8], layer(letter(14))[..., 8:-8]) for layer in layers.values()]
         curves = {
@@ -120,12 +122,12 @@ def main(argv: Sequence[str] | None = None) -> PoolingVerdict:
         print(f"  {name:12} {pool:8} " + "  ".join(f"{value:6.1%}" for value in values))
     falling = all(a > b for pool in pools for a, b in zip(steps["convolution", pool], steps["convolution", pool][1:], strict=False))
     vanishes = max(steps["convolution", pool][-1] for pool in pools) < 1e-12 < 0.05 < min(steps["local layer", pool][-1] for pool in pools)
-    folder = options.log_dir or default_folder("pooling", "letter", options)
-    if not options.dry_run:
-        publish(options, folder, {"pooling": draw_tolerance(layers, curves, pools), "gradients": draw_gradients(pools)})
-    return PoolingVerdict(
-        exchanged[0] < 1e-12 and exchanged[1] > 0.1 and falling and vanishes, *exchanged, *steps.values(), str(folder / "pooling.png")
-    )
+    for (name, pool, side), values in curves.items():
+        record.curve(f"change by shift/{name}, {pool} {side}x{side}", range(FURTHEST + 1), values)
+    record.figure("pooling", draw_tolerance(layers, curves, pools))
+    record.figure("gradients", draw_gradients(pools))
+    holds = exchanged[0] < 1e-12 and exchanged[1] > 0.1 and falling and vanishes
+    return record.verdict(PoolingVerdict(holds, *exchanged, *steps.values()))
 
 
 # ---- The figures -------------------------------------------------------------------------------------------------------------------------

@@ -8,26 +8,19 @@ strides, paddings and channels: all three layers give the same output and the sa
 weight is the sum of the gradients of its copies. Differences are in units of float64's rounding, 2.2e-16 of the largest value.
 """
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from tyro.conf import Fixed, Suppress
 
 from cnn425.lab import figures
-from cnn425.lab.board import Board
-from cnn425.lab.errors import LabError, command
-from cnn425.lab.folder import describe, locked
-from cnn425.lab.loop import default_folder, show_board
+from cnn425.lab.errors import command
 from cnn425.lab.models import Layers, local_layer, namespace
-from cnn425.lab.options import Options, as_words, parse
-from cnn425.lab.training import settings
+from cnn425.lab.study import StudyOptions, at_least, parse, study
 
 TINY = ("--draws", "2")
 
@@ -43,38 +36,17 @@ EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
-class UntrainedOptions(Options):
-    """The options of an experiment in which nothing is trained: those of a training loop are out of reach."""
-
-    epochs: Suppress[Fixed[int]] = 0
-    batch_size: Suppress[Fixed[int]] = 1
-    optimizer: Suppress[Fixed[Any]] = "sgd"
-    lr: Suppress[Fixed[float]] = 1.0
-    schedule: Suppress[Fixed[Any]] = "constant"
-    clip: Suppress[Fixed[float]] = 0.0
-    patience: Suppress[Fixed[int]] = 0
-    device: Suppress[Fixed[str]] = "cpu"
-    amp: Suppress[Fixed[Any]] = "off"
-    compile: Suppress[Fixed[bool]] = False
-    channels_last: Suppress[Fixed[bool]] = False
-    log_every: Suppress[Fixed[int]] = 1
-    checkpoint_seconds: Suppress[Fixed[float]] = 60.0
-    threads: int = 1
-    """CPU threads; small tensors wait for threads more than they compute. 0: torch's own choice."""
-
-
-@dataclass(frozen=True)
-class SharingOptions(UntrainedOptions):
+class SharingOptions(StudyOptions):
     """What can be changed; see --help."""
 
     draws: int = 40
-    """How many random geometries the equalities are tested on."""
+    """How many random geometries the equalities are tested on; `--full`: ten times as many."""
+    threads: int = 1
+    """CPU threads; small tensors wait for threads more than they compute. 0: torch's own choice."""
 
     def __post_init__(self) -> None:
         """Refuses a test of nothing."""
-        super().__post_init__()
-        if self.draws < 1:
-            raise LabError(f"--draws is {self.draws}; it must be at least 1", 2)
+        at_least(self, threads=0, draws=1)
 
 
 class SharingVerdict(NamedTuple):
@@ -85,20 +57,6 @@ class SharingVerdict(NamedTuple):
     locally_connected: int
     convolution: int
     difference: float
-    figure: str
-
-
-def publish(options: Options, folder: Path, pictures: Mapping[str, Figure]) -> Path:
-    """Write options.json and each figure as PNG into the run folder, and the figures to TensorBoard; the first PNG."""
-    with locked(folder), contextlib.closing(Board(folder)) as board:
-        describe(folder, as_words(options))
-        for name, made in pictures.items():
-            made.savefig(folder / f"{name}.png", dpi=110)
-            board.figure(name, made, 0)
-    for name in pictures:
-        print(f"figure: {folder / name}.png")
-    show_board(folder)
-    return folder / f"{next(iter(pictures))}.png"
 
 
 def lit(shape: Sequence[int]) -> Tensor:
@@ -165,27 +123,23 @@ def equalities(layers: Layers, random: torch.Generator) -> list[float]:
 def main(argv: Sequence[str] | None = None) -> SharingVerdict:
     """Count weights on the 4x4 example, test the equalities, draw both; the verdict."""
     options = parse(SharingOptions, argv, "a convolution is a local layer with equal weights, a local layer a thinned-out full one")
-    with settings(options), torch.random.fork_rng(devices=[]):
+    draws = options.draws * (10 if options.full else 1)
+    with study("sharing", options) as record:
         torch.manual_seed(options.seed)
         example = three_layers(options.layers, 1, 1, (4, 4), 3, 1, 0)
         random = torch.Generator().manual_seed(options.seed)
-        differences = torch.tensor([equalities(options.layers, random) for _ in range(options.draws)], dtype=torch.float64)
-    joined = [
-        connections(layer[1] if kind == KINDS[0] else layer, (16,) if kind == KINDS[0] else (1, 4, 4))
-        for kind, layer in zip(KINDS, example, strict=True)
-    ]
-    counts = [len(owners[owners > 0].unique()) for owners in joined]
-    for kind, owners, count in zip(KINDS, joined, counts, strict=True):
-        print(f"{kind}: {int((owners > 0).sum())} connections, {count} weights")
-    for name, worst in zip(EQUALITIES, differences.amax(0).tolist(), strict=True):
-        print(f"{name}: {worst:.1f} roundings apart at most, {options.draws} geometries")
-    worst = float(differences.max())
-    folder = options.log_dir or default_folder("sharing", "4x4", options)
-    if not options.dry_run:
-        publish(
-            options, folder, {"sharing": draw_connections(joined, counts), "equal": draw_equalities(example, differences, options.seed)}
-        )
-    return SharingVerdict(counts == [64, 36, 9] and worst < 100, *counts, worst, str(folder / "sharing.png"))
+        differences = torch.tensor([equalities(options.layers, random) for _ in range(draws)], dtype=torch.float64)
+        full, *windowed = example
+        joined = [connections(full[1], (16,)), *(connections(layer, (1, 4, 4)) for layer in windowed)]
+        counts = [len(owners[owners > 0].unique()) for owners in joined]
+        for kind, owners, count in zip(KINDS, joined, counts, strict=True):
+            print(f"{kind}: {int((owners > 0).sum())} connections, {count} weights")
+        for name, worst in zip(EQUALITIES, differences.amax(0).tolist(), strict=True):
+            print(f"{name}: {worst:.1f} roundings apart at most, {draws} geometries")
+        record.figure("sharing", draw_connections(joined, counts))
+        record.figure("equal", draw_equalities(example, differences, options.seed))
+        worst = float(differences.max())
+        return record.verdict(SharingVerdict(counts == [64, 36, 9] and worst < 100, *counts, worst))
 
 
 # ---- The figures -------------------------------------------------------------------------------------------------------------------------
