@@ -1,0 +1,249 @@
+"""The smallest network in full: its gradient is (probability - truth) times pixel, so it learns pixels: noise is fine, a shift is not.
+
+    python -m experiments.smallest            (about 10 seconds; `experiments.patterns` trains the same network through the lab's loop)
+
+Data: three patterns of 3x3 pixels. Network: 9 pixels x into 3 units, scores s = W x + b. Loss: cross-entropy of the softmax q. By hand,
+
+    dL/dW[o,p] = mean over pictures of (q[o] - y[o]) x[p]            dL/db[o] = mean over pictures of (q[o] - y[o])
+
+with y[o] = 1 for the true pattern, else 0. Three things follow before anything is run. A pixel that no pattern lights has gradient zero:
+its weights stay the random numbers they began as. The centre, which every pattern lights, learns what the bias learns. And as q and y
+both sum to one, the three weights of a pixel keep their sum. A bar moved aside shares its pixels with the other patterns, none with
+itself: the network must take it for another. Against noise nothing can do better than comparing with the three patterns themselves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cnn425.lab import figures
+from cnn425.lab.errors import command
+from cnn425.lab.models import build, namespace
+from cnn425.lab.pictures import PATTERNS, drawn, patterns
+from cnn425.lab.study import StudyOptions, at_least, parse, study
+
+TINY = ("--steps", "2", "--seeds", "1", "--test-pictures", "30")
+
+CENTRE, DARK = 4, (2, 6)  # pixels in reading order; the dark ones are lit by no pattern
+UNSEEN = {
+    "vertical, left": ("#..", "#..", "#.."),
+    "vertical, right": ("..#", "..#", "..#"),
+    "horizontal, up": ("###", "...", "..."),
+    "horizontal, down": ("...", "...", "###"),
+    "other diagonal": ("..#", ".#.", "#.."),
+    "plus": (".#.", "###", ".#."),
+    "everything lit": ("###", "###", "###"),
+    "nothing lit": ("...", "...", "..."),
+}
+SHIFTED = {name: list(PATTERNS).index(name.split(",")[0]) for name in UNSEEN if "," in name}
+ROLES = {"own ink": "#00798c", "ink of the others": "#d1495b", "centre, ink of all": "#edae49", "lit by none": "#555555"}
+NOISES = torch.linspace(0, 1, 21).tolist()
+
+
+@dataclass(frozen=True)
+class SmallestOptions(StudyOptions):
+    """What can be changed; see --help."""
+
+    steps: int = 300
+    """Steps of gradient descent, each on all pictures."""
+    lr: float = 0.5
+    noise: float = 0.5
+    """Standard deviation of the noise for the second network, and where the verdict measures; the ink is 1 bright."""
+    seeds: int = 20
+    """Initial weights from which moved bars are tried."""
+    test_pictures: int = 3000
+    """Noisy pictures at each point of the noise curve. `--full`: ten times as many."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        at_least(self, threads=0, steps=1, lr=1e-9, noise=0, seeds=1, test_pictures=3)
+
+
+class SmallestVerdict(NamedTuple):
+    """Differences from the formulas, then shares from 0 to 1.
+
+    Holds if hand and backward agree to 1e-12 over all of training, dark pixels did not move at all and the centre moved with the bias to
+    1e-12, the clean patterns are recognised, noise costs at most 3 points more than it must, and not one in ten moved bars is recognised.
+    """
+
+    holds: bool
+    gradient_difference: float
+    trained_difference: float
+    dark_pixels_moved: float
+    centre_against_bias: float
+    clean_accuracy: float
+    noisy_accuracy: float
+    noisy_accuracy_trained_with_noise: float
+    noisy_accuracy_at_best: float
+    shifted_recognised: float
+
+
+def gradient(W: Tensor, b: Tensor, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """dL/dW and dL/db by hand: `(3, 9)`, `(3,)` from pixels `(N, 9)`."""
+    scores = (x @ W.T + b).exp()
+    error = scores / scores.sum(1, keepdim=True)
+    error[torch.arange(len(labels)), labels] -= 1
+    return error.T @ x / len(labels), error.mean(0)
+
+
+def learn(model: nn.Sequential, options: SmallestOptions, images: Tensor, labels: Tensor) -> tuple[list[float], list[Tensor]]:
+    """Gradient descent with the gradients of our layers; loss in nats and weights `(3, 9)` before each step and at the end."""
+    loss = namespace(options.layers).CrossEntropyLoss()
+    losses, weights = [], []
+    for step in range(options.steps + 1):
+        value = loss(model(images), labels)
+        losses.append(value.item())
+        weights.append(model[1].weight.detach().clone())
+        if step < options.steps:
+            model.zero_grad()
+            value.backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= options.lr * parameter.grad
+    return losses, weights
+
+
+def accuracy(scores: Tensor, labels: Tensor) -> float:
+    """The share of pictures whose largest score is that of the true pattern."""
+    return float((scores.detach().argmax(1) == labels).double().mean())
+
+
+def role(o: int, p: int) -> str:
+    """What pixel p is to unit o."""
+    inks = torch.stack([drawn(rows).flatten() for rows in PATTERNS.values()])
+    if p in DARK or p == CENTRE:
+        return "lit by none" if p in DARK else "centre, ink of all"
+    return "own ink" if inks[o, p] else "ink of the others"
+
+
+def draw_learning(losses: Sequence[float], weights: Sequence[Tensor], first: Tensor) -> Any:
+    """The figure: the patterns, which way the first gradient pulls, weights before and after, and how each weight moved."""
+    made = figures.figure(13, 7)
+    left, right = made.subfigures(1, 2, width_ratios=[1, 1])
+    rows = {
+        "pattern": [drawn(p) for p in PATTERNS.values()],
+        "weights\nbefore": weights[0],
+        "- gradient,\nfirst step": -first,
+        "weights\nafter": weights[-1],
+    }
+    panels = left.subplots(len(rows), 3)
+    for line, (title, pictures) in zip(panels, rows.items(), strict=True):
+        largest = max(float(torch.as_tensor(picture).abs().max()) for picture in pictures)
+        for axes, name, picture in zip(line, PATTERNS, pictures, strict=True):
+            picture = picture.reshape(3, 3)
+            ink = title == "pattern"
+            axes.imshow(picture.numpy(), cmap="gray_r" if ink else "RdBu", vmin=0 if ink else -1.2 * largest, vmax=1.2 * largest)
+            axes.set(xticks=[], yticks=[], title=name if ink else "")
+            for place in [] if ink else range(9):
+                value = float(picture.flatten()[place])
+                shade = "white" if abs(value) > 0.7 * largest else "black"
+                axes.text(place % 3, place // 3, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=9, color=shade)
+        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=11, labelpad=8)
+    top, bottom = right.subplots(2, 1, height_ratios=[1, 1.6], sharex=True)
+    top.plot(losses, color="black")
+    top.set(ylabel="loss [nats]", ylim=(0, None), title="Gradient descent on the three patterns")
+    moved = torch.stack(list(weights))
+    for name, colour in ROLES.items():
+        some = [(o, p) for o in range(3) for p in range(9) if role(o, p) == name]
+        for k, (o, p) in enumerate(some):
+            bottom.plot(moved[:, o, p], color=colour, linewidth=1.3, label=f"{name} ({len(some)} weights)" if k == 0 else None)
+    bottom.set(xlabel="step", ylabel="weight", title="All 27 weights, by what their pixel is to their unit")
+    bottom.legend(fontsize=9, loc="upper left", ncols=2)
+    bottom.set_ylim(float(moved.min()) - 0.3, 1.35 * float(moved.max()))
+    return made
+
+
+def draw_unseen(curves: dict[str, list[float]], answers: Tensor) -> Any:
+    """The figure: accuracy against noise, and what the network says to pictures that it never saw."""
+    made = figures.figure(13, 5.4)
+    left, right = made.subfigures(1, 2, width_ratios=[1, 1.1])
+    axes = left.subplots()
+    for (name, values), style in zip(curves.items(), ("-", "--", ":"), strict=True):
+        axes.plot(NOISES, [100 * value for value in values], style, linewidth=2.5 if style == ":" else 2, label=name)
+    axes.axhline(100 / 3, color="#999999", linewidth=0.8)
+    axes.text(0, 34.5, "guessing", fontsize=9, color="#666666")
+    axes.set(
+        xlabel="noise: standard deviation, where the ink is 1",
+        ylabel="patterns recognised [%]",
+        ylim=(25, 102),
+        title="Noise: as good as can be",
+    )
+    axes.legend(fontsize=10, loc="lower left", bbox_to_anchor=(0, 0.13))
+    cells = right.subplots(4, 4, width_ratios=[1, 2.2] * 2)
+    for k, ((name, rows), shares) in enumerate(zip(UNSEEN.items(), answers.tolist(), strict=True)):
+        picture, bars = cells[k % 4, k // 4 * 2], cells[k % 4, k // 4 * 2 + 1]
+        picture.imshow(drawn(rows).numpy(), cmap="gray_r", vmin=0, vmax=1.2)
+        picture.set(xticks=[], yticks=[])
+        picture.set_title(name, fontsize=10)
+        bars.barh(range(3), shares, color=["#00798c" if SHIFTED.get(name) == o else "#cccccc" for o in range(3)])
+        for o, (pattern, share) in enumerate(zip(PATTERNS, shares, strict=True)):
+            bars.text(0.02, o, f"{pattern} {share:.0%}", fontsize=9, va="center")
+        bars.set(xlim=(0, 1), ylim=(2.6, -0.6), yticks=[], xticks=[])
+    right.suptitle("Pictures it never saw, and what it takes them for (teal: what a viewer would say)", fontsize=12)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> SmallestVerdict:
+    """Gradient by hand, training twice, noise, unseen pictures; the verdict."""
+    options = parse(SmallestOptions, argv, "the smallest network in full: gradient by hand, training, noise, unseen pictures")
+    images, labels = patterns().batch(slice(None), torch.float64)
+    x = images.flatten(1)
+    with study("smallest", options) as record:
+        model = build("smallest", options.layers, options.seed, size=(3, 3), classes=3).double()
+        W, b = (parameter.detach().clone() for parameter in model.parameters())
+        b_before = b.clone()
+        loss = namespace(options.layers).CrossEntropyLoss()
+        backward = torch.autograd.grad(loss(model(images), labels), list(model.parameters()))
+        by_hand = gradient(W, b, x, labels)
+        gradients = max(float((g - h).abs().max()) for g, h in zip(backward, by_hand, strict=True))
+        losses, weights = learn(model, options, images, labels)
+        for _ in range(options.steps):
+            gW, gb = gradient(W, b, x, labels)
+            W, b = W - options.lr * gW, b - options.lr * gb
+        trained = float((W - weights[-1]).abs().max())
+        moved = weights[-1] - weights[0]
+        dark = float(moved[:, DARK].abs().max())
+        centre = float((moved[:, CENTRE] - (model[1].bias.detach() - b_before)).abs().max())
+        print(f"gradient by hand against backward: {gradients:.0e}; weights after {options.steps} steps of each: {trained:.0e}")
+        print(f"weights of the two pixels that no pattern lights moved by {dark}; centre against bias: {centre:.0e}")
+
+        noisy = build("smallest", options.layers, options.seed, size=(3, 3), classes=3).double()
+        learn(noisy, options, *patterns(100, options.noise, options.seed + 1).batch(slice(None), torch.float64))
+        many = options.test_pictures * (10 if options.full else 1) // 3
+        curves: dict[str, list[float]] = {
+            name: [] for name in ("trained on clean patterns", "trained on noisy ones", "nearest pattern: best possible")
+        }
+
+        def measure(noise: float) -> list[float]:
+            pictures, truth = patterns(many, noise, options.seed + 2).batch(slice(None), torch.float64)
+            return [accuracy(model(pictures), truth), accuracy(noisy(pictures), truth), accuracy(pictures.flatten(1) @ x.T, truth)]
+
+        for noise in NOISES:
+            for values, value in zip(curves.values(), measure(noise), strict=True):
+                values.append(value)
+        at_noise = measure(options.noise)
+        print(f"noise {options.noise:g}: {at_noise[0]:.1%} recognised, {at_noise[1]:.1%} if trained with noise, {at_noise[2]:.1%} at best")
+
+        unseen = torch.stack([drawn(rows) for rows in UNSEEN.values()]).double()[:, None]
+        right = []
+        for seed in range(options.seed, options.seed + options.seeds):
+            other = build("smallest", options.layers, seed, size=(3, 3), classes=3).double()
+            learn(other, options, images, labels)
+            called = dict(zip(UNSEEN, other(unseen).argmax(1).tolist(), strict=True))
+            right += [called[name] == o for name, o in SHIFTED.items()]
+        print(f"bars moved aside by one pixel: {sum(right)} of {len(right)} recognised, from {options.seeds} initial weights")
+
+        record.curve("loss", range(len(losses)), losses)
+        record.figure("smallest", draw_learning(losses, weights, by_hand[0]))
+        record.figure("smallest_unseen", draw_unseen(curves, model(unseen).detach().softmax(1)))
+        clean, shifted = accuracy(model(images), labels), sum(right) / len(right)
+        exact = max(gradients, trained, centre) < 1e-12 and dark == 0
+        holds = exact and clean == 1 and at_noise[0] > at_noise[2] - 0.03 and shifted < 0.1
+        return record.verdict(SmallestVerdict(holds, gradients, trained, dark, centre, clean, *at_noise, shifted))
+
+
+if __name__ == "__main__":
+    command(main)
