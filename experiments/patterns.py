@@ -1,4 +1,4 @@
-"""The world's smallest network, 3x3 pixels straight into 3 units, learns three patterns by plain gradient descent, and its gradient is right.
+"""The world's smallest network, 3x3 pixels straight into 3 units, learns three patterns by gradient descent, and its gradient is right.
 
     python -m experiments.patterns            (about 10 seconds)
 

@@ -154,7 +154,7 @@ def draw(
     starts = range(SIZE - LENGTH + 1)
     for kind, result, model in zip(KINDS, results, models, strict=True):
         heights = [accuracy(model, bars(400, (c, c + LENGTH), SIZE, LENGTH, options.noise, options.seed + 2)) for c in starts]
-        label = f"{kind}: {result.first_layer:,} weights and biases"
+        label = f"{kind}: {result.first_layer:,} parameters"
         axes.plot([c + LENGTH / 2 for c in starts], heights, "o-", markersize=4, color=COLOURS[kind], label=label)
     axes.axhline(0.25, color="#999999", linewidth=0.8, linestyle="--")
     axes.text(SIZE, 0.26, "guessing", ha="right", fontsize=8, color="#666666")
@@ -166,14 +166,14 @@ def draw(
         yticks=[0, 0.25, 0.5, 0.75, 1],
     )
     axes.set_yticklabels(["0 %", "25 %", "50 %", "75 %", "100 %"])
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.1), fontsize=8, title="first layer", title_fontsize=8)
+    axes.legend(loc="center left", bbox_to_anchor=(0, 0.5), fontsize=8, title="first layer", title_fontsize=8)
     axes.set_title("Learnt on the left: who knows it on the right?", fontsize=11)
     learnt = grid[:, 5].subgridspec(3, 1)
     for row, (kind, model) in enumerate(zip(KINDS, models, strict=True)):
         axes = made.add_subplot(learnt[row], xticks=[], yticks=[])
         axes.imshow(change(model, network(kind, options.layers, options.seed)).numpy(), cmap="magma", vmin=0)
-        axes.set_title({"convolution": "the one shared window"}.get(kind, kind), fontsize=8)
-        axes.set_xlabel("where weights moved" if row == 2 else "", fontsize=8)
+        axes.set_title(("Which weights moved?\n" if row == 0 else "") + kind, fontsize=8)
+        axes.set_xlabel({0: "by pixel", 1: "by position", 2: "the one shared window"}[row], fontsize=7)
     made.savefig(path, dpi=110)
 
 

@@ -36,7 +36,7 @@ def test_dry_run_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_missing_digits_are_one_sentence(tmp_path):
-    with pytest.raises(LabError, match="train-images-idx3-ubyte.* is missing; put .*t10k-labels"):
+    with pytest.raises(LabError, match=r"train-images-idx3-ubyte.* is missing; put .*t10k-labels"):
         mnist.main(["--data-dir", str(tmp_path)])
 
 

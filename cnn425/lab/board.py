@@ -6,6 +6,7 @@ it may already have read (`purge_step`).
 """
 
 import os
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,19 @@ from torch.utils.tensorboard import summary
 def event_files(folder: Path) -> list[Path]:
     """The event files of a run, oldest first."""
     return sorted(folder.glob("events.out.tfevents.*"))
+
+
+def scalars(folder: Path) -> list[tuple[str, int, float]]:
+    """Every point of every curve of a run, in the order it was written: (tag, step, value)."""
+    points = []
+    for path in event_files(folder):
+        content, place = path.read_bytes(), 0
+        while place + 12 <= len(content):  # a record: length, its checksum, the event, its checksum
+            (length,) = struct.unpack_from("<Q", content, place)
+            event = event_pb2.Event.FromString(content[place + 12 : place + 12 + length])
+            points += [(value.tag, event.step, value.simple_value) for value in event.summary.value if value.HasField("simple_value")]
+            place += length + 16
+    return points
 
 
 class Board:

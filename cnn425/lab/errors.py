@@ -29,6 +29,11 @@ def sentence(error: OSError) -> str:
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def command(main: Callable[[], Any]) -> None:
     """Run an experiment's `main` as a command: exit code 0 if its verdict holds, else 1; a LabError is one line on stderr."""
     try:

@@ -97,13 +97,16 @@ def mistakes_figure(held_out: Pictures, predictions: Tensor, most: int = 24) -> 
     if not len(wrong):
         return None
     images, labels = held_out.batch(wrong.to(held_out.labels.device))
-    columns = min(8, len(wrong))
+    columns, (h, w) = min(8, len(wrong)), images.shape[-2:]
     rows = -(-len(wrong) // columns)
-    made = figure(1.1 * columns + 0.4, 1.35 * rows + 0.2)
-    for number, axes in enumerate(made.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if number < len(wrong):
-            axes.imshow(images[number, 0].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
-            true, called = held_out.classes[int(labels[number])], held_out.classes[int(predictions[wrong[number]])]
-            axes.set_title(f"{true}, not {called}", fontsize=8)
+    made = figure(1.1 * columns, 1.35 * rows)
+    axes = made.add_axes((0, 0, 1, 1), xlim=(0, columns), ylim=(rows, 0))  # one pair of axes for all: a pair for each is ten times slower
+    axes.axis("off")
+    for number, index in enumerate(wrong.tolist()):
+        top, left = divmod(number, columns)
+        extent = (left + 0.05, left + 0.95, top + 0.98, top + 0.98 - 0.9 * h / w * 1.1 / 1.35)
+        axes.imshow(images[number, 0].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, extent=extent, aspect="auto")
+        true, called = held_out.classes[int(labels[number])], held_out.classes[int(predictions[index])]
+        axes.text(left + 0.5, top + 0.19, f"{true}, not {called}", ha="center", fontsize=8)
+    axes.set(xlim=(0, columns), ylim=(rows, 0))
     return made

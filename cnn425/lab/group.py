@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cnn425.lab.errors import LabError
+from cnn425.lab.errors import LabError, first_line
 
 
 class Group(NamedTuple):
@@ -60,9 +60,7 @@ def survivors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, dist.DistError) as error:
-        raise LabError(
-            f"another process of this run has died or does not answer ({str(error).splitlines()[0][:120]}); the same command resumes"
-        ) from None
+        raise LabError(f"another process of this run has died or does not answer ({first_line(error)}); the same command resumes") from None
 
 
 def torch_device(name: str) -> torch.device:
@@ -71,7 +69,7 @@ def torch_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise LabError(f"--device {name}: {str(error).splitlines()[0]}", 2) from None
+        raise LabError(f"--device {name}: {first_line(error)}", 2) from None
     return device
 
 
