@@ -286,7 +286,7 @@ def test_legal_or_not_both_agree_or_both_refuse(size, other, dtype, kind, top, w
     t = torch.randint(-1 if kind == torch.int64 else 0, max(1, top), fitting if other is None else other).to(kind)
     t = t.to(dtype) if kind == torch.float32 and dtype == torch.bfloat16 else t  # mixed: torch rounds on the way, ours does not
     weight = None if weights is None else torch.rand(weights).to(dtype)
-    if x.numel() == 0 and (kind == torch.uint8 or t.ndim == 0 or dtype == torch.int64):
+    if x.numel() == 0 and (len(size) > 2 or kind == torch.uint8 or t.ndim == 0 or dtype == torch.int64):
         return  # torch looks at neither the dtypes nor the targets of an empty batch, and then cannot differentiate
     if len(size) == 1 and t.shape == (1,) and smoothing > 0:
         return  # torch 2.15 refuses an unbatched target of shape (1,) when smoothing, by accident; ours does not

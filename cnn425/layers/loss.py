@@ -226,18 +226,18 @@ def _check(input: Tensor, target: Tensor, weight: Tensor | None, soft: bool, ign
         raise IndexError("Dimension out of range: cross_entropy needs input of shape (C,), (N, C) or (N, C, *size), but got a 0-D tensor")
     if smoothing > 1:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {smoothing}")
+    if soft:
+        _check_weight(input, weight)
     if not input.is_floating_point() or input.itemsize == 1:
         raise NotImplementedError(f"\"log_softmax_kernel_impl\" not implemented for '{dtype_name(input.dtype)}'")
-    if not soft:
-        _check_classes(input, target)
-    classes = input.shape[min(1, input.ndim - 1)]
-    if weight is not None and weight.shape != (classes,):
-        raise RuntimeError(
-            f"cross_entropy: weight tensor should be defined either for all {classes} classes or no classes "
-            f"but got weight tensor of shape: {list(weight.shape)}"
-        )
-    if weight is not None and not soft:
-        _check_weight(input, weight)
+    if soft:
+        return
+    _check_classes(input, target)
+    _check_weight(input, weight)
+    if weight is not None and weight.dtype != input.dtype:
+        raise RuntimeError(f"cross_entropy: expected scalar type {dtype_name(input.dtype)} for weight but found {dtype_name(weight.dtype)}")
+    if weight is not None and weight.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("cross_entropy is not differentiable with respect to 'weight', which cannot have requires_grad True")
 
 
 def _check_classes(input: Tensor, target: Tensor) -> None:
@@ -255,11 +255,13 @@ def _check_classes(input: Tensor, target: Tensor) -> None:
         raise ValueError(f"For 1D input, 1D target must have size 1, but got target size: {target.numel()}")
 
 
-def _check_weight(input: Tensor, weight: Tensor) -> None:
-    if weight.dtype != input.dtype:
-        raise RuntimeError(f"cross_entropy: expected scalar type {dtype_name(input.dtype)} for weight but found {dtype_name(weight.dtype)}")
-    if weight.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("cross_entropy is not differentiable with respect to 'weight', which cannot have requires_grad True")
+def _check_weight(input: Tensor, weight: Tensor | None) -> None:
+    classes = input.shape[min(1, input.ndim - 1)]
+    if weight is not None and weight.shape != (classes,):
+        raise RuntimeError(
+            f"cross_entropy: weight tensor should be defined either for all {classes} classes or no classes "
+            f"but got weight tensor of shape: {list(weight.shape)}"
+        )
 
 
 # ---- The Module: parameters -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,340 @@
+#!/usr/bin/env python
+"""Our layers beside torch's: errors, derivatives, time and memory, for every layer or for one configuration you type.
+
+    python scripts/compare_layers.py                                                            every layer, small sizes: about a minute
+    python scripts/compare_layers.py --layer conv2d --in-channels 3 --kernel-size 5 --stride 2
+    python scripts/compare_layers.py --layer local1d --size 40 --dtype float64 --json
+
+Every layer is compared with torch's namesake; a local layer, which torch does not have, with torch's own windows (`Tensor.unfold`) and
+`torch.einsum`. Errors are the largest of any entry, under a random upstream gradient. Times are medians of forward and backward, taken in
+turns with torch's in this process, as a ratio ours / torch (below 1: ours is faster). Memory is the largest amount allocated at once during
+forward and backward, beyond what was there before, as a ratio too.
+
+The exit code is 0 if everything agrees, 1 if not, 2 if the configuration is impossible.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler talks
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+import cnn425.nn.functional as F
+from cnn425.agreement import compare, derivatives
+
+Name = Literal[
+    *("conv1d", "conv2d", "conv3d", "local1d", "local2d", "local3d", "linear", "relu", "sigmoid", "softmax", "cross_entropy"),
+    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d"),
+    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which layer, on what input. Sizes are pixels; an argument that a layer does not have is ignored."""
+
+    layer: Name | None = None
+    """the layer; without it, every layer"""
+    batch: int = 4
+    """examples"""
+    in_channels: int = 4
+    """input channels; features of linear, classes of softmax and cross_entropy"""
+    out_channels: int = 8
+    """output channels or features"""
+    size: int = 12
+    """input size along each dimension; output size of adaptive pools is half of it"""
+    kernel_size: int = 3
+    """kernel size along each dimension"""
+    stride: int = 1
+    """pixels from window to window"""
+    padding: int = 0
+    """pixels around the image"""
+    dilation: int = 1
+    """pixels from cell to cell inside a window"""
+    groups: int = 1
+    """groups of channels"""
+    bias: bool = True
+    """with a bias"""
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    """precision of the comparison; gradcheck always uses float64"""
+    device: str = "cpu"
+    """where it runs"""
+    repeats: int = 20
+    """timed runs of each"""
+    seed: int = 0
+    """of input, weights and upstream gradient"""
+    gradcheck: bool = True
+    """check first and second derivatives by finite differences, on a small version of the input"""
+    json: bool = False
+    """print JSON instead of a table"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer's comparison."""
+
+    layer: str
+    agrees: bool
+    errors: dict[str, float]
+    wrong: str
+    gradcheck: str
+    gradgradcheck: str
+    time_ratio: float
+    ours_ms: float
+    torch_ms: float
+    memory_ratio: float
+
+    @property
+    def underivable(self) -> str:
+        """What is wrong with the first or second derivative; empty if nothing is."""
+        return "; ".join(v for v in (self.gradcheck, self.gradgradcheck) if v not in ("", "not run"))
+
+
+class ImpossibleError(Exception):
+    """The configuration makes no layer; the message is for the user."""
+
+
+Pair = tuple[Callable[..., Any], Callable[..., Any], list[Tensor]]
+
+
+def dimensions(name: str) -> int:
+    """Spatial dimensions of the layer, 0 if it has none."""
+    return int(name[-2]) if name[-1] == "d" and name[-2].isdigit() else 0
+
+
+def problem(name: str, o: Options) -> Pair:
+    """Our function, torch's, and tensors to call both with."""
+    d, dtype = dimensions(name), getattr(torch, o.dtype)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, device=o.device, dtype=torch.float64 if dtype.itemsize > 2 else torch.float32).to(dtype)
+
+    image = draw(o.batch, o.in_channels, *[o.size] * d)
+    if name.startswith(("conv", "local")):
+        return weighted(name, o, d, image, draw)
+    if d:
+        return pooled(name, o, image)
+    if name == "linear":
+        weights = [draw(o.out_channels, o.in_channels), *([draw(o.out_channels)] if o.bias else [])]
+        return F.linear, torch.nn.functional.linear, [image, *weights]
+    if name == "cross_entropy":
+        return F.cross_entropy, torch.nn.functional.cross_entropy, [image, torch.randint(o.in_channels, (o.batch,), device=o.device)]
+    arguments = {"dim": 1} if name == "softmax" else {}
+    ours, theirs = getattr(F, name), getattr(torch, name)
+    return (lambda x: ours(x, **arguments)), (lambda x: theirs(x, **arguments)), [image]
+
+
+def weighted(name: str, o: Options, d: int, image: Tensor, draw: Callable[..., Tensor]) -> Pair:
+    """A convolution or a local layer, with weights as large as torch would start them."""
+    arguments = {"stride": o.stride, "padding": o.padding, "dilation": o.dilation, "groups": o.groups}
+    if o.in_channels % o.groups or o.out_channels % o.groups:
+        raise ImpossibleError(f"--groups {o.groups} must divide --in-channels {o.in_channels} and --out-channels {o.out_channels}")
+    kernel, fan = [o.kernel_size] * d, o.in_channels // o.groups * o.kernel_size**d
+    weight_shape = [o.out_channels, o.in_channels // o.groups, *kernel]
+    if name.startswith("conv"):
+        bias = [draw(o.out_channels)] if o.bias else []
+        pair = (getattr(library, name) for library in (F, torch.nn.functional))
+        ours, theirs = (lambda x, w, *b, f=f: f(x, w, *b, **arguments) for f in pair)
+        return ours, theirs, [image, draw(*weight_shape) / fan**0.5, *bias]
+    positions = [(o.size + 2 * o.padding - o.dilation * (o.kernel_size - 1) - 1) // o.stride + 1] * d
+    bias = [draw(o.out_channels, *positions)] if o.bias else []
+    function = getattr(F, f"locally_connected{d}d")
+    return (
+        lambda x, w, *b: function(x, w, *b, **arguments),
+        lambda x, w, *b: local_by_einsum(x, w, *b, **arguments),
+        [image, draw(*positions, *weight_shape) / fan**0.5, *bias],
+    )
+
+
+def local_by_einsum(
+    x: Tensor, w: Tensor, b: Tensor | None = None, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+) -> Tensor:
+    """A local layer from torch's parts: windows by `Tensor.unfold`, then one `torch.einsum`."""
+    d = x.ndim - 2
+    x = torch.nn.functional.pad(x, [padding] * 2 * d).unflatten(1, (groups, -1))
+    for k in range(d):
+        x = x.unfold(3 + k, dilation * (w.shape[d + 2 + k] - 1) + 1, stride)
+    x = x[(..., *[slice(None, None, dilation)] * d)]
+    i, u = "ijk"[:d], "uvw"[:d]
+    y = torch.einsum(f"ngc{i}{u},{i}goc{u}->ngo{i}", x, w.unflatten(d, (groups, -1))).flatten(1, 2)
+    return y if b is None else y + b
+
+
+def pooled(name: str, o: Options, image: Tensor) -> Pair:
+    """A pool."""
+    if name.startswith("adaptive"):
+        positional: tuple[Any, ...] = (max(1, o.size // 2),)
+        arguments: dict[str, Any] = {}
+    elif name.startswith("lp"):
+        positional, arguments = (2.0, o.kernel_size), {"stride": o.stride}
+    else:
+        positional, arguments = (o.kernel_size,), {"stride": o.stride, "padding": o.padding}
+        arguments |= {"dilation": o.dilation} if name.startswith("max") else {}
+    ours, theirs = (getattr(library, name) for library in (F, torch.nn.functional))
+    return (lambda x: ours(x, *positional, **arguments)), (lambda x: theirs(x, *positional, **arguments)), [image]
+
+
+def checked(o: Options) -> None:
+    """Raise ImpossibleError for what no layer can be made of."""
+    for name in ("batch", "in_channels", "out_channels", "size", "kernel_size", "stride", "dilation", "groups", "repeats"):
+        if getattr(o, name) < 1:
+            raise ImpossibleError(f"--{name.replace('_', '-')} must be at least 1, but got {getattr(o, name)}")
+    if o.padding < 0:
+        raise ImpossibleError(f"--padding must be at least 0, but got {o.padding}")
+    window, room = o.dilation * (o.kernel_size - 1) + 1, o.size + 2 * o.padding
+    if window > room and (o.layer is None or dimensions(o.layer)):
+        raise ImpossibleError(
+            f"--kernel-size and --dilation make a window of {window} pixels, more than the {room} of --size and --padding"
+        )
+    try:
+        torch.empty(1, device=o.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ImpossibleError(f"--device {o.device} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def step(function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], Any]:
+    """A call that computes outputs and all gradients."""
+    leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
+    learn = [t for t in leaves if t.requires_grad]
+    upstream = torch.randn_like(function(*leaves))
+    return lambda: torch.autograd.grad(function(*leaves), learn, upstream)
+
+
+def clock(call: Callable[[], Any], device: str) -> float:
+    """Milliseconds of one call."""
+    start = time.perf_counter()
+    call()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) * 1e3
+
+
+def peak_bytes(call: Callable[[], Any], device: str) -> int:
+    """The most bytes that were allocated at once during the call, beyond those before."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        call()
+    held = peak = 0
+    for event in sorted((e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def measured(name: str, o: Options) -> Row:
+    """The comparison of one layer."""
+    torch.manual_seed(o.seed)
+    ours, theirs, inputs = problem(name, o)
+    verdict = compare(ours, theirs, inputs, o.seed)
+    orders = {"gradcheck": "not run", "gradgradcheck": "not run"}
+    if o.gradcheck:
+        smallest = o.dilation * (o.kernel_size - 1) + 1 + o.stride
+        few = replace(o, batch=2, in_channels=min(o.in_channels, 2 * o.groups), out_channels=min(o.out_channels, 2 * o.groups))
+        small = problem(name, replace(few, size=min(o.size, max(smallest, 3)), dtype="float64"))
+        orders = derivatives(small[0], small[2])
+    mine, reference = step(ours, inputs), step(theirs, inputs)
+    mine(), reference()
+    pairs = [(clock(mine, o.device), clock(reference, o.device)) for _ in range(o.repeats)]
+    ours_ms, torch_ms = (statistics.median(column) for column in zip(*pairs, strict=True))
+    memory = peak_bytes(mine, o.device) / max(1, peak_bytes(reference, o.device))
+    row = Row(
+        layer=name,
+        agrees=bool(verdict),
+        errors=verdict.errors,
+        wrong=verdict.wrong,
+        **orders,
+        time_ratio=statistics.median(a / b for a, b in pairs),
+        ours_ms=ours_ms,
+        torch_ms=torch_ms,
+        memory_ratio=memory,
+    )
+    return replace(row, agrees=row.agrees and not row.underivable)
+
+
+def table(rows: list[Row]) -> Table:
+    """The rows as a table for the terminal."""
+    found = Table(
+        "layer",
+        "output",
+        "gradients",
+        "derivatives",
+        "time",
+        "ours / torch, ms",
+        "memory",
+        "verdict",
+        title="largest errors; ratios to torch",
+    )
+    found.columns[0].no_wrap = True
+    for row in rows:
+        gradients = [error for name, error in row.errors.items() if name.startswith("gradient")]
+        output = max((error for name, error in row.errors.items() if name.startswith("output")), default=float("nan"))
+        found.add_row(
+            row.layer,
+            f"{output:.1e}",
+            f"{max(gradients, default=float('nan')):.1e}",
+            "[red]wrong[/red]" if row.underivable else "not run" if row.gradcheck == "not run" else "1st, 2nd right",
+            f"{row.time_ratio:.2f}",
+            f"{row.ours_ms:.2f} / {row.torch_ms:.2f}",
+            f"{row.memory_ratio:.2f}",
+            "agrees" if row.agrees else f"[red]differs[/red] {row.wrong} {row.underivable}",
+        )
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare, print, and say by the exit code whether everything agrees."""
+    o = tyro.cli(Options, args=argv, prog="compare_layers.py", description=__doc__)
+    names = [o.layer] if o.layer else list(get_args(Name))
+    console, errors = Console(), Console(stderr=True)
+    rows = []
+    try:
+        checked(o)
+        for name in names:
+            if errors.is_terminal and not o.json:
+                errors.print(f"comparing {name} ...", end="\r")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                rows.append(measured(name, o))
+    except ImpossibleError as error:
+        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except (RuntimeError, ValueError) as error:
+        errors.print(f"error: {name} refuses these arguments: {str(error).splitlines()[0]}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("stopped; nothing was written")
+        return 130
+    if o.json:
+        print(
+            json.dumps(
+                {"torch": torch.__version__, "threads": torch.get_num_threads(), "options": asdict(o), "rows": [asdict(r) for r in rows]}
+            )
+        )
+    else:
+        console.print(table(rows))
+        console.print(
+            f"{sum(r.agrees for r in rows)} of {len(rows)} layers agree with torch ({o.dtype}, {o.device}, torch {torch.__version__})"
+        )
+    return 0 if all(row.agrees for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
