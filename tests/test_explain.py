@@ -1,5 +1,7 @@
 """Torch's own graph as a trace table: the slide's numbers, our layers, a whole small network."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -57,6 +59,12 @@ def test_a_small_convolutional_network_with_its_loss(library):
     unknown = [line.formula for line in table.lines if isinstance(line.value, str)]
     assert len(unknown) <= 3, f"values torch forgot: {unknown}"
     draw(table)
+
+
+def test_the_chapter_shows_the_rows_of_the_network_that_come_out():
+    page = (Path(__file__).parents[1] / "docs/differentiation.md").read_text()
+    for line in explain(small_network(nn), torch.randn(2, 1, 8, 8)).lines:
+        assert f"| {line.name} = | {line.formula} |" in page, "docs/differentiation.md is stale"
 
 
 def test_our_convolution_and_local_layer_show_under_their_own_names():

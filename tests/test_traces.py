@@ -1,6 +1,7 @@
 """The trace tables: numbering, formulas and numbers of the slides, in every format."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def test_markdown_terminal_and_rich_show_the_same_numbers():
     assert lines[1] == "| --- | --- | --- | --- | --- | --- | --- |"
     assert len(lines) == 9
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_chapter_shows_the_table_that_comes_out():
+    page = (Path(__file__).parents[1] / "docs/differentiation.md").read_text()
+    shown_there = page.split("<!-- the slide's traces -->\n")[1].split("\n<!-- end -->")[0]
+    assert shown_there == traces(slide, 2, 5).markdown()
 
 
 def test_a_network_is_shown_by_shapes_and_norms():
