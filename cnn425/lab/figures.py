@@ -1,7 +1,7 @@
 """Pictures of what a network learnt: filters, activations, mistakes, the confusion matrix; brightness from 0 to 1."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from cnn425.lab.pictures import Pictures
 
 
-def figure(width: float, height: float) -> Figure:
+def figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """An empty figure of so many inches, drawn without a window system."""
-    made = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    made = Figure(figsize=(width, height), dpi=100, layout=layout)
     FigureCanvasAgg(made)
     return made
 
@@ -99,7 +99,7 @@ def mistakes_figure(held_out: Pictures, predictions: Tensor, most: int = 24) -> 
     images, labels = held_out.batch(wrong.to(held_out.labels.device))
     columns, (h, w) = min(8, len(wrong)), images.shape[-2:]
     rows = -(-len(wrong) // columns)
-    made = figure(1.1 * columns, 1.35 * rows)
+    made = figure(1.1 * columns, 1.35 * rows, layout=None)
     axes = made.add_axes((0, 0, 1, 1), xlim=(0, columns), ylim=(rows, 0))  # one pair of axes for all: a pair for each is ten times slower
     axes.axis("off")
     for number, index in enumerate(wrong.tolist()):
@@ -107,6 +107,13 @@ def mistakes_figure(held_out: Pictures, predictions: Tensor, most: int = 24) -> 
         extent = (left + 0.05, left + 0.95, top + 0.98, top + 0.98 - 0.9 * h / w * 1.1 / 1.35)
         axes.imshow(images[number, 0].cpu().numpy(), cmap="gray_r", vmin=0, vmax=1, extent=extent, aspect="auto")
         true, called = held_out.classes[int(labels[number])], held_out.classes[int(predictions[index])]
-        axes.text(left + 0.5, top + 0.19, f"{true}, not {called}", ha="center", fontsize=8)
+        words = f"{true}, not {called}"
+        axes.text(
+            left + 0.5,
+            top + 0.2,
+            words if len(words) < 14 else words.replace(", ", "\n"),
+            ha="center",
+            fontsize=8 if len(words) < 14 else 6,
+        )
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     return made
