@@ -11,6 +11,7 @@ import pytest
 import sympy
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from programs import SYMPY, TORCH, function_of, programs
 
 from cnn425 import autodiff, nn
@@ -141,6 +142,63 @@ def test_first_and_second_derivatives_equal_sympy(program):
                 assert second[i, j] == pytest.approx(
                     float(sympy.lambdify(symbols, sympy.diff(slope, b), [kinks, "mpmath"])(*at)), **tolerance
                 )
+
+
+MATRIX_LINES = {
+    "product": (lambda a, b: a @ b, lambda a, b: a @ b),
+    "sum": (lambda a, b: a + b, lambda a, b: a + b),
+    "entrywise product": (lambda a, b: a * b, lambda a, b: a * b),
+    "row sums, broadcast": (lambda a, b: b - a.sum(axis=1, keepdims=True), lambda a, b: b - a.sum(dim=1, keepdim=True)),
+    "column sums, broadcast": (lambda a, b: b * a.sum(axis=0), lambda a, b: b * a.sum(dim=0)),
+    "largest of each row": (lambda a, b: a * b.max(axis=1, keepdims=True), lambda a, b: a * b.max(dim=1, keepdim=True)[0]),
+    "first row": (lambda a, b: a + b[0], lambda a, b: a + b[0]),
+    "matrix times vector": (lambda a, b: a + (a @ b[1]), lambda a, b: a + (a @ b[1])),
+    "sine": (lambda a, b: sin(a), lambda a, b: torch.sin(a)),
+    "tanh": (lambda a, b: autodiff.tanh(a), lambda a, b: torch.tanh(a)),
+    "sigmoid": (lambda a, b: autodiff.sigmoid(b), lambda a, b: torch.sigmoid(b)),
+    "softmax": (lambda a, b: autodiff.softmax(a), lambda a, b: torch.softmax(a, -1)),
+}
+
+
+def matrix_function(lines, ours):
+    """Random lines over 3x3 matrices, and at the end a cross entropy; registers are squashed, so that numbers stay near one."""
+
+    def function(*inputs):
+        registers = list(inputs)
+        for name, i, j in lines:
+            result = MATRIX_LINES[name][0 if ours else 1](registers[i % len(registers)], registers[j % len(registers)])
+            registers.append((sin if ours else torch.sin)(result))
+        loss = cross_entropy if ours else torch.nn.functional.cross_entropy
+        return loss(2 * registers[-1], [0, 2, 1] if ours else torch.tensor([0, 2, 1]))
+
+    return function
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(MATRIX_LINES)), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=6),
+    st.integers(0, 99),
+)
+def test_first_and_second_derivatives_of_matrix_programs_equal_torch(lines, seed):
+    random = np.random.default_rng(seed)
+    inputs, direction = [random.standard_normal((3, 3)) for _ in range(2)], [random.standard_normal((3, 3)) for _ in range(2)]
+    ours, theirs = matrix_function(lines, True), matrix_function(lines, False)
+    tensors = [torch.tensor(x, requires_grad=True) for x in inputs]
+    first = torch.autograd.grad(theirs(*tensors), tensors, create_graph=True, materialize_grads=True)
+    along = sum((g * torch.from_numpy(d)).sum() for g, d in zip(first, direction, strict=True))
+    second = torch.autograd.grad(along, tensors, materialize_grads=True)
+
+    found = reverse.gradient(ours, *inputs)
+    for gradient, expected in zip(found, first, strict=True):
+        np.testing.assert_allclose(gradient, expected.detach().numpy(), rtol=1e-12, atol=1e-12)
+    assert forward.jvp(ours, inputs, direction)[1] == pytest.approx(float(along.detach()), rel=1e-12, abs=1e-12)
+
+    def slope(*x):
+        return sum((g * d).sum() for g, d in zip(reverse.gradient(ours, *x), direction, strict=True))
+
+    forward_over_reverse = forward.jvp(lambda *x: reverse.gradient(ours, *x)[0], inputs, direction)[1]
+    np.testing.assert_allclose(forward_over_reverse, second[0].numpy(), rtol=1e-12, atol=1e-11)
+    for gradient, expected in zip(reverse.gradient(slope, *inputs), second, strict=True):
+        np.testing.assert_allclose(gradient, expected.numpy(), rtol=1e-12, atol=1e-11)
 
 
 def test_third_derivative_by_three_sweeps():
