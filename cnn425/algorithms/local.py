@@ -81,14 +81,15 @@ def storage_order(shape: Sequence[int], dimensions: int) -> tuple[int, ...]:
 
 
 SWEPT = 4  # at most so many pairs of channels: a matrix product per position would be all overhead
+PLAIN = (Tensor, torch.nn.Parameter)
 WIDE = 8  # so many channels fill a vector register: cells are then cut fastest with the channels innermost
 
 
 def _algorithm(w: Tensor, dimensions: int, groups: int) -> ModuleType:
     if forced:
         return ALGORITHMS[forced[-1]]
-    if torch.compiler.is_compiling():
-        return local_definition  # the one whose graph does not grow with the number of positions, and allows dynamic shapes
+    if torch.compiler.is_compiling() or type(w) not in PLAIN or w.device.type not in ("cpu", "cuda"):
+        return local_definition  # a graph that does not grow with the number of positions, for any shape and any kind of tensor
     pairs = w.shape[dimensions] // groups * w.shape[dimensions + 1]
     swept = pairs == 1 or (pairs <= SWEPT and memory_order(w)[-1] < dimensions)
     return local_sweep if swept and w.dtype not in (torch.float16, torch.bfloat16) else local_matmul

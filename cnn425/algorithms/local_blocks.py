@@ -9,7 +9,7 @@ Only the padded image is a copy; the views cost nothing, whatever the strides.
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,9 +60,9 @@ def real_pixels(padded: Tensor, x: Tensor, geometry: Geometry) -> tuple[Tensor, 
     """The pixels that the padded image and the image `x` have in common, as views of both (windows may leave the last pixels out)."""
     overhang = geometry.overhang(x.shape[2:])
     sizes: list[int] = [n + min(high, 0) for n, (_, high) in zip(x.shape[2:], overhang, strict=True)]
-    inside = (..., *(slice(low, low + n) for n, (low, _) in zip(sizes, overhang, strict=True)))
-    seen = (..., *(slice(0, n) for n in sizes))
-    return padded[inside], x[seen]
+    inside: Any = tuple(slice(low, low + n) for n, (low, _) in zip(sizes, overhang, strict=True))
+    seen: Any = tuple(slice(0, n) for n in sizes)
+    return padded[(..., *inside)], x[(..., *seen)]
 
 
 def padded_image(x: Tensor, geometry: Geometry, cells: Cells) -> Tensor:

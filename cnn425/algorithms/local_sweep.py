@@ -92,11 +92,11 @@ def weight_cells(w: Tensor, geometry: Geometry, groups: int) -> Tensor:
 
 
 def positions_innermost(weights: Tensor, dimensions: int) -> Tensor:
-    """`weights` `(cells, *positions)`, copied if its positions are not neighbours in memory: a transposed matrix, which torch copies quickly."""
+    """`weights` `(cells, *positions)`, copied if positions are not neighbours in memory (as a matrix, which torch transposes fast)."""
     if weights.stride(-1) == 1:
         return weights
     cells = weights.ndim - dimensions
-    order = sorted(range(cells), key=lambda dim: -weights.stride(dim))
+    order = sorted(range(cells), key=weights.stride().__getitem__, reverse=True)
     ordered = weights.permute(*order, *range(cells, weights.ndim))
     copied = ordered.flatten(cells).flatten(0, cells - 1).contiguous().view(ordered.shape)
     return copied.permute(*sorted(range(cells), key=lambda dim: order[dim]), *range(cells, weights.ndim))

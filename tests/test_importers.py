@@ -1,0 +1,147 @@
+"""Weights of Keras 2, flax and the forum's snippet: the same output as the library's own, and back without the loss of a bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cnn425 import nn
+from cnn425.nn import importers
+
+# Written by scripts/make_importer_fixtures.py, which ran the libraries themselves.
+PEERS = np.load(Path(__file__).parent / "fixtures" / "local_peers.npz")
+
+# how the layer is built (kernel, stride, padding, dilation), and how its weights are named
+KERAS = {
+    "keras 1d, implementation 1": ((3,), (2,), "valid", {"implementation": 1}),
+    "keras 1d, implementation 3, same": ((4,), (2,), "keras", {"implementation": 3}),
+    "keras 2d, implementation 1": ((3, 2), (1, 2), "valid", {"implementation": 1}),
+    "keras 2d, implementation 1, channels first": ((3, 2), (1, 2), "valid", {"implementation": 1, "data_format": "channels_first"}),
+    "keras 2d, implementation 3": ((3, 2), (1, 2), "valid", {"implementation": 3}),
+    "keras 2d, implementation 3, same": ((3, 2), (1, 2), "keras", {"implementation": 3}),
+    "keras 2d, implementation 3, same, channels first": ((2, 3), (2, 1), "keras", {"implementation": 3, "data_format": "channels_first"}),
+}
+FLAX = {
+    "flax 1d": ((3,), (2,), "valid", 1),
+    "flax 2d": ((3, 2), (1, 2), "same", 1),
+    "flax 2d, dilated": ((2, 3), (1, 1), ((1, 0), (2, 1)), (2, 1)),
+    "flax 3d": ((2, 2, 2), (1, 2, 1), "valid", 1),
+}
+
+
+def case(name):
+    return {part: PEERS[f"{name}/{part}"] for part in ("x", "y", "kernel", "bias")}
+
+
+def layer_for(peer, kernel, stride, padding, dilation=1, **arguments):
+    size = peer["x"].shape[2:]
+    if padding == "keras":
+        padding = importers.keras_same(size, kernel, stride)
+    layer_type = getattr(nn, f"LocallyConnected{len(size)}d")
+    return layer_type(peer["x"].shape[1], peer["y"].shape[1], size, kernel, stride, padding, dilation, **arguments)
+
+
+def assert_computes(layer, peer):
+    torch.testing.assert_close(layer(torch.tensor(peer["x"])), torch.tensor(peer["y"]), rtol=1e-5, atol=1e-5)
+
+
+def assert_same_bits(array, tensor):
+    assert np.array_equal(array, tensor.numpy())
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_keras_there_and_back(name):
+    kernel, stride, padding, form = KERAS[name]
+    peer = case(name)
+    layer = importers.load_keras(layer_for(peer, kernel, stride, padding), peer["kernel"], peer["bias"], **form)
+    assert_computes(layer, peer)
+    kernel, bias = importers.keras_weights(layer, **form)
+    assert_same_bits(peer["kernel"], kernel)
+    assert_same_bits(peer["bias"], bias)
+
+
+@pytest.mark.parametrize("name", FLAX)
+def test_flax_there_and_back(name):
+    peer = case(name)
+    layer = importers.load_flax(layer_for(peer, *FLAX[name]), peer)
+    assert_computes(layer, peer)
+    back = importers.flax_params(layer)
+    assert back.keys() == {"kernel", "bias"}
+    for part, tensor in back.items():
+        assert_same_bits(peer[part], tensor)
+
+
+def test_forum_there_and_back():
+    peer = case("forum")
+    layer = importers.load_forum(layer_for(peer, (3, 3), (2, 2), "valid"), {"weight": peer["kernel"], "bias": peer["bias"]})
+    assert_computes(layer, peer)
+    back = importers.forum_state(layer)
+    assert_same_bits(peer["kernel"], back["weight"])
+    assert_same_bits(peer["bias"], back["bias"])
+
+
+def test_every_peer_has_a_test():
+    assert {key.split("/")[0] for key in PEERS} == {*KERAS, *FLAX, "forum"}
+
+
+@pytest.mark.parametrize("channels", [1, 16], ids=["positions innermost", "channels innermost"])
+def test_our_weights_survive_every_form_whatever_their_order_in_memory(channels):
+    source, x = nn.LocallyConnected2d(channels, channels, 5, 3), torch.randn(2, channels, 5, 5)
+    for there in (
+        lambda layer: importers.load_keras(layer, *importers.keras_weights(source)),
+        lambda layer: importers.load_keras(layer, *importers.keras_weights(source, implementation=3), implementation=3),
+        lambda layer: importers.load_flax(layer, importers.flax_params(source)),
+        lambda layer: importers.load_forum(layer, importers.forum_state(source)),
+    ):
+        layer = there(nn.LocallyConnected2d(channels, channels, 5, 3))
+        assert torch.equal(layer(x), source(x))
+        assert layer.weight.stride() == source.weight.stride()
+
+
+def test_without_bias():
+    source = nn.LocallyConnected1d(2, 3, 6, 2, bias=False)
+    assert importers.keras_weights(source)[1] is None
+    assert importers.flax_params(source).keys() == {"kernel"}
+    assert importers.forum_state(source).keys() == {"weight"}
+    layer = importers.load_forum(nn.LocallyConnected1d(2, 3, 6, 2, bias=False), importers.forum_state(source))
+    assert torch.equal(layer.weight, source.weight)
+
+
+def test_a_bias_per_channel_leaves_as_one_per_neuron():
+    source = nn.LocallyConnected1d(2, 3, 6, 2, bias="channel")
+    layer = importers.load_flax(nn.LocallyConnected1d(2, 3, 6, 2), importers.flax_params(source))
+    x = torch.randn(1, 2, 6)
+    torch.testing.assert_close(layer(x), source(x))
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (lambda layer: importers.load_keras(layer, np.zeros((16, 9, 1))), r"kernel of shape \[16, 8, 3\], but got \[16, 9, 1\]"),
+        (lambda layer: importers.load_keras(layer, np.zeros(5), implementation=3), r"kernel of shape \[384\], but got \[5\]"),
+        (lambda layer: importers.load_keras(layer, np.zeros((16, 8, 3))), "the layer comes with a bias, the other without"),
+        (lambda layer: importers.load_keras(layer, 0, implementation=2), r"implementation must be one of \(1, 3\), but got 2"),
+        (lambda layer: importers.keras_weights(layer, data_format="NHWC"), "data_format must be one of .*'NHWC'"),
+        (
+            lambda layer: importers.load_flax(layer, {"kernel": np.zeros((4, 4, 8, 3)), "bias": np.zeros(3)}),
+            r"bias of shape \[4, 4, 3\], but got \[3\]",
+        ),
+        (lambda _: importers.flax_params(nn.LocallyConnected1d(2, 2, 5, 3, groups=2)), "has no groups, but the layer has groups=2"),
+        (
+            lambda _: importers.load_flax(
+                nn.LocallyConnected1d(1, 1, 3, 3, bias="channel"), {"kernel": np.zeros((1, 3, 1)), "bias": np.zeros((1, 1))}
+            ),
+            "one bias per channel",
+        ),
+    ],
+)
+def test_refusals(action, message):
+    with pytest.raises(ValueError, match=message):
+        action(nn.LocallyConnected2d(2, 3, 5, 2))
+
+
+def test_keras_same_is_not_tensorflows_same():
+    assert importers.keras_same((6,), (4,)) == ((2, 1),)
+    assert nn.LocallyConnected1d(1, 1, 6, 4, padding="same").geometry.padding == ((1, 2),)
+    assert importers.keras_same((7, 7), (3, 2), (4, 3)) == ((1, 0), (1, 0))
