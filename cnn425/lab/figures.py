@@ -19,14 +19,15 @@ def figure(width: float, height: float, layout: Literal["constrained"] | None = 
 
 
 def tiled(pictures: Tensor, columns: int = 8, zoom: int = 1) -> Tensor:
-    """Pictures `(K, H, W)` side by side with a one-pixel gap, each pixel `zoom` times as large: `(rows * ..., columns * ...)`."""
+    """Pictures `(K, H, W)` side by side, each pixel `zoom` times as large, with white gaps of a third of that: `(rows * ..., columns * ...)`."""
+    gap = max(1, zoom // 3)
     pictures = pictures.detach().float().cpu().repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
     k, h, w = pictures.shape
     columns = min(columns, k)
     rows = -(-k // columns)
-    sheet = torch.full((rows * (h + 1) - 1, columns * (w + 1) - 1), 0.5)
+    sheet = torch.ones(rows * (h + gap) - gap, columns * (w + gap) - gap)
     for number, picture in enumerate(pictures):
-        top, left = number // columns * (h + 1), number % columns * (w + 1)
+        top, left = number // columns * (h + gap), number % columns * (w + gap)
         sheet[top : top + h, left : left + w] = picture
     return sheet
 

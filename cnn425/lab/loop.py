@@ -122,7 +122,7 @@ class Loop:
         result = run.evaluate(run.held_out)
         run.at.held_out_loss, run.at.held_out_accuracy = result.loss, result.accuracy
         if self.board:
-            self.board.hyper_parameters(as_words(run.options), {"loss/held-out": result.loss, "accuracy/held-out": result.accuracy})
+            self.board.hyper_parameters(meaning(run.options), {"loss/held-out": result.loss, "accuracy/held-out": result.accuracy})
             self.board.graph(run.model, run.held_out.batch(slice(0, 1), run.dtype)[0])
         self.log_evaluation(result)
 
