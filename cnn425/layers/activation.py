@@ -124,7 +124,7 @@ class Probabilities(Function):
     @staticmethod
     def forward(x: Tensor, dim: int) -> Tensor:
         if x.numel() == 0:
-            return torch.empty_like(x)
+            return x.new_empty(x.shape)
         e = (x - x.amax(dim, keepdim=True)).exp_()
         return e.div_(e.sum(dim, keepdim=True))
 
