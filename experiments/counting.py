@@ -27,6 +27,7 @@ from cnn425.lab import figures, models
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.models import Layers, namespace
 from cnn425.lab.study import StudyOptions, at_least, parse, study
+from cnn425.nn import LocallyConnected2d
 
 TINY = ("--model", "3-4-2")
 
@@ -161,17 +162,17 @@ def chosen(name: str, size: tuple[int, int] | None, layers: Layers) -> tuple[str
 
 
 def slides(layers: Layers) -> dict[str, list[Count]]:
-    """The lecture's examples; on the 200x200 image, every layer has 40,000 units per channel and looks through 10x10 pixels at most."""
+    """The lecture's examples, on the 200x200 image with 40,000 units per channel; the local layers are ours, torch has none."""
     ours, image = namespace(layers), (1, 200, 200)
     with torch.device("meta"):
         return {
             "3-4-2 network": count(units_per_layer((3, 4, 2), layers), (3,)),
             "200x200, fully connected": count(ours.Linear(40_000, 40_000), (40_000,)),
-            "200x200, locally connected": count(models.local_layer(layers)(1, 1, (200, 200), 10, padding="same"), image),
+            "200x200, locally connected": count(LocallyConnected2d(1, 1, (200, 200), 10, padding="same"), image),
             "200x200, convolution": count(ours.Conv2d(1, 1, 10, padding="same"), image),
             "200x200, 20 filters": count(ours.Conv2d(1, 20, 10, padding="same"), image),
             "4x4, fully connected": count(ours.Linear(16, 4), (16,)),
-            "4x4, locally connected": count(models.local_layer(layers)(1, 1, (4, 4), 3), (1, 4, 4)),
+            "4x4, locally connected": count(LocallyConnected2d(1, 1, (4, 4), 3), (1, 4, 4)),
             "4x4, convolution": count(ours.Conv2d(1, 1, 3), (1, 4, 4)),
         }
 
