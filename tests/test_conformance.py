@@ -1,0 +1,91 @@
+"""scripts/conformance.py: a scorecard that counts rightly, and every layer complete on a small one."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnn425.nn import functional as F
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+import conformance as script  # noqa: E402
+
+sys.path.remove(str(SCRIPTS))
+
+FEW = script.Options(samples=6, examples=25)
+
+
+@pytest.mark.parametrize("layer", script.LAYERS)
+def test_random_arguments_legal_and_illegal(layer):
+    found = script.score(layer, "arguments", FEW)
+    assert found.tried == 25
+    assert not found.failures
+
+
+@pytest.mark.parametrize("layer", script.LAYERS)
+def test_transforms(layer):
+    found = script.score(layer, "transforms", FEW)
+    assert found.tried == 7
+    assert not found.failures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("feature", ["samples", "errors", "modules", "derivatives"])
+@pytest.mark.parametrize("layer", script.LAYERS)
+def test_torchs_own_inputs(layer, feature):
+    assert not script.score(layer, feature, FEW).failures
+
+
+@pytest.mark.parametrize("layer", ["conv2d", "max_pool2d", "cross_entropy", "linear"])
+def test_random_arguments_are_legal_and_illegal(layer):
+    refused = []
+    for i in range(200):
+        given, named = script.drawn(layer, script.Draw(i))
+        refused.append(script.refusal(lambda g=given, n=named: getattr(torch.nn.functional, layer)(*g, **n)) is not None)
+    assert 20 < sum(refused) < 180
+
+
+def test_a_wrong_value_a_wrong_refusal_and_no_refusal_are_counted(monkeypatch):
+    monkeypatch.setattr(F, "softmax", lambda x, dim, dtype=None: torch.softmax(x, 0, dtype=dtype))
+    found = script.score("softmax", "arguments", FEW)
+    assert 0 < found.passed < found.tried == 25
+    assert any("was expected" in failure for failure in found.failures)
+    assert any("ours: no error" in failure for failure in found.failures)
+    assert str(found) == f"{found.passed} / 25"
+
+
+def test_the_exit_code_and_the_failures_tell(monkeypatch, capsys):
+    monkeypatch.setattr(script, "FEATURES", {"arguments": script.arguments, "derivatives": script.orders})
+    monkeypatch.setattr(script, "LOCAL", script.LOCAL[:2])
+    assert script.main(["--layers", "relu", "--examples", "5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(s["feature"], s["passed"], s["tried"]) for s in found["scores"]] == [("arguments", 5, 5), ("derivatives", 2, 2)]
+    assert found["locally connected"][0]["cnn425"] == "yes"
+    monkeypatch.setattr(F, "relu", lambda x, inplace=False: x.abs())
+    assert script.main(["--layers", "relu", "--examples", "5"]) == 1
+    out, err = capsys.readouterr()
+    assert "relu" in out
+    assert "arguments: relu" in err
+
+
+def test_markdown_is_a_table(monkeypatch, capsys):
+    monkeypatch.setattr(script, "FEATURES", {"arguments": script.arguments})
+    monkeypatch.setattr(script, "LOCAL", script.LOCAL[:1])
+    assert script.main(["--layers", "relu", "sigmoid", "--examples", "3", "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["| layer | arguments |", "| --- | --- |", "| relu | 3 / 3 |"]
+    assert lines[4] == "| all | 6 / 6 |"
+
+
+def test_an_unknown_layer_is_one_line(capsys):
+    assert script.main(["--layers", "conv4d"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --layers has no conv4d; choose from conv1d")
+
+
+@pytest.mark.parametrize("row", script.LOCAL, ids=lambda row: row[0])
+def test_our_local_layer_has_every_feature(row):
+    assert row[1]()
