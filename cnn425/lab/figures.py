@@ -19,7 +19,7 @@ def figure(width: float, height: float, layout: Literal["constrained"] | None = 
 
 
 def tiled(pictures: Tensor, columns: int = 8, zoom: int = 1) -> Tensor:
-    """Pictures `(K, H, W)` side by side, each pixel `zoom` times as large, with white gaps of a third of that: `(rows * ..., columns * ...)`."""
+    """Pictures `(K, H, W)` side by side with white gaps, each pixel `zoom` times as large: `(rows * ..., columns * ...)`."""
     gap = max(1, zoom // 3)
     pictures = pictures.detach().float().cpu().repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
     k, h, w = pictures.shape

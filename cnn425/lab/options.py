@@ -76,10 +76,16 @@ class Options:
 
 
 SomeOptions = TypeVar("SomeOptions", bound=Options)
+Anything = TypeVar("Anything")
 
 
 def parse(kind: type[SomeOptions], argv: Sequence[str] | None, description: str) -> SomeOptions:
     """The options typed on the command line (`None`) or given as a list of words."""
+    return tyro.cli(kind, args=None if argv is None else list(argv), description=description)
+
+
+def parse_any(kind: type[Anything], argv: Sequence[str] | None, description: str) -> Anything:
+    """As `parse`, for options of something that is not a training run."""
     return tyro.cli(kind, args=None if argv is None else list(argv), description=description)
 
 

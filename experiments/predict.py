@@ -1,0 +1,116 @@
+"""What a network learnt from MNIST's digits it can use anywhere: on pictures of other sizes and colours, and in other programs.
+
+    python -m experiments.predict --checkpoint runs/mnist/conv-custom-... digit.png photo.jpg      (about 5 seconds)
+    python -m experiments.predict --checkpoint ... --evaluate                                      (its test set again)
+    python -m experiments.predict --checkpoint ... --export folder                                 (torch.export and ONNX, run back)
+
+A checkpoint is a run folder of experiments/mnist.py or a file in it. A picture is made like MNIST's: dark ink on bright paper is
+inverted, the ink is scaled to 20x20 pixels and centred by its mass in 28x28.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import tyro
+from PIL import Image
+
+from cnn425.lab import trained
+from cnn425.lab.errors import LabError, command
+from cnn425.lab.options import parse_any
+from experiments import mnist
+
+CLOSE = 1e-4  # largest difference that an exported program may have from the model: float32 sums in another order
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What can be asked; see --help."""
+
+    checkpoint: Path
+    """A run folder of experiments/mnist.py, or a checkpoint in it."""
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional] = field(default=())
+    """Picture files of any kind and size."""
+    evaluate: bool = False
+    """Also measure the accuracy on the test set it was trained for."""
+    data_dir: Path | None = None
+    """The folder that holds MNIST/raw/... Default: CNN425_DATA_DIR, else a cache with download."""
+    export: Path | None = None
+    """Also write model.pt2 (torch.export) and model.onnx into this folder, run them back and compare."""
+    formats: Literal["both", "torch", "onnx"] = "both"
+    """Which of the two to write."""
+    log_dir: Path | None = None
+    """Not used here: nothing is trained."""
+
+
+class Prediction(NamedTuple):
+    """Top three (class, probability) of each readable picture; holds if all were readable and every exported program agrees."""
+
+    holds: bool
+    best: dict[str, list[tuple[str, float]]]
+    unreadable: list[str]
+    accuracy: float | None
+    export_errors: dict[str, float]
+
+
+def tiny(folder: Path) -> list[str]:
+    """A command line for the tests: a checkpoint made on the spot, a picture of a bar on paper."""
+    mnist.main([*mnist.TINY, "--model", "linear", "--log-dir", str(folder / "run")])
+    page = torch.full((60, 90), 250, dtype=torch.uint8)
+    page[10:50, 40:48] = 20
+    Image.fromarray(page.numpy()).save(folder / "bar.png")
+    return ["--checkpoint", str(folder / "run"), str(folder / "bar.png"), "--evaluate", "--export", str(folder), "--formats", "torch"]
+
+
+def evaluated(model: trained.Trained, data_dir: Path | None) -> float:
+    """The share of the test pictures that are recognised, from 0 to 1."""
+    options = mnist.DigitOptions(
+        dataset=model.options["dataset"], examples=model.options["examples"], seed=model.options["seed"], data_dir=data_dir
+    )
+    _, test = mnist.data(options)
+    right = 0
+    with torch.no_grad():
+        for indices in torch.arange(len(test.labels)).split(1000):
+            images, labels = test.batch(indices)
+            right += int((model.model(images).argmax(1) == labels).sum())
+    return right / len(test.labels)
+
+
+def exported(model: trained.Trained, folder: Path, formats: str) -> dict[str, float]:
+    """The largest difference of an answer of each exported program, run back, from the model's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    errors = {}
+    if formats in ("both", "torch"):
+        errors[str(folder / "model.pt2")] = trained.export_torch(model, folder / "model.pt2")
+    if formats in ("both", "onnx"):
+        errors[str(folder / "model.onnx")] = trained.export_onnx(model, folder / "model.onnx")
+    return errors
+
+
+def main(argv: Sequence[str] | None = None) -> Prediction:
+    """Read the pictures, and whatever else was asked for."""
+    options = parse_any(PredictOptions, argv, "use a trained network")
+    model = trained.load(options.checkpoint)
+    print(f"{model.options['model']} of {model.options['layers']} layers, trained on {model.options['dataset']} for {model.step} steps")
+    good, images, complaints = trained.readable(options.pictures)
+    answers = trained.best(model, torch.cat(images)) if images else []
+    for path, answer in zip(good, answers, strict=True):
+        print(f"{path}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in answer))
+    for complaint in complaints:
+        print(complaint)
+    accuracy = evaluated(model, options.data_dir) if options.evaluate else None
+    if accuracy is not None:
+        print(f"test set: {accuracy:.2%} recognised")
+    errors = exported(model, options.export, options.formats) if options.export else {}
+    for name, error in errors.items():
+        print(f"{name}: run back, differs from the model by at most {error:.1e}")
+    if not (options.pictures or options.evaluate or options.export):
+        raise LabError("nothing to do: name pictures, or say --evaluate or --export FOLDER", 2)
+    holds = not complaints and all(error < CLOSE for error in errors.values())
+    return Prediction(holds, dict(zip(map(str, good), answers, strict=True)), complaints, accuracy, errors)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,30 @@
+import pytest
+
+from cnn425.lab.errors import LabError
+from experiments import predict
+
+
+def test_top_three_with_probabilities_and_the_same_accuracy_as_in_training(tmp_path, capsys):
+    words = predict.tiny(tmp_path)
+    verdict = predict.main(words[:-4])
+    (answer,) = verdict.best.values()
+    assert len(answer) == 3
+    assert sum(probability for _, probability in answer) == pytest.approx(1, abs=1e-5)
+    assert answer[0][1] >= answer[1][1] >= answer[2][1]
+    told = capsys.readouterr().out
+    assert f"{verdict.accuracy:.2%} of 19 test pictures" in told, "as mnist.py said after training"
+
+
+def test_a_bad_picture_does_not_hide_the_good_one(tmp_path):
+    words = predict.tiny(tmp_path)
+    (tmp_path / "bad.png").write_bytes(b"?")
+    verdict = predict.main([*words[:3], str(tmp_path / "bad.png")])
+    assert not verdict.holds
+    assert len(verdict.best) == 1
+    assert len(verdict.unreadable) == 1
+
+
+def test_nothing_to_do_is_said(tmp_path):
+    words = predict.tiny(tmp_path)
+    with pytest.raises(LabError, match="nothing to do"):
+        predict.main(words[:2])
