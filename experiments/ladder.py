@@ -1,0 +1,206 @@
+"""LeCun's ladder of 1989: from a linear classifier to shared windows, every rung generalises better from 320 digits, with fewer weights.
+
+    python -m experiments.ladder            (about 40 seconds; `--full`: twenty seeds, about 5 minutes)
+
+The five networks of Y. LeCun, "Generalization and network design strategies", 1989 (numbers as in Hastie, Tibshirani, Friedman, "The
+elements of statistical learning", table 11.1), 16x16 pixels in, 10 classes out:
+
+    net-1   no hidden layer                                                                   2570 connections, 2570 weights   80.0 %
+    net-2   12 hidden units that see everything                                               3214              3214           87.0 %
+    net-3   8x8 units with 3x3 windows (stride 2), 4x4 units with 5x5 windows (stride 2)      1226              1226           88.5 %
+    net-4   two maps of 8x8 units, each with one shared 3x3 window; 4x4 units as before       2266              1132           94.0 %
+    net-5   two maps of 8x8, four maps of 4x4, all windows shared                             5194              1060           98.4 %
+
+Units of a map share weights, not biases, as in the paper. What differs: the paper's digits were drawn with a mouse (320 to train, 160 to
+test) and are lost, ours are MNIST's (320 drawn for each seed, thousands to test), which are harder; its units are 1.7159 tanh(2a/3) (ours
+too, made of our sigmoid), its loss the squared error (ours the cross-entropy), its optimiser a stochastic Newton method (ours Adam).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from cnn425.lab import figures
+from cnn425.lab.errors import command
+from cnn425.lab.models import Layers, local_layer, namespace, parameters
+from cnn425.lab.progress import watched
+from cnn425.lab.study import at_least, parse, study
+from experiments.samples import SmallOptions, accuracy, fit, small, subset
+
+TINY = ("--dataset", "bars", "--epochs", "1", "--examples", "40", "--seeds", "1", "--test-examples", "40")
+
+SIDE = 16  # pixels
+WHAT = ("linear", "fully connected", "local", "local, one level shared", "local, two levels shared")
+PAPER_ACCURACY = (0.800, 0.870, 0.885, 0.940, 0.984)
+
+
+@dataclass(frozen=True)
+class LadderOptions(SmallOptions):
+    """What can be changed; see --help."""
+
+    epochs: int = 30
+    """How often every training example is seen; 30 in the paper."""
+    batch_size: int = 20
+    """Examples per step."""
+    lr: float = 0.01
+    """Adam's learning rate at the first step; it falls linearly to zero."""
+    seeds: int = 5
+    """How often every run is repeated with other examples and other initial weights."""
+    examples: int = 320
+    """Training examples; 320 in the paper."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing; `--full` has numbers of its own."""
+        if self.full:
+            for name, value in {"seeds": 20, "test_examples": 0}.items():
+                object.__setattr__(self, name, value)
+        super().__post_init__()
+        at_least(self, examples=1, epochs=1)
+
+
+class LadderVerdict(NamedTuple):
+    """Per network: test accuracy from 0 to 1, mean and spread (standard deviation over seeds); weights, connections.
+
+    Holds if each rung is better than the one below, on average; `steps` are the differences, and `sure` how many of their standard errors
+    (over seeds, pairwise: the same examples) each of them is.
+    """
+
+    holds: bool
+    accuracy: tuple[float, ...]
+    spread: tuple[float, ...]
+    steps: tuple[float, ...]
+    sure: tuple[float, ...]
+    weights: tuple[int, ...]
+    connections: tuple[int, ...]
+
+
+class Squash(nn.Module):
+    """LeCun's unit, 1.7159 tanh(2a/3), from our sigmoid: tanh(a) = 2 sigmoid(2a) - 1."""
+
+    def __init__(self, layers: Layers):
+        super().__init__()
+        self.sigmoid = namespace(layers).Sigmoid()
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Any shape, values in +-1.7159."""
+        squashed: Tensor = 1.7159 * (2 * self.sigmoid(4 / 3 * a) - 1)
+        return squashed
+
+
+class SharedWindow(nn.Module):
+    """A convolution in which the units of a map share their weights but have biases of their own: `(N, C, H, W) -> (N, O, I, J)`."""
+
+    def __init__(self, layers: Layers, c: int, o: int, side: int, kernel: int):
+        super().__init__()
+        self.conv = namespace(layers).Conv2d(c, o, kernel, stride=2, padding=kernel // 2, bias=False)
+        self.bias = nn.Parameter(torch.zeros(o, side, side))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The convolution, and each unit's bias."""
+        answer: Tensor = self.conv(image) + self.bias
+        return answer
+
+
+def network(rung: int, layers: Layers, seed: int, classes: int = 10) -> nn.Sequential:
+    """Net-1 to net-5: images `(N, 1, 16, 16) -> (N, classes)`."""
+    ours = namespace(layers)
+
+    def own(c: int, side: int, kernel: int) -> nn.Module:
+        layer: nn.Module = local_layer(layers)(c, 1, side, kernel, stride=2, padding=kernel // 2)
+        return layer
+
+    def shared(c: int, o: int, side: int, kernel: int) -> nn.Module:
+        return SharedWindow(layers, c, o, side // 2, kernel)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if rung == 1:
+            return nn.Sequential(nn.Flatten(), ours.Linear(SIDE * SIDE, classes))
+        if rung == 2:
+            return nn.Sequential(nn.Flatten(), ours.Linear(SIDE * SIDE, 12), Squash(layers), ours.Linear(12, classes))
+        first, second = {
+            3: lambda: (own(1, SIDE, 3), own(1, SIDE // 2, 5)),
+            4: lambda: (shared(1, 2, SIDE, 3), own(2, SIDE // 2, 5)),
+            5: lambda: (shared(1, 2, SIDE, 3), shared(2, 4, SIDE // 2, 5)),
+        }[rung]()
+        units = 64 if rung == 5 else 16
+        return nn.Sequential(first, Squash(layers), second, Squash(layers), nn.Flatten(), ours.Linear(units, classes))
+
+
+def connections(model: nn.Sequential) -> int:
+    """Products and biases that enter some unit: what the paper calls connections; windows count whole, also at the border."""
+    image, total = torch.zeros(1, 1, SIDE, SIDE), 0
+    for layer in model:
+        image = layer(image)
+        weight = layer.conv.weight if isinstance(layer, SharedWindow) else getattr(layer, "weight", None)
+        if weight is not None:  # every output has one product per cell of its window (or one per input) and a bias
+            cells = weight.shape[1] if weight.ndim == 2 else weight.shape[-3:].numel()
+            total += image[0].numel() * (cells + 1)
+    return total
+
+
+def main(argv: Sequence[str] | None = None) -> LadderVerdict:
+    """Train the five networks on every seed's digits; the verdict."""
+    options = parse(LadderOptions, argv, "from a linear classifier to shared windows, every rung generalises better")
+    training, test = small(options)
+    classes = len(training.classes)
+    runs = [(rung, k) for k in range(options.seeds) for rung in range(1, 6)]
+    reached = torch.zeros(5, options.seeds, dtype=torch.float64)
+    models = [network(rung, options.layers, 0, classes) for rung in range(1, 6)]
+    counts = [(connections(model), parameters(model)) for model in models]
+    # as in the paper: background and ink symmetric about zero
+    training, test = (pictures._replace(images=2 * pictures.images - 1) for pictures in (training, test))
+    steps = options.epochs * -(-options.examples // options.batch_size)
+    with study("ladder", options) as record:
+        for rung, k in watched(runs, "ladder", len(runs)):
+            model = network(rung, options.layers, options.seed + k, classes)
+            fit(model, subset(training, options.examples, options.seed + k), steps, options, options.seed + k)
+            reached[rung - 1, k] = accuracy(model, test)
+        mean, spread = reached.mean(1), reached.std(1, correction=min(1, options.seeds - 1))
+        gains = reached.diff(dim=0)
+        error = gains.std(1, correction=min(1, options.seeds - 1)) / options.seeds**0.5
+        title = f"{options.examples} examples, mean and spread over {options.seeds} seeds"
+        table = Table("", "network", "connections", "weights", "test accuracy", "1989, other digits", title=title)
+        for k, name in enumerate(WHAT):
+            here = f"{mean[k]:.1%} ± {spread[k]:.1%}"
+            table.add_row(f"net-{k + 1}", name, f"{counts[k][0]:,}", f"{counts[k][1]:,}", here, f"{PAPER_ACCURACY[k]:.1%}")
+        Console().print(table)
+        record.curve("accuracy by rung", range(1, 6), mean.tolist())
+        record.figure("ladder", draw(reached, counts))
+        better = gains.mean(1)
+        sure = better / error.clamp(min=1e-12)
+        numbers = (tuple(row.tolist()) for row in (mean, spread, better, sure))
+        weights, joined = (tuple(pair[side] for pair in counts) for side in (1, 0))
+        return record.verdict(LadderVerdict(bool((better > 0).all()), *numbers, weights, joined))
+
+
+def draw(reached: Tensor, counts: Sequence[tuple[int, int]]) -> Figure:
+    """Accuracy rung by rung beside the paper's, and what each network is made of."""
+    made = figures.figure(10.5, 4.8)
+    axes = made.subplots()
+    places = range(5)
+    axes.bar(places, reached.mean(1), width=0.55, color=["#999999", "#d1495b", "#edae49", "#66a182", "#00798c"], alpha=0.85)
+    for k in places:
+        jitter = torch.linspace(-0.15, 0.15, reached.shape[1]) if reached.shape[1] > 1 else torch.zeros(1)
+        axes.plot(k + jitter, reached[k], "o", color="black", markersize=3.5, alpha=0.6, label="one seed" if k == 0 else None)
+        axes.text(
+            k, 0.02, f"{float(reached[k].mean()):.1%}", ha="center", color="white", weight="bold", transform=axes.get_xaxis_transform()
+        )
+    axes.plot(places, PAPER_ACCURACY, "D", color="white", markeredgecolor="black", markersize=7, label="LeCun 1989, his own digits")
+    labels = [f"net-{k + 1}\n{WHAT[k]}\n{c:,} connections\n{w:,} weights" for k, (c, w) in enumerate(counts)]
+    axes.set_xticks(places, labels, fontsize=9)
+    axes.set(ylim=(max(0, float(reached.min()) - 0.1), 1), ylabel="recognised test pictures")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.legend(loc="upper left")
+    axes.set_title("LeCun's ladder: less freedom, better generalisation", fontsize=12)
+    return made
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,28 @@
+"""LeCun's five networks of 1989: connections and weights as the paper counts them."""
+
+import pytest
+import torch
+
+from cnn425.lab.models import parameters
+from experiments import ladder
+
+PAPER = {1: (2570, 2570), 2: (3214, 3214), 3: (1226, 1226), 4: (2266, 1132), 5: (5194, 1060)}
+
+
+@pytest.mark.parametrize("rung", PAPER)
+def test_connections_and_weights_are_the_papers(rung):
+    model = ladder.network(rung, "custom", seed=0)
+    assert (ladder.connections(model), parameters(model)) == PAPER[rung]
+
+
+def test_lecuns_unit_is_the_scaled_hyperbolic_tangent():
+    a = torch.linspace(-20, 20, 401, dtype=torch.float64)
+    torch.testing.assert_close(ladder.Squash("custom")(a), 1.7159 * torch.tanh(2 * a / 3), atol=1e-14, rtol=0)
+
+
+def test_units_of_a_shared_map_have_biases_of_their_own():
+    layer = ladder.SharedWindow("custom", 1, 2, 8, 3)
+    answer = layer(torch.zeros(1, 1, 16, 16))
+    assert answer.shape == (1, 2, 8, 8)
+    (gradient,) = torch.autograd.grad(answer[0, 1, 3, 4], layer.bias)
+    assert gradient.nonzero().tolist() == [[1, 3, 4]]
