@@ -11,6 +11,7 @@ from collections.abc import Callable
 from math import inf, prod
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -39,7 +40,7 @@ def _lp_pool(dimensions: int, input: Tensor, norm_type: Any, kernel_size: Any, s
     average = AVERAGE[dimensions](input.pow(norm_type), kernel_size, stride, ceil_mode=ceil_mode)
     if isinstance(kernel[0], (tuple, list)):
         raise TypeError(f"lp_pool1d(): argument 'kernel_size' must be an int, not {type(kernel_size).__name__}")
-    return average.masked_fill(average == 0, 0).mul(prod(kernel)).pow(1.0 / norm_type)
+    return torch.where(average == 0, 0, average).mul(prod(kernel)).pow(1.0 / norm_type)  # unlike masked_fill, keeps channels_last
 
 
 def lp_pool1d(input: Tensor, norm_type: float, kernel_size: int, stride: Any = None, ceil_mode: bool = False) -> Tensor:
