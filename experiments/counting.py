@@ -13,6 +13,7 @@ meta device, where a layer has shapes but no numbers, so 6.4 GB of weights cost 
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -164,7 +165,8 @@ def chosen(name: str, size: tuple[int, int] | None, layers: Layers) -> tuple[str
 def slides(layers: Layers) -> dict[str, list[Count]]:
     """The lecture's examples, on the 200x200 image with 40,000 units per channel; the local layers are ours, torch has none."""
     ours, image = namespace(layers), (1, 200, 200)
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch copies an image that an even kernel pads unevenly, and says so
         return {
             "3-4-2 network": count(units_per_layer((3, 4, 2), layers), (3,)),
             "200x200, fully connected": count(ours.Linear(40_000, 40_000), (40_000,)),

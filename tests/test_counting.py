@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnn425 import nn
 from cnn425.lab import models
 from cnn425.lab.errors import LabError
-from experiments.counting import chosen, count, main, total
+from experiments.counting import chosen, count, main, slides, total
 
 
 def test_the_slides(tmp_path):
@@ -15,6 +15,12 @@ def test_the_slides(tmp_path):
     assert verdict.holds
     assert verdict[1:8] == (6, 20, 26, 1_600_000_000, 4_000_000, 101, 2000)
     assert (verdict.model_parameters, verdict.model_multiply_adds) == (26, 20)
+
+
+def test_torchs_layers_have_the_slides_numbers_too():
+    assert {name: total(counts) for name, counts in slides("torch").items()} == {
+        name: total(counts) for name, counts in slides("custom").items()
+    }
 
 
 @pytest.mark.parametrize("name", ["linear", "mlp", "conv"])
