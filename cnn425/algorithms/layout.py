@@ -1,7 +1,7 @@
 """Memory layout: which order of dimensions torch would give the result of a convolution, and results in that order.
 
-Torch's rule: channels last (`NHWC` in memory) if the input or the weight lies so, contiguous otherwise; both gradients follow the same rule, whatever
-the layout of the output gradient. One spatial dimension is always contiguous.
+Torch's rule: channels last (`NHWC` in memory) if the input or the weight lies so, contiguous otherwise;
+both gradients follow the same rule, whatever the layout of the output gradient. One spatial dimension is always contiguous.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,8 @@ def is_channels_last(x: Tensor) -> bool:
 
 def memory_format(x: Tensor, w: Tensor) -> torch.memory_format:
     """The layout of a result made from `x` and `w`."""
+    if x.ndim == 5 and x.dtype == torch.float64:
+        return torch.contiguous_format  # torch's three-dimensional kernel for doubles knows no other
     return FORMATS[x.ndim] if is_channels_last(x) or is_channels_last(w) else torch.contiguous_format
 
 

@@ -1,0 +1,101 @@
+"""Depthwise: one input channel per group, nothing to sum over channels, so each kernel cell is one multiply-add of shifted images.
+
+    y[n, o]  = sum over u, v of  w[o, u, v] * x[n, c, shifted by (u, v)]          o belongs to channel c = o // (O/C)
+
+A matrix product of width one would waste the machine; this is a sweep over memory, U*V times over blocks that stay in the cache.
+
+Cost: 2*N*O*I*J*U*V operations, 12 bytes of cache traffic for every two of them. Accuracy: that of a plain sum of U*V products. Applies when
+G = C, with any stride and dilation; half precision is computed in float32.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from math import prod
+
+import torch
+from torch import Tensor
+
+from cnn425.algorithms.blocks import Block, Slabs, blocks, flip, flipped
+from cnn425.algorithms.columns import add_columns
+from cnn425.algorithms.layout import empty
+from cnn425.algorithms.memory import scratch
+from cnn425.windows import Geometry
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def cut(x: Tensor, geometry: Geometry, layout: torch.memory_format) -> tuple[Slabs, list[Block]]:
+    """The windows of the image, and the blocks to take them in."""
+    positions = geometry.positions(x.shape[2:])
+    row = x.shape[1] * prod(positions[1:]) * x.element_size()
+    parts = list(blocks(x.shape[0], positions[0], row, budget=1 << 19))
+    return Slabs(x, geometry, parts[0], channels_last=layout is not torch.contiguous_format), parts
+
+
+def per_channel(t: Tensor, channels: int, block: Block) -> Tensor:
+    """The block's part of an output, `(images, C, O/C, rows, *positions[1:])`."""
+    return t[block.n : block.n + block.images, :, block.i : block.i + block.rows].unflatten(1, (channels, -1))
+
+
+def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, layout: torch.memory_format) -> Tensor:
+    """The output, `(N, C, *size), (O, 1, *kernel), (O,) -> (N, O, *positions)`."""
+    if x.dtype in HALF:
+        return convolve(x.float(), w.float(), geometry, groups, None if bias is None else bias.float(), layout).to(x.dtype)
+    d, C = geometry.dimensions, x.shape[1]
+    y = empty(x, (x.shape[0], w.shape[0], *geometry.positions(x.shape[2:])), layout)
+    slabs, parts = cut(x, geometry, layout)
+    weight = w.view(C, -1, *(1,) * d, *geometry.kernel)
+    start = None if bias is None else bias.view(C, -1, *(1,) * d)
+    for block in parts:
+        cells = slabs.windows(block)
+        out = per_channel(y, C, block)
+        for m in range(out.shape[2]):
+            sum_ = out[:, :, m]
+            sum_.copy_(start[:, m].expand_as(sum_)) if start is not None else sum_.zero_()
+            for offset in product(*map(range, geometry.kernel)):
+                sum_.addcmul_(cells[(..., *offset)], weight[:, m][(..., *offset)])
+    return y
+
+
+def convolve_input_gradient(
+    gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int], layout: torch.memory_format
+) -> Tensor:
+    """The gradient of the input, `(N, O, *positions), (O, 1, *kernel) -> (N, C, *size)`."""
+    if gy.dtype in HALF:
+        return convolve_input_gradient(gy.float(), w.float(), geometry, groups, size, layout).to(gy.dtype)
+    if w.shape[0] == groups and all(s == 1 for s in geometry.stride):
+        return convolve(gy, flip(w, groups), flipped(geometry, size, gy.shape[2:]), groups, None, layout)
+    gx = empty(gy, (gy.shape[0], groups, *size), layout).zero_()
+    weight = w.view(groups, -1, *(1,) * geometry.dimensions, *geometry.kernel)
+    d, positions = geometry.dimensions, gy.shape[2:]
+    row = groups * prod(geometry.kernel) * prod(positions[1:])
+    parts = list(blocks(gy.shape[0], positions[0], row * gy.element_size()))
+    buffer = scratch(gy, row * parts[0].images * parts[0].rows)
+    for block in parts:
+        part = per_channel(gy, groups, block)
+        shape = (groups, *geometry.kernel, block.images, block.rows, *positions[1:])
+        columns = buffer[: prod(shape)].view(shape)
+        for offset in product(*map(range, geometry.kernel)):
+            cell = columns.movedim(0, d)[offset].transpose(0, 1)
+            for m in range(part.shape[2]):
+                factor = weight[:, m][(..., *offset)]
+                torch.mul(part[:, :, m], factor, out=cell) if m == 0 else cell.addcmul_(part[:, :, m], factor)
+        add_columns(gx, columns, geometry, block, positions, last=False)
+    return gx
+
+
+def convolve_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, layout: torch.memory_format) -> Tensor:
+    """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, 1, *kernel)`."""
+    if x.dtype in HALF:
+        return convolve_weight_gradient(gy.float(), x.float(), geometry, groups, layout).to(x.dtype)
+    gw = empty(x, (gy.shape[1], 1, *geometry.kernel), layout).zero_()
+    weight = gw.view(groups, -1, *geometry.kernel)
+    slabs, parts = cut(x, geometry, layout)
+    for block in parts:
+        cells = slabs.windows(block)
+        part = per_channel(gy, groups, block)
+        for m in range(part.shape[2]):
+            for offset in product(*map(range, geometry.kernel)):
+                products = part[:, :, m] * cells[(..., *offset)]
+                weight[:, m][(..., *offset)] += products.sum((0, *range(2, products.ndim)))
+    return gw

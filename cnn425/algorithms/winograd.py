@@ -1,0 +1,194 @@
+"""Winograd's minimal filtering: fewer multiplications, because a small convolution is a product of two polynomials.
+
+One dimension, m outputs from r weights: the correlation of a tile of a = m + r - 1 pixels d with a kernel g is a product of polynomials,
+read backwards, and such a product is known from its values at a points (Toom and Cook). Evaluating, multiplying and returning are
+matrices:
+
+    y = A' [ (G g) * (B' d) ]           `*` element by element: a multiplications instead of m * r
+    B'   row k: the coefficients of the product of (t - p_j) over all points but p_k
+    G    row k: the powers p_k ** u, divided by the product of (p_k - p_j) over the other points
+    A'   column k: the powers p_k ** i.   The last point is infinity: it stands for the leading coefficient.
+
+More dimensions apply the matrices along each. With channels, `*` becomes a sum over channels: one matrix product per point. Every step is
+linear in each operand, so the weight gradient is the same chain transposed, `G' [ (B' d)' (A gy) ]`; the input gradient is the
+convolution of the output gradient with the flipped kernel.
+
+Cost: a/m multiplications per output and dimension instead of r: F(4x4, 3x3) needs 36 / 16 = 2.25 instead of 9. Cutting and transforming
+tiles moves and multiplies about 36 / 16 * 36 numbers per pixel and channel, so it needs some 16 channels on both sides to pay. Accuracy:
+the points 0, 3/4, -3/4, 3/2, -3/2, infinity keep the rounding error of F(4x4, 3x3) at about six times that of a dot product (0, 1, -1, 2,
+-2: ten times); a third dimension would multiply it again, so there tiles have two outputs. An infinity or NaN spreads over its whole
+tile. Applies to float32 and float64, stride 1, no dilation, kernels of at most five cells (three in three dimensions) along each side.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache, reduce
+from math import prod
+
+import torch
+from torch import Tensor
+
+from cnn425.algorithms.blocks import Block, Slabs, blocks, flip, flipped
+from cnn425.algorithms.layout import empty
+from cnn425.algorithms.memory import scratch
+from cnn425.windows import Geometry
+
+BYTES = 3 << 20
+POINTS = (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))
+FEW_POINTS = (Fraction(0), Fraction(1), Fraction(-1))
+
+
+def tile(dimensions: int) -> int:
+    """Pixels along one side of a tile."""
+    return len(FEW_POINTS if dimensions == 3 else POINTS) + 1
+
+
+def applies(dtype: torch.dtype, geometry: Geometry) -> bool:
+    """Whether this algorithm can compute a convolution at all; whether it pays is another question."""
+    return (
+        dtype in (torch.float32, torch.float64)
+        and all(s == d == 1 for s, d in zip(geometry.stride, geometry.dilation, strict=True))
+        and max(geometry.kernel) < tile(geometry.dimensions)
+    )
+
+
+@lru_cache(maxsize=64)
+def matrices(r: int, dimensions: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """A' (m, a), G (a, r) and B' (a, a) for kernels of `r` cells; a kernel of one cell is left as it is, with tiles of one pixel."""
+    points = () if r == 1 else FEW_POINTS if dimensions == 3 else POINTS
+    m = len(points) + 2 - r
+    others = [[q for q in points if q != p] for p in points]
+    A = [[p**i for p in points] + [Fraction(i == m - 1)] for i in range(m)]
+    G = [[p**u / prod((p - q for q in rest), start=Fraction(1)) for u in range(r)] for p, rest in zip(points, others, strict=True)]
+    B = [[*_coefficients(rest), Fraction(0)] for rest in others]
+    G.append([Fraction(u == r - 1) for u in range(r)])
+    B.append(_coefficients(points))
+    return as_tensor(A, dtype, device), as_tensor(G, dtype, device), as_tensor(B, dtype, device)
+
+
+def as_tensor(rows: Sequence[Sequence[Fraction]], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A matrix of fractions, rounded once."""
+    return torch.tensor([[float(v) for v in row] for row in rows], dtype=dtype, device=device)
+
+
+def _coefficients(roots: Sequence[Fraction]) -> list[Fraction]:
+    """The coefficients, lowest first, of the product of (t - root) over all roots."""
+    c = [Fraction(1)]
+    for root in roots:
+        c = [high - root * low for high, low in zip([Fraction(0), *c], [*c, Fraction(0)], strict=True)]
+    return c
+
+
+@lru_cache(maxsize=64)
+def transforms(kernel: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """A', G and B' for all dimensions at once, their Kronecker products: one larger matrix product is faster than several thin ones."""
+    each = [matrices(r, len(kernel), dtype, device) for r in kernel]
+    A, G, B = (reduce(torch.kron, [m[k] for m in each]).contiguous() for k in range(3))
+    return A, G, B
+
+
+class Tiles:
+    """The tiles of all images, cut into blocks, and the two buffers between which the tiles of a block are transformed, there and back."""
+
+    def __init__(self, x: Tensor, geometry: Geometry, positions: Sequence[int], channels: int):
+        each = [matrices(k, geometry.dimensions, x.dtype, x.device)[0] for k in geometry.kernel]
+        self.d, self.positions = geometry.dimensions, tuple(positions)
+        self.m, self.a = [A.shape[0] for A in each], [A.shape[1] for A in each]
+        self.points = prod(self.a)
+        self.counts = [-(-p // m) for p, m in zip(positions, self.m, strict=True)]
+        row = prod(self.counts[1:]) * channels * self.points
+        self.blocks = list(blocks(x.shape[0], self.counts[0], row * x.element_size(), BYTES))
+        self.buffers = [scratch(x, row * self.blocks[0].images * self.blocks[0].rows) for _ in range(2)]
+
+    def slabs(self, x: Tensor, side: Sequence[int], low: Sequence[int]) -> Slabs:
+        """The tiles of `side` pixels, m pixels apart, of an image that starts `low` pixels after the first tile."""
+        padding = [(p, (count - 1) * m + a - n - p) for n, p, count, m, a in zip(x.shape[2:], low, self.counts, self.m, side, strict=True)]
+        return Slabs(x, Geometry(tuple(side), tuple(self.m), tuple(padding), (1,) * self.d), self.blocks[0], channels_last=True)
+
+    def transform(self, matrix: Tensor, x: Tensor, to: int) -> Tensor:
+        """`matrix` times the pixels or points of every tile, `(cells, ...) -> (cells', ...)`, into buffer `to`."""
+        out = self.buffers[to][: matrix.shape[0] * x[0].numel()].view(matrix.shape[0], -1)
+        return torch.mm(matrix, x.view(matrix.shape[1], -1), out=out)
+
+    def points_of(self, slabs: Slabs, block: Block, matrix: Tensor) -> Tensor:
+        """The tiles of a block, transformed by `matrix`: `(points, tiles, channels)`, in buffer 1."""
+        cells, d = slabs.windows(block), self.d
+        cells = cells.permute(*range(2 + d, 2 + 2 * d), 0, *range(2, 2 + d), 1)  # u v n i j c
+        x = self.buffers[0][: cells.numel()].view(cells.shape)
+        x.copy_(cells)
+        return self.transform(matrix, x.flatten(0, d - 1), to=1).view(self.points, -1, cells.shape[-1])
+
+    def lay(self, tiles: Tensor, block: Block, y: Tensor) -> None:
+        """Writes the pixels of the tiles of a block, `(pixels, tiles, O)`, to their places in `y`; what hangs over the edge is dropped."""
+        d, counts = self.d, (block.rows, *self.counts[1:])
+        tiles = tiles.view(*self.m, block.images, *counts, -1)
+        tiles = tiles.permute(d, *(k for pair in zip(range(d + 1, 2 * d + 1), range(d), strict=True) for k in pair), -1)
+        start = block.i * self.m[0]
+        out = y[block.n : block.n + block.images, :, start : start + block.rows * self.m[0]].movedim(1, -1)
+        if all(p % m == 0 for p, m in zip(self.positions, self.m, strict=True)):
+            for k in range(d):
+                out = out.unflatten(1 + 2 * k, (-1, self.m[k]))
+            out.copy_(tiles)
+        else:
+            sides = [c * m for c, m in zip(counts, self.m, strict=True)]
+            whole = self.buffers[0][: tiles.numel()].view(tiles.shape).copy_(tiles).view(block.images, *sides, -1)
+            out.copy_(whole[(slice(None), *(slice(0, n) for n in out.shape[1:-1]))])
+
+
+def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, layout: torch.memory_format) -> Tensor:
+    """The output, `(N, C, *size), (O, C/G, *kernel), (O,) -> (N, O, *positions)`."""
+    y = empty(x, (x.shape[0], w.shape[0], *geometry.positions(x.shape[2:])), layout)
+    O, C = w.shape[0] // groups, w.shape[1]
+    for g in range(groups):
+        o, c = slice(g * O, (g + 1) * O), slice(g * C, (g + 1) * C)
+        _convolve(x[:, c], w[o], geometry, None if bias is None else bias[o], y[:, o])
+    return y
+
+
+def _convolve(x: Tensor, w: Tensor, geometry: Geometry, bias: Tensor | None, y: Tensor) -> None:
+    O, C, *kernel = w.shape
+    A, G, B = transforms(geometry.kernel, x.dtype, x.device)
+    tiles = Tiles(x, geometry, y.shape[2:], max(O, C))
+    slabs = tiles.slabs(x, tiles.a, [low for low, _ in geometry.padding])
+    U = torch.mm(G, w.permute(*range(2, w.ndim), 1, 0).reshape(prod(kernel), -1), out=scratch(x, tiles.points, C * O)).view(-1, C, O)
+    for block in tiles.blocks:
+        V = tiles.points_of(slabs, block, B)
+        M = torch.bmm(V, U, out=tiles.buffers[0][: V.shape[0] * V.shape[1] * O].view(*V.shape[:2], O))
+        Y = tiles.transform(A, M, to=1).view(A.shape[0], -1, O)
+        if bias is not None:
+            Y += bias
+        tiles.lay(Y, block, y)
+
+
+def convolve_input_gradient(
+    gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int], layout: torch.memory_format
+) -> Tensor:
+    """The gradient of the input, `(N, O, *positions), (O, C/G, *kernel) -> (N, C, *size)`."""
+    return convolve(gy, flip(w, groups), flipped(geometry, size, gy.shape[2:]), groups, None, layout)
+
+
+def convolve_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, layout: torch.memory_format) -> Tensor:
+    """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`."""
+    O, C = gy.shape[1] // groups, x.shape[1] // groups
+    gw = empty(x, (groups * O, C, *geometry.kernel), layout)
+    for g in range(groups):
+        part = _weight_gradient(gy[:, g * O : (g + 1) * O], x[:, g * C : (g + 1) * C], geometry)
+        gw[g * O : (g + 1) * O] = part.permute(-1, -2, *range(geometry.dimensions))
+    return gw
+
+
+def _weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient for one group, `(*kernel, C, O)`."""
+    C, O = x.shape[1], gy.shape[1]
+    A, G, B = transforms(geometry.kernel, x.dtype, x.device)
+    tiles = Tiles(x, geometry, gy.shape[2:], max(O, C))
+    pixels = tiles.slabs(x, tiles.a, [low for low, _ in geometry.padding])
+    gradients = tiles.slabs(gy, tiles.m, [0] * tiles.d)
+    gU = scratch(x, tiles.points, C, O)
+    keep = scratch(x, tiles.buffers[1].numel())
+    for k, block in enumerate(tiles.blocks):
+        V = tiles.points_of(pixels, block, B)
+        tiles.buffers[1], keep = keep, tiles.buffers[1]  # V stays where it is
+        gM = tiles.points_of(gradients, block, A.t())
+        torch.baddbmm(gU, V.mT, gM, beta=float(k > 0), out=gU)
+    return torch.mm(G.t(), gU.view(tiles.points, -1)).view(*geometry.kernel, C, O)
