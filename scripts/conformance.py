@@ -237,7 +237,7 @@ def number(draw: Draw, d: int, low: int, high: int) -> Any:
     return tuple(draw.randint(low, high) for _ in range(d)) if draw.random() < 0.4 else draw.randint(low, high)
 
 
-def tensor(draw: Draw, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+def tensor(draw: Draw, *shape: int, dtype: torch.dtype | None = None, images: bool = True) -> Tensor:
     """Small integers half of the time, so that ties happen; any layout."""
     gaps = len(shape) > 0 and draw.random() < 0.15
     size = (*shape[:-1], 2 * shape[-1]) if gaps else shape
@@ -245,7 +245,7 @@ def tensor(draw: Draw, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     x = x.to(dtype or draw.choice(DTYPES))
     if gaps:
         return x[..., ::2]
-    if x.ndim == 4 and draw.random() < 0.2:
+    if images and x.ndim == 4 and draw.random() < 0.2:
         return x.to(memory_format=torch.channels_last)
     return x.t().contiguous().t() if x.ndim == 2 and draw.random() < 0.2 else x
 
@@ -255,7 +255,9 @@ def drawn(layer: str, draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
     d = int(layer[-2]) if layer[-1] == "d" and layer[-2].isdigit() else 0
     size = [draw.choice((0, 1, 2, 5, 6, 7, 8) if draw.random() < 0.1 else (5, 6, 7, 8)) for _ in range(max(d, 0))]
     batch = [draw.choice((0, 1, 2, 3))] if draw.random() < 0.8 else []
-    if draw.mistake(0.04):
+    if layer.startswith("adaptive_avg"):  # of size 1 it is a plain mean in torch, which looks at nothing
+        size = [max(n, 1) for n in size]
+    elif draw.mistake(0.04):
         batch = [2, 2]
     if layer.startswith("conv"):
         return conv_arguments(d, size, batch, draw)
@@ -300,9 +302,11 @@ def conv_arguments(d: int, size: list[int], batch: list[int], draw: Draw) -> tup
 def pool_arguments(layer: str, d: int, size: list[int], batch: list[int], draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
     channels = draw.choice((0, 1, 2, 3)) if draw.random() < 0.1 else 2
     empty = 0 in (*batch, channels, *size)
-    x = tensor(draw, *batch, channels, *size, dtype=torch.float32 if empty else draw.choice([t for t in DTYPES if t != torch.complex64]))
+    dtype = torch.float32 if empty else draw.choice([t for t in DTYPES if t != torch.complex64])
+    x = tensor(draw, *batch, channels, *size, dtype=dtype, images=d == 2)
     if layer.startswith("adaptive"):
-        target = (None,) * d if draw.random() < 0.1 else number(draw, d, 1, 6)
+        target: Any = (None,) * d if draw.random() < 0.1 else number(draw, d, 1, 6)
+        target = 1 if target == 0 and not dtype.is_floating_point else target  # torch does not look at the dtype of an empty output
         return (x, target), {"return_indices": True} if "max" in layer and draw.random() < 0.5 else {}
     kernel = number(draw, d, 1, 3)
     named = {"stride": None if draw.random() < 0.3 else number(draw, d, 1, 3), "ceil_mode": draw.random() < 0.4}
@@ -313,7 +317,8 @@ def pool_arguments(layer: str, d: int, size: list[int], batch: list[int], draw: 
         named["count_include_pad"] = draw.random() < 0.5
         named |= {"divisor_override": draw.choice((None, 1, 5, -2, 0))} if d > 1 else {}
     else:
-        named |= {"dilation": number(draw, d, 1, 2), "return_indices": draw.random() < 0.5}
+        far = 2 if min(size) > 2 else 1  # a window that sees nothing but padding has no gradient, whatever torch says
+        named |= {"dilation": number(draw, d, 1, far), "return_indices": draw.random() < 0.5}
     return (x, kernel), named
 
 
