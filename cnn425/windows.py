@@ -117,5 +117,5 @@ def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
     for offset, cells in geometry.shifts(geometry.positions(size)):
         pixels: Any = (..., *cells)
         cell: Any = (..., *offset)
-        padded[pixels] += w[cell]
+        padded[pixels].add_(w[cell])  # += would also copy the sum onto itself
     return pad(padded, [(-low, -high) for low, high in overhang])

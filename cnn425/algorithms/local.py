@@ -18,6 +18,11 @@ from cnn425.windows import Geometry
 __all__ = ["local_input_gradient", "local_output", "local_weight_gradient", "memory_order", "names", "storage_order", "use"]
 
 ALGORITHMS: dict[str, ModuleType] = {"definition": local_definition, "matmul": local_matmul, "sweep": local_sweep}
+SWEPT = 4  # at most so many pairs of channels: a matrix product per position would be all overhead
+SMALL = 8192  # so few cells in all windows are copied faster than any plan is made
+HALF = (torch.float16, torch.bfloat16)
+PLAIN = (Tensor, torch.nn.Parameter)
+WIDE = 8  # so many channels fill a vector register: cells are then cut fastest with the channels innermost
 forced: list[str] = []
 
 
@@ -46,7 +51,7 @@ def local_output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Te
     y = _room((x.shape[0], w.shape[d], *w.shape[:d]), x)
     if x.numel() == 0 or w.numel() == 0:
         return y.copy_(bias.expand(y.shape)) if bias is not None else y.zero_()
-    _algorithm(w, d, groups).output(x, w, geometry, groups, bias, y)
+    _algorithm(w, geometry, groups, len(x)).output(x, w, geometry, groups, bias, y)
     return y
 
 
@@ -56,18 +61,17 @@ def local_input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int,
     gx = _room((gy.shape[0], w.shape[d + 1] * groups, *size), gy)
     if gy.numel() == 0 or w.numel() == 0:
         return gx.zero_()
-    _algorithm(w, d, groups).input_gradient(gy, w, geometry, groups, gx)
+    _algorithm(w, geometry, groups, len(gy)).input_gradient(gy, w, geometry, groups, gx)
     return gx
 
 
 def local_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: Sequence[int] | None = None) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (*positions, O, C/G, *kernel)`, in memory in `order`."""
-    d = geometry.dimensions
     shape = (*gy.shape[2:], gy.shape[1], x.shape[1] // groups, *geometry.kernel)
     gw = empty(shape, order or range(len(shape)), gy.dtype, gy.device)
     if gy.numel() == 0 or x.numel() == 0:
         return gw.zero_()
-    _algorithm(gw, d, groups).weight_gradient(gy, x, geometry, groups, gw)
+    _algorithm(gw, geometry, groups, len(gy)).weight_gradient(gy, x, geometry, groups, gw)
     return gw
 
 
@@ -80,19 +84,18 @@ def storage_order(shape: Sequence[int], dimensions: int) -> tuple[int, ...]:
     return (*positions, d, *kernel, d + 1) if inputs >= WIDE else (*positions, d, d + 1, *kernel)
 
 
-SWEPT = 4  # at most so many pairs of channels: a matrix product per position would be all overhead
-PLAIN = (Tensor, torch.nn.Parameter)
-WIDE = 8  # so many channels fill a vector register: cells are then cut fastest with the channels innermost
-
-
-def _algorithm(w: Tensor, dimensions: int, groups: int) -> ModuleType:
+def _algorithm(w: Tensor, geometry: Geometry, groups: int, batch: int) -> ModuleType:
     if forced:
         return ALGORITHMS[forced[-1]]
     if torch.compiler.is_compiling() or type(w) not in PLAIN or w.device.type not in ("cpu", "cuda"):
         return local_definition  # a graph that does not grow with the number of positions, for any shape and any kind of tensor
-    pairs = w.shape[dimensions] // groups * w.shape[dimensions + 1]
-    swept = pairs == 1 or (pairs <= SWEPT and memory_order(w)[-1] < dimensions)
-    return local_sweep if swept and w.dtype not in (torch.float16, torch.bfloat16) else local_matmul
+    if w.dtype in HALF:
+        return local_matmul  # the only one that adds up in float32
+    d = geometry.dimensions
+    pairs = w.shape[d] // groups * w.shape[d + 1]
+    if batch * groups * w.numel() // w.shape[d] <= SMALL:
+        return local_definition
+    return local_sweep if pairs == 1 or (pairs <= SWEPT and memory_order(w)[-1] < d) else local_matmul
 
 
 def _room(shape: Sequence[int], like: Tensor) -> Tensor:
