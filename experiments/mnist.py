@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from cnn425.lab import digits
 from cnn425.lab.errors import command
-from cnn425.lab.loop import default_folder, show_board, train
+from cnn425.lab.loop import default_folder, say, show_board, train
 from cnn425.lab.models import build
 from cnn425.lab.options import Options, parse
 from cnn425.lab.pictures import Pictures, pattern_images
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> DigitVerdict:
     result = train(options, model, training, test, folder, title=f"{options.model} ({options.layers})")
     goal = GOALS[options.model] if options.dataset == "mnist" and not (options.examples or options.dry_run) else 0.0
     holds = result.held_out_accuracy >= goal
-    print(
+    say(
         f"{options.model} of {options.layers} layers, {result.parameters} parameters, {result.steps} steps: "
         f"{result.held_out_accuracy:.2%} of {len(test.labels)} test pictures"
         + (f" ({'at least' if holds else 'below'} the goal of {goal:.1%})" if goal else "")

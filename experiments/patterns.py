@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from cnn425.lab import figures
 from cnn425.lab.errors import command
-from cnn425.lab.loop import default_folder, show_board, train
+from cnn425.lab.group import is_first
+from cnn425.lab.loop import default_folder, say, show_board, train
 from cnn425.lab.models import build, namespace
 from cnn425.lab.options import Options, parse
 from cnn425.lab.pictures import PATTERNS, drawn, patterns
@@ -102,13 +103,14 @@ def main(argv: Sequence[str] | None = None) -> PatternVerdict:
     model = build("smallest", options.layers, options.seed, size=(3, 3), classes=3).double()
     images, labels = training.batch(slice(None), torch.float64)
     error = gradient_error(model, namespace(options.layers).CrossEntropyLoss(), images, labels)
-    print(f"step 0: the 30 derivatives differ from central differences (h = {STEP:g}) by at most {error:.1e} of the largest one")
+    say(f"step 0: the 30 derivatives differ from central differences (h = {STEP:g}) by at most {error:.1e} of the largest one")
     folder = options.log_dir or default_folder("patterns", "smallest", options)
     result = train(options, model, training, clean, folder, title=f"smallest ({options.layers})")
     weights = figures.stretched(figures.filters(model, (3, 3)))
-    show(weights, None if options.dry_run else folder)
+    if is_first():
+        show(weights, None if options.dry_run else folder)
     holds = result.held_out_accuracy == 1.0 and error < 1e-6
-    print(f"{result.held_out_accuracy:.0%} of the three patterns after {result.steps} steps with {result.parameters} parameters")
+    say(f"{result.held_out_accuracy:.0%} of the three patterns after {result.steps} steps with {result.parameters} parameters")
     if not options.dry_run:
         show_board(options.log_dir or folder.parent)
     return PatternVerdict(holds, result.held_out_accuracy, error, result.parameters, result.steps, str(folder))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cnn425.lab import figures
 from cnn425.lab.errors import command
+from cnn425.lab.group import is_first
 from cnn425.lab.loop import default_folder, show_board, train
 from cnn425.lab.models import Layers, local_layer, namespace
 from cnn425.lab.options import Options, parse
@@ -116,9 +117,10 @@ def main(argv: Sequence[str] | None = None) -> ShiftVerdict:
         results.append(ShiftResult(accuracy(model, left), accuracy(model, right), *counts))
         models.append(model)
     holds = all(r.left >= 0.95 for r in results) and results[2].right >= 0.95 and max(results[0].right, results[1].right) <= 0.6
-    show(results)
     picture = folder / "shift.png"
-    if not options.dry_run:
+    if is_first():
+        show(results)
+    if is_first() and not options.dry_run:
         draw(picture, results, models, options, training, right)
         print(f"figure: {picture}")
         show_board(folder)

@@ -49,9 +49,23 @@ class Group(NamedTuple):
             dist.all_gather_object(things, thing)
         return things
 
+    def from_first(self, thing: Any) -> Any:
+        """The first process's thing, in all of them."""
+        if self.world == 1:
+            return thing
+        things = [thing]
+        with survivors():
+            dist.broadcast_object_list(things, src=0)
+        return things[0]
+
     def wait(self) -> None:
         """Go on together."""
         self.total(torch.zeros(1, device=self.device))
+
+
+def is_first() -> bool:
+    """Whether this is the only process or the first of several: the one that prints and draws."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from cnn425.lab import checkpoint, figures, guards
 from cnn425.lab.board import Board, event_files
 from cnn425.lab.errors import LabError, StoppedError, sentence
 from cnn425.lab.folder import Metrics, describe, lengths, locked, rewind
-from cnn425.lab.group import joined
+from cnn425.lab.group import is_first, joined
 from cnn425.lab.options import Options, as_words, difference, digest, meaning
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import Reporter
@@ -33,7 +33,13 @@ def default_folder(experiment: str, name: str, options: Options) -> Path:
 
 def show_board(folder: Path) -> None:
     """The line that opens TensorBoard on what was just written."""
-    print(f"tensorboard --logdir {shlex.quote(str(folder))}", flush=True)
+    say(f"tensorboard --logdir {shlex.quote(str(folder))}")
+
+
+def say(line: str) -> None:
+    """One line for the user, from one process."""
+    if is_first():
+        print(line, flush=True)
 
 
 def train(options: Options, model: nn.Sequential, training: Pictures, held_out: Pictures, folder: Path, title: str = "training") -> Verdict:
@@ -91,7 +97,7 @@ class Loop:
         """Load the newest whole checkpoint, if there is one and it was made with these options."""
         run = self.training
         state = checkpoint.newest(run.folder, lambda line: print(line, flush=True)) if self.first else None
-        state = run.group.gathered(state)[0]
+        state = run.group.from_first(state)
         if state is None:
             if self.first:
                 rewind(run.folder, {})

@@ -1,5 +1,6 @@
 """A trained model: from its checkpoint, on pictures from anywhere, and out to other programs."""
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,8 +114,8 @@ def export_torch(trained: Trained, path: Path) -> float:
 def export_onnx(trained: Trained, path: Path) -> float:
     """Write an ONNX program for any number of pictures, run it back, return the largest difference of an answer."""
     try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch's exporter needs it
+        onnxruntime = importlib.import_module("onnxruntime")
+        importlib.import_module("onnxscript")  # torch's exporter needs it
     except ImportError as error:
         raise LabError(f"export to ONNX needs the package {error.name}; `pip install onnx onnxscript onnxruntime`", 2) from None
     batch = ({0: torch.export.Dim("batch")},)

@@ -1,0 +1,417 @@
+"""A report on the promise of the training loop: whatever hits a run, the same command again ends with the bits of an undisturbed one.
+
+    python scripts/fault_injection.py                 (50 kills and everything else; about 10 minutes on two CPU cores)
+    python scripts/fault_injection.py --kills 4       (the quick version that the tests run; --only kills,clock to choose)
+
+Each run is a process of its own, forked from this one so that importing torch is paid once. It trains on three patterns, so no data is
+needed. Compared are weights, optimiser, metrics.csv to the byte, and every point of every TensorBoard curve except the measured speed. A
+fault that is not survived to the bit must end with the one sentence that was promised; anything else is a failure, and the exit code is
+1.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process that forks must not have threads
+
+import contextlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import cnn425.nn  # noqa: F401 - before the first fork, so that all runs use the same code
+from cnn425.lab import checkpoint
+from cnn425.lab.board import scalars
+from cnn425.lab.errors import command
+from experiments import mnist
+
+WORDS = [
+    "--dataset",
+    "patterns",
+    "--examples",
+    "320",
+    "--model",
+    "mlp",
+    "--batch-size",
+    "16",
+    "--epochs",
+    "3",
+    "--checkpoint-seconds",
+    "0.05",
+]
+Outcome = tuple[dict[str, torch.Tensor], object, bytes, list[tuple[str, int, float]]]
+
+
+@dataclass(frozen=True)
+class FaultOptions:
+    """What to inject."""
+
+    kills: int = 50
+    """How many kill -9 at random moments."""
+    seed: int = 0
+    """Of the random moments and places."""
+    only: str = ""
+    """Comma-separated names of faults; empty: all."""
+    folder: Path | None = None
+    """Where runs are written; a temporary folder by default."""
+
+
+@dataclass
+class Report:
+    """A line per fault: what was done, how it ended."""
+
+    lines: list[tuple[str, str, bool]] = field(default_factory=list)
+
+    def add(self, fault: str, ended: str, good: bool) -> None:
+        """Note one fault and say it at once."""
+        self.lines.append((fault, ended, good))
+        print(f"{'ok  ' if good else 'FAIL'} {fault}: {ended}", flush=True)
+
+
+# ---- Runs ------------------------------------------------------------------------------------------------------------------------------
+
+
+def start(folder: Path, prepare: Callable[[], None] = lambda: None) -> int:
+    """Fork a process that trains in this folder after `prepare`; its output goes to <folder>.out; returns its id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    log = os.open(f"{folder}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = 99
+    try:
+        prepare()
+        command(lambda: mnist.main([*WORDS, "--log-dir", str(folder)]))
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(child: int) -> int:
+    """Wait for a process; its exit code, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run(folder: Path, prepare: Callable[[], None] = lambda: None) -> tuple[int, str]:
+    """A whole run: exit code and output of this run."""
+    out = Path(f"{folder}.out")
+    before = out.stat().st_size if out.exists() else 0
+    code = ended(start(folder, prepare))
+    return code, out.read_bytes()[before:].decode()
+
+
+def outcome(folder: Path) -> Outcome:
+    """Everything that must be the same."""
+    state = checkpoint.read(checkpoint.checkpoints(folder)[0])
+    curves = [point for point in scalars(folder) if not point[0].startswith("speed")]
+    return state["model"], state["optimizer"], (folder / "metrics.csv").read_bytes(), curves
+
+
+def same(one: Outcome, other: Outcome) -> bool:
+    """Whether two runs ended with the same bits."""
+    try:
+        torch.testing.assert_close(one[:2], other[:2], rtol=0, atol=0)
+    except AssertionError:
+        return False
+    return one[2:] == other[2:]
+
+
+class Scene:
+    """The undisturbed run, and a fresh folder for each fault."""
+
+    def __init__(self, folder: Path, report: Report, seed: int):
+        self.folder, self.report, self.random, self.count = folder, report, random.Random(seed), 0
+        begun = time.monotonic()
+        code, words = run(folder / "undisturbed")
+        assert code == 0, words
+        self.seconds = time.monotonic() - begun
+        self.wanted = outcome(folder / "undisturbed")
+
+    def fresh(self) -> Path:
+        """A folder that does not exist yet."""
+        self.count += 1
+        return self.folder / f"run{self.count}"
+
+    def judge(self, fault: str, folder: Path, remark: str = "", good: bool = True) -> None:
+        """Run once more, undisturbed, and compare."""
+        code, words = run(folder)
+        alike = code == 0 and same(outcome(folder), self.wanted)
+        self.report.add(fault, f"{remark}{'bit-identical' if alike else f'DIFFERENT, exit code {code}: {words[-300:]}'}", alike and good)
+
+
+def killed_at_random(scene: Scene, kills: int) -> None:
+    """Kill -9 at random moments; a run gets up to five, one after the other."""
+    left = kills
+    while left:
+        folder, several = scene.fresh(), min(left, 5)
+        for _ in range(several):
+            child = start(folder)
+            time.sleep(scene.random.uniform(0.02, scene.seconds))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            ended(child)
+        left -= several
+        scene.judge(f"{several} kills at random moments", folder)
+
+
+def killed_inside_save(scene: Scene) -> None:
+    """Kill -9 by the run itself in the middle of a save: before the sync, before the rename, after it, between removing old files."""
+    for name in ("write", "fsync", "replace", "unlink"):
+        for place in (2, 7):
+            folder = scene.fresh()
+            code, _ = run(folder, lambda name=name, place=place: die_in(name, place))  # type: ignore[misc]
+            scene.judge(f"kill inside a save, {name} number {place}", folder, "" if code == -signal.SIGKILL else "was not killed; ")
+
+
+def die_in(name: str, place: int) -> None:
+    """From now on, the `place`-th call of this function kills the process: with half a file for a write, else before it happens."""
+    calls = [0]
+
+    def count() -> bool:
+        calls[0] += 1
+        return calls[0] == place
+
+    if name == "write":
+        whole = checkpoint.write_whole
+
+        def write_whole(path: Path, content: bytes) -> None:
+            if count():
+                (path.parent / f".{path.name}.{os.getpid()}.part").write_bytes(content[: len(content) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            whole(path, content)
+
+        checkpoint.write_whole = write_whole  # type: ignore[attr-defined]
+        return
+    home, attribute = (Path, "unlink") if name == "unlink" else (os, name)
+    real = getattr(home, attribute)
+
+    def deadly(*args: object, **named: object) -> object:
+        if count():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **named)
+
+    setattr(home, attribute, deadly)
+
+
+def stopped_by_signals(scene: Scene) -> None:
+    """SIGINT and SIGTERM once: exit code, one line, same bits. Twice: at once."""
+    for number, code in 2 * ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        folder = scene.fresh()
+        child = start(folder)
+        wait_for_checkpoint(folder)
+        os.kill(child, number)
+        got = ended(child)
+        words = Path(f"{folder}.out").read_text()
+        scene.judge(
+            f"{number.name}", folder, f"exit code {got}; ", got == code and f"stopped by {number.name}" in words and "kept" in words
+        )
+
+
+def wait_for_checkpoint(folder: Path) -> None:
+    """Until the run has saved something."""
+    deadline = time.monotonic() + 60
+    while not checkpoint.checkpoints(folder) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def interrupted(scene: Scene) -> Path:
+    """A folder whose run was killed after its second checkpoint."""
+    folder = scene.fresh()
+    child = start(folder)
+    deadline = time.monotonic() + 60
+    while len(checkpoint.checkpoints(folder)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    ended(child)
+    return folder
+
+
+def damaged(scene: Scene) -> None:
+    """Truncated, bit-flipped and empty newest checkpoints: a warning, the one before, same bits."""
+
+    def cut(content: bytes) -> bytes:
+        return content[: scene.random.randrange(len(content))]
+
+    def flipped(content: bytes) -> bytes:
+        place = scene.random.randrange(len(content))
+        return content[:place] + bytes([content[place] ^ 1 << scene.random.randrange(8)]) + content[place + 1 :]
+
+    for name, damage in (("truncated", cut), ("bit-flipped", flipped), ("emptied", lambda content: b"")):
+        for both in (False, True):
+            folder = interrupted(scene)
+            for path in checkpoint.checkpoints(folder)[: 2 if both else 1]:
+                path.write_bytes(damage(path.read_bytes()))
+            scene.judge(f"{name} {'checkpoints, both' if both else 'newest checkpoint'}", folder, "", "is damaged" in newest_words(folder))
+
+
+def newest_words(folder: Path) -> str:
+    """What a run would say on starting here, without letting it touch the folder."""
+    copy = folder.with_name(folder.name + "-copy")
+    shutil.copytree(folder, copy)
+    try:
+        return run(copy)[1]
+    finally:
+        shutil.rmtree(copy)
+
+
+def clock_jumps(scene: Scene) -> None:
+    """The clock says something else at every start: 1970, 2100, an hour back, at random at every call."""
+    real = time.time
+    for name, clock in (
+        ("1970", lambda: 0.0),
+        ("2100", lambda: 4.1e9),
+        ("an hour back", lambda: real() - 3600),
+        ("another time at every call", lambda: random.uniform(0, 4e9)),
+    ):
+        folder = interrupted(scene)
+        for path in folder.iterdir():
+            os.utime(path, (1, 1))
+
+        def prepare(clock: Callable[[], float] = clock) -> None:
+            time.time = clock
+
+        child = start(folder, prepare)
+        time.sleep(scene.seconds / 3)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        ended(child)
+        scene.judge(f"clock jumps to {name}", folder)
+
+
+def two_processes(scene: Scene) -> None:
+    """A second process on the same folder is told so; the first is not disturbed."""
+    folder = scene.fresh()
+    first = start(folder)
+    wait_for_checkpoint(folder)
+    code, words = run(folder)
+    told = code == 1 and "another process is training in this folder" in words
+    good = ended(first) == 0
+    scene.judge("two processes on one folder", folder, "the second was told; " if told else f"second: {code} {words}; ", told and good)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own; needs the right to mount."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True, capture_output=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
+
+
+def full_disk(scene: Scene) -> None:
+    """A disk that is full at some point, then has room again; and one that becomes read-only."""
+    for name, size, change in (
+        ("full disk, no room for the second checkpoint", "4m", "size=64m"),
+        ("full disk, no room for anything", "16k", "size=64m"),
+        ("read-only disk", "64m", "ro"),
+    ):
+        folder = scene.fresh()
+        try:
+            with small_disk(folder, size):
+                if change == "ro":
+                    run(folder, lambda: die_in("fsync", 9))
+                    remount(folder, "ro")
+                code, words = run(folder)
+                line = words.strip().splitlines()[-1]
+                told = code == 1 and ("the disk is full" in line or "read-only" in line) and "Traceback" not in words
+                remount(folder, "rw" if change == "ro" else change)
+                scene.judge(name, folder, f"'{line[:90]}'; ", told)
+        except (OSError, subprocess.CalledProcessError):
+            scene.report.add(name, "left out: this user may not mount a file system", True)
+
+
+def remount(folder: Path, how: str) -> None:
+    """Change a mounted file system."""
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True, capture_output=True)
+
+
+def torchrun(folder: Path, *more: str) -> subprocess.Popen[str]:
+    """Start two workers."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *more, "-m", "experiments.mnist"]
+    return subprocess.Popen(
+        [*words, *WORDS, "--log-dir", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+
+
+def workers(parent: int) -> list[int]:
+    """The processes that torchrun started, oldest first."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False).stdout.split()
+    return [int(number) for number in found]
+
+
+def worker_killed(scene: Scene) -> None:
+    """One of two workers dies: both end, with a message; the same command, or torchrun itself, goes on to the same bits."""
+    whole = scene.fresh()
+    out, _ = torchrun(whole).communicate()
+    wanted = outcome(whole)
+    for name, victim, more in (("first", 0, ()), ("second", 1, ()), ("second, with --max-restarts 1", 1, ("--max-restarts", "1"))):
+        folder = scene.fresh()
+        run_of_two = torchrun(folder, *more)
+        wait_for_checkpoint(folder)
+        os.kill(workers(run_of_two.pid)[victim], signal.SIGKILL)
+        out, _ = run_of_two.communicate(timeout=300)
+        told = "has died" in out or "Signal 9" in out or "exitcode  : -9" in out
+        right = run_of_two.returncode == 0 if more else run_of_two.returncode != 0 and told
+        if not more:
+            torchrun(folder).communicate(timeout=300)
+        alike = same(outcome(folder), wanted)
+        remark = f"exit code {run_of_two.returncode}{'' if more else ', told' if told else ', NOT told: ' + out[-300:]}; "
+        scene.report.add(f"worker killed: {name}", remark + ("bit-identical" if alike else "DIFFERENT"), alike and right)
+
+
+def main(options: FaultOptions) -> Report:
+    """Everything that was asked for, and the report."""
+    report = Report()
+    faults: dict[str, Callable[[Scene], None]] = {
+        "kills": lambda scene: killed_at_random(scene, options.kills),
+        "save": killed_inside_save,
+        "signals": stopped_by_signals,
+        "damage": damaged,
+        "clock": clock_jumps,
+        "two": two_processes,
+        "disk": full_disk,
+        "worker": worker_killed,
+    }
+    chosen = options.only.split(",") if options.only else list(faults)
+    with contextlib.ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        scene = Scene(folder, report, options.seed)
+        for name in chosen:
+            faults[name](scene)
+    table = Table("fault", "ended", title=f"{sum(good for *_, good in report.lines)} of {len(report.lines)} as promised")
+    for fault, how, good in report.lines:
+        table.add_row(fault, how if good else f"[red]{how}[/red]")
+    Console().print(table)
+    return report
+
+
+if __name__ == "__main__":
+    report = main(tyro.cli(FaultOptions, description=(__doc__ or "").splitlines()[0]))
+    raise SystemExit(0 if all(good for *_, good in report.lines) else 1)

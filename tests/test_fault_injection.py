@@ -1,0 +1,20 @@
+"""The quick version of scripts/fault_injection.py, with real kills of real processes; the script itself does fifty and more."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts/fault_injection.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["kills", "save", "signals,two", "damage", "clock", "worker"])
+def test_the_same_command_again_ends_with_the_same_bits(fault):
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--kills", "4", "--only", fault], capture_output=True, text=True, timeout=500, cwd=SCRIPT.parents[1]
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok  " in done.stdout
+    assert "FAIL" not in done.stdout
