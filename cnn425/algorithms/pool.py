@@ -16,7 +16,7 @@ image. Cells outside the image are left out, nothing is padded. The same visits,
     spread     the adjoint of total: every number goes to all pixels of its window
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -52,6 +52,10 @@ class Side(NamedTuple):
     cover: bool  # every pixel is in exactly one window
     whole: bool  # one window shows the whole image
     identity: bool  # every pixel is a window
+
+    def place(self, axis: int, visit: tuple[int, slice, slice]) -> tuple[Any, ...] | None:
+        """The index along `axis` of the windows of a visit; None if they are all windows."""
+        return None if visit[1] == slice(0, self.positions) else at(axis, visit[1])
 
 
 def even(size: int, kernel: int, stride: int, low: int, dilation: int, count: int) -> Side:
@@ -118,7 +122,7 @@ def blank(x: Tensor, pooling: Pooling, size: Sequence[int]) -> Tensor:
     strides, step = [1] * len(shape), shape[channel]
     for dim in reversed(range(len(shape))):
         if dim != channel:
-            strides[dim], step = step, step * max(shape[dim], 1)
+            strides[dim], step = step, step * shape[dim]
     return torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device)
 
 
@@ -129,18 +133,34 @@ def resized(x: Tensor, pooling: Pooling, axis: int, count: int) -> list[int]:
     return size
 
 
-def blocks(pooling: Pooling, *images: Tensor) -> Iterator[Sequence[Tensor]]:
-    """The images a few at a time, so that what is computed from them stays in the processor's cache."""
-    count = images[0].shape[0]
-    if torch.compiler.is_compiling() or max(t.numel() for t in images) <= BLOCK:
-        yield images
+# ---- Blocks: a few images at a time, so that what is computed from them stays in the processor's cache ----
+
+
+def in_blocks(pooling: Pooling, work: Callable[..., None], *images: Tensor) -> None:
+    """`work(blocks, *images)` on all images, where their first dimension is to be cut into so many blocks."""
+    numbers, count = max(t.numel() for t in images), images[0].shape[0]
+    if torch.compiler.is_compiling() or numbers <= BLOCK:
+        work(1, *images)
         return
     if not pooling.channels_last and all(t.is_contiguous() for t in images):
         d = len(pooling.geometry[0])
         images = tuple(t.view(-1, *t.shape[t.ndim - d :]) for t in images)
         count = images[0].shape[0]
-    step = max(1, count * BLOCK // max(t.numel() for t in images))
-    yield from zip(*(t.split(step) for t in images), strict=True)
+    step = max(1, count * BLOCK // numbers)
+    even = count - count % step
+    work(even // step, *(t[:even] for t in images))
+    if even < count:
+        work(1, *(t[even:] for t in images))
+
+
+def cut(t: Tensor, cells: Sequence[Any], blocks: int) -> list[Sequence[Tensor]]:
+    """For each of `cells`, its slice of `t` (None: all of it) in every block."""
+    return [(t if c is None else t[c]).chunk(blocks) if blocks > 1 else (t if c is None else t[c],) for c in cells]
+
+
+def fixed(t: Tensor, cells: Sequence[Any], blocks: int) -> list[Sequence[Tensor]]:
+    """For each of `cells`, its slice of `t` (None: all of it), the same for every block."""
+    return [(t if c is None else t[c],) * blocks for c in cells]
 
 
 def lowest(dtype: torch.dtype) -> float:
@@ -172,33 +192,47 @@ def _combined(x: Tensor, pooling: Pooling, combine: Callable[..., Tensor], reduc
     y = blank(x, pooling, [side.positions for _, side in lines])
     if all(side.whole for _, side in lines):
         return y.copy_(reduce(x, [axis for axis, _ in lines], keepdim=True))
-    for image, result in blocks(pooling, x, y):
-        for axis, side in lines[:-1]:
-            image = along(image, pooling, axis, side, combine, neutral)
-        along(image, pooling, -1, lines[-1][1], combine, neutral, result)
+    lines = tuple((axis, side) for axis, side in lines if not side.identity) or lines[-1:]
+    in_blocks(pooling, lambda blocks, x, y: _combine_blocks(blocks, x, y, pooling, lines, combine, neutral), x, y)
     return y
 
 
-def along(
-    x: Tensor, pooling: Pooling, axis: int, side: Side, combine: Callable[..., Tensor], neutral: float, y: Tensor | None = None
-) -> Tensor:
-    """Every window's cells along one axis, combined: cell by cell, all windows at once. Written to `y` if given."""
-    if side.identity and y is None:
-        return x
-    if y is None:
-        y = blank(x, pooling, resized(x, pooling, axis, side.positions))
-    first = [visit for visit in side.visits if visit[1] == slice(0, side.positions)][:2]
+def _combine_blocks(
+    blocks: int,
+    x: Tensor,
+    y: Tensor,
+    pooling: Pooling,
+    lines: Sequence[tuple[int, Side]],
+    combine: Callable[..., Tensor],
+    neutral: float,
+) -> None:
+    steps, source, slices = [], x, cut
+    for number, (axis, side) in enumerate(lines):
+        last = number == len(lines) - 1
+        target = y if last else blank(source[: x.shape[0] // blocks], pooling, resized(source, pooling, axis, side.positions))
+        cells = slices(source, [at(axis, pixel) for _, _, pixel in side.visits], blocks)
+        places = (cut if last else fixed)(target, [None, *(side.place(axis, visit) for visit in side.visits)], blocks)
+        steps.append((side, cells, places))
+        source, slices = target, fixed
+    for block in range(blocks):
+        for side, cells, (whole, *places) in steps:
+            combine_cells(side, [cell[block] for cell in cells], whole[block], [place[block] for place in places], combine, neutral)
+
+
+def combine_cells(
+    side: Side, cells: Sequence[Tensor], whole: Tensor, places: Sequence[Tensor], combine: Callable[..., Tensor], neutral: float
+) -> None:
+    """Every window's cells along one side, combined: cell by cell, all windows at once."""
+    first = [number for number, visit in enumerate(side.visits) if visit[1] == slice(0, side.positions)][:2]
     if len(first) == 2:
-        into(y, combine, *(x[at(axis, pixel)] for _, _, pixel in first))
+        into(whole, combine, cells[first[0]], cells[first[1]])
     elif first:
-        y.copy_(x[at(axis, first[0][2])])
+        whole.copy_(cells[first[0]])
     else:
-        y.fill_(neutral)
-    for visit in side.visits:
-        if visit not in first:
-            target = y[at(axis, visit[1])]
-            into(target, combine, target, x[at(axis, visit[2])])
-    return y
+        whole.fill_(neutral)
+    for number, (cell, place) in enumerate(zip(cells, places, strict=True)):
+        if number not in first:
+            into(place, combine, place, cell)
 
 
 def into(target: Tensor, combine: Callable[..., Tensor], *args: Tensor) -> None:
@@ -265,26 +299,29 @@ def spread(g: Tensor, pooling: Pooling, size: Sequence[int]) -> Tensor:
     gx = blank(g, pooling, size)
     if all(side.whole for _, side in lines):
         return gx.copy_(g.expand_as(gx))
-    for result, image in blocks(pooling, gx, g):
-        for axis, side in reversed(lines):
-            image = back_along(image, pooling, axis, side, size[axis], result if axis == -len(lines) else None)
+    lines = tuple((axis, side) for axis, side in lines if not side.identity) or lines[:1]
+    in_blocks(pooling, lambda blocks, gx, g: _spread_blocks(blocks, gx, g, pooling, lines, size), gx, g)
     return gx
 
 
-def back_along(g: Tensor, pooling: Pooling, axis: int, side: Side, count: int, gx: Tensor | None = None) -> Tensor:
-    """The adjoint of a sum along one axis. Written to `gx` if given."""
-    if side.identity and gx is None:
-        return g
-    if gx is None:
-        gx = blank(g, pooling, resized(g, pooling, axis, count))
-    if not side.cover:
-        gx.zero_()
-    for _, position, pixel in side.visits:
-        if side.disjoint:
-            gx[at(axis, pixel)].copy_(g[at(axis, position)])
-        else:
-            gx[at(axis, pixel)].add_(g[at(axis, position)])
-    return gx
+def _spread_blocks(blocks: int, gx: Tensor, g: Tensor, pooling: Pooling, lines: Sequence[tuple[int, Side]], size: Sequence[int]) -> None:
+    steps, source, slices = [], g, cut
+    for number, (axis, side) in enumerate(reversed(lines)):
+        last = number == len(lines) - 1
+        target = gx if last else blank(source[: g.shape[0] // blocks], pooling, resized(source, pooling, axis, size[axis]))
+        places = slices(source, [side.place(axis, visit) for visit in side.visits], blocks)
+        cells = (cut if last else fixed)(target, [None, *(at(axis, pixel) for _, _, pixel in side.visits)], blocks)
+        steps.append((side, cells, places))
+        source, slices = target, fixed
+    for block in range(blocks):
+        for side, (whole, *cells), places in steps:
+            if not side.cover:
+                whole[block].zero_()
+            for cell, place in zip(cells, places, strict=True):
+                if side.disjoint:
+                    cell[block].copy_(place[block])
+                else:
+                    cell[block].add_(place[block])
 
 
 def counts(geometry: Geometry | Bins, size: Sequence[int], padding: bool, like: Tensor) -> Tensor:

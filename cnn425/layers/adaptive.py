@@ -2,8 +2,8 @@
 
     window i of m along n pixels shows the pixels from floor(i n / m) to ceil((i + 1) n / m)
 
-Windows share pixels where m does not divide n. With one window this is the largest number or the mean of the whole image, however large it is: how a convolutional network ends. Both
-pools are those of `cnn425.layers.pool` with other windows, ties and NaNs included.
+Windows share pixels where m does not divide n. With one window this is the largest number or the mean of the whole image, however large
+it is: how a convolutional network ends. Both pools are those of `cnn425.layers.pool` with other windows, ties and NaNs included.
 """
 
 from typing import Any

@@ -27,7 +27,7 @@ from torch.nn import Module
 
 from cnn425.algorithms import pool as algorithm
 from cnn425.algorithms import pool_masks
-from cnn425.algorithms.pool import Pooling
+from cnn425.algorithms.pool import Bins, Pooling
 from cnn425.layers import pool_arguments as arguments
 from cnn425.layers.function import operation
 
@@ -189,6 +189,8 @@ class Share(Function):
 
     @staticmethod
     def forward(gy: Tensor, pooling: Pooling, divisor: int, count_include_pad: bool, size: tuple[int, ...]) -> Tensor:
+        if isinstance(pooling.geometry, Bins) and set(pooling.geometry.positions) == {1}:
+            pooling = Pooling(pooling.geometry)  # the gradient of a mean of everything is contiguous, in torch
         g = divided(wide(gy), pooling, size, divisor, count_include_pad)
         return algorithm.spread(g, pooling, size).to(gy.dtype)
 
@@ -214,7 +216,7 @@ def divided(y: Tensor, pooling: Pooling, size: tuple[int, ...], divisor: int, co
     if divisor == 1:
         return y
     cells = divisor or algorithm.counts(pooling.geometry, size, count_include_pad, y)
-    rounding = None if y.is_floating_point() else "trunc"
+    rounding = None if y.is_floating_point() or y.is_complex() else "trunc"
     return y.div_(cells, rounding_mode=rounding) if in_place else y.div(cells, rounding_mode=rounding)
 
 

@@ -1,0 +1,446 @@
+"""Max and average pools: by pencil, against torch, against finite differences, by their properties, and where they refuse."""
+
+import copy
+import pickle
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as TF
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from cnn425.algorithms import pool as algorithm
+from cnn425.layers import pool
+from cnn425.windows import Geometry
+
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+class Case(NamedTuple):
+    name: str
+    size: tuple[int, ...]
+    kernel: int | tuple[int, ...]
+    options: dict = {}
+
+
+SHARED = [
+    Case("windows tile the image", (6, 8), 2),
+    Case("overlaps overwritten instead of added", (7, 7), 3, {"stride": 1}),
+    Case("one stride for both axes", (7, 9), (3, 2), {"stride": (1, 2)}),
+    Case("pixels no window reaches get no gradient", (7, 8), 2, {"stride": 3}),
+    Case("padding competes or counts twice", (6, 5), 3, {"stride": 2, "padding": 1}),
+    Case("ceil_mode window hangs over the edge", (6, 5), 3, {"stride": 2, "ceil_mode": True}),
+    Case("ceil_mode window would start in the high padding", (5, 5), 2, {"stride": 4, "padding": 1, "ceil_mode": True}),
+    Case("one window is the whole image", (5, 4), (5, 4)),
+    Case("a kernel of one pixel", (4, 5), 1),
+    Case("large overlapping windows go side after side", (9, 9), 5, {"stride": 1, "padding": 2}),
+    Case("signal", (9,), 3, {"stride": 2, "padding": 1}),
+    Case("signal, one-tuples", (9,), (2,), {"stride": (1,)}),
+    Case("volume", (5, 4, 6), 2, {"ceil_mode": True}),
+    Case("volume, overlaps", (4, 4, 5), (3, 2, 3), {"stride": (1, 2, 1), "padding": (1, 0, 1)}),
+]
+MAX = [
+    *SHARED,
+    Case("dilation", (7, 8), 2, {"dilation": (2, 3)}),
+    Case("dilation and padding", (7, 7), 3, {"stride": 1, "padding": 1, "dilation": 2}),
+]
+AVERAGE = [
+    *SHARED,
+    Case("padding does not count", (6, 5), 3, {"stride": 2, "padding": 1, "count_include_pad": False}),
+    Case("overhang counts", (6, 5), 3, {"stride": 2, "padding": 1, "ceil_mode": True}),
+    Case("overhang and padding do not count", (6, 5), 3, {"stride": 2, "padding": 1, "ceil_mode": True, "count_include_pad": False}),
+    Case("negative divisor", (6, 5), 2, {"divisor_override": -3}),
+]
+
+
+def named(cases):
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+
+
+def ours_and_torch(kind, size):
+    name = f"{kind}_pool{len(size)}d"
+    return getattr(pool, name), getattr(TF, name)
+
+
+def image(size, dtype=torch.float64, ties=True, batch=(2, 3)):
+    generator = torch.Generator().manual_seed(len(size) + sum(size))
+    x = torch.randint(-3, 4, (*batch, *size), generator=generator) if ties else torch.randn(*batch, *size, generator=generator)
+    return x.to(dtype)
+
+
+def both_layouts(x):
+    return [x, x.to(memory_format=LAST[x.ndim]) if x.ndim in LAST else x.mT.contiguous().mT]
+
+
+def distinct(size, batch=(2, 2)):
+    """No two pixels are within 0.1 of one another, so that finite differences meet no corner."""
+    count = torch.Size((*batch, *size)).numel()
+    return (torch.randperm(count, generator=torch.Generator().manual_seed(0)).double() / 7).view(*batch, *size)
+
+
+def same(ours, theirs, x, **tolerance):
+    """Values, strides and the gradient under a random upstream agree."""
+    torch.testing.assert_close(ours, theirs, check_stride=True, equal_nan=True, **tolerance)
+    upstream = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(1)).to(theirs)
+    mine, his = (torch.autograd.grad(y, x, upstream)[0] for y in (ours, theirs))
+    torch.testing.assert_close(mine, his, check_stride=True, **tolerance)
+
+
+# ---- Pencil ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_pencil_max():
+    x = torch.tensor([[[1.0, 5, 2], [5, 0, 3], [4, 4, 4]]], requires_grad=True)
+    y, where = pool.max_pool2d(x, 2, 1, return_indices=True)
+    assert y.tolist() == [[[5, 5], [5, 4]]]
+    assert where.tolist() == [[[1, 1], [3, 7]]]
+    y.backward(torch.tensor([[[1.0, 10], [100, 1000]]]))
+    assert x.grad.tolist() == [[[0, 11, 0], [100, 0, 0], [0, 1000, 0]]]
+
+
+def test_pencil_average():
+    x = torch.tensor([[[1.0, 5, 2], [5, 1, 4], [4, 2, 5]]], requires_grad=True)
+    y = pool.avg_pool2d(x, 2, 1)
+    assert y.tolist() == [[[3, 3], [3, 3]]]
+    y.backward(torch.tensor([[[4.0, 8], [12, 16]]]))
+    assert x.grad.tolist() == [[[1, 3, 2], [4, 10, 6], [3, 7, 4]]]
+
+
+# ---- Torch -----------------------------------------------------------------------------------------------------------------------------
+
+
+@named(MAX)
+def test_max_pool_is_torchs(case):
+    ours, theirs = ours_and_torch("max", case.size)
+    for x in both_layouts(image(case.size)):
+        x = x.requires_grad_()
+        same(ours(x, case.kernel, **case.options), theirs(x, case.kernel, **case.options), x)
+        y, where = ours(x, case.kernel, **case.options, return_indices=True)
+        best, there = theirs(x, case.kernel, **case.options, return_indices=True)
+        same(y, best, x)
+        torch.testing.assert_close(where, there, check_stride=True)
+
+
+@named(AVERAGE)
+def test_average_pool_is_torchs(case):
+    ours, theirs = ours_and_torch("avg", case.size)
+    for x in both_layouts(image(case.size, ties=False)):
+        x = x.requires_grad_()
+        same(ours(x, case.kernel, **case.options), theirs(x, case.kernel, **case.options), x)
+
+
+LAYOUTS = {
+    "unbatched": lambda: torch.randn(3, 6, 7),
+    "unbatched, channels last": lambda: torch.randn(6, 7, 3).permute(2, 0, 1),
+    "expanded": lambda: torch.randn(1, 1, 6, 7).expand(2, 3, 6, 7),
+    "every second pixel": lambda: torch.randn(2, 3, 12, 14)[:, :, ::2, ::2],
+    "every second pixel, channels last": lambda: torch.randn(2, 3, 12, 14).to(memory_format=torch.channels_last)[:, :, ::2, ::2],
+    "transposed": lambda: torch.randn(2, 3, 7, 6).mT,
+    "one channel": lambda: torch.randn(2, 1, 6, 7).to(memory_format=torch.channels_last),
+    "empty batch": lambda: torch.randn(0, 3, 6, 7),
+    "larger than a block": lambda: torch.randn(5, 3, 190, 190),
+    "larger than a block, channels last": lambda: torch.randn(5, 3, 190, 190).to(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_every_layout_gives_torchs_layout(kind, layout):
+    torch.manual_seed(0)
+    x = LAYOUTS[layout]().requires_grad_()
+    ours, theirs = ours_and_torch(kind, (6, 7))
+    for arguments in [(2,), (3, 2, 1), (3, 1, 1)]:
+        same(ours(x, *arguments), theirs(x, *arguments), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_low_precision_adds_in_float32(dtype):
+    x = image((6, 6), dtype, ties=False).requires_grad_()
+    tolerance = {"rtol": 1.6e-2, "atol": 1e-2}
+    same(pool.avg_pool2d(x, 3, 1, 1), TF.avg_pool2d(x, 3, 1, 1), x, **tolerance)
+    same(pool.max_pool2d(x, 3, 1, 1), TF.max_pool2d(x, 3, 1, 1), x, **tolerance)
+    y, exact = pool.avg_pool2d(x, 5), TF.avg_pool2d(x.double(), 5)
+    torch.testing.assert_close(y.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_integers_where_torch_takes_them(dtype):
+    x = image((5, 6)).abs().to(dtype)
+    for ours, theirs in zip(pool.max_pool2d(x, 3, 2, 1, return_indices=True), TF.max_pool2d(x, 3, 2, 1, return_indices=True), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_integer_means_are_cut_off():
+    x = image((5, 6)).long()
+    assert torch.equal(pool.avg_pool2d(x, 3, 2, 1), TF.avg_pool2d(x, 3, 2, 1))
+
+
+@pytest.mark.parametrize("spoiled", [torch.nan, torch.inf, -torch.inf])
+def test_nan_wins_and_infinity_stays_in_its_window(spoiled):
+    x = image((6, 7))
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.3] = spoiled
+    x.requires_grad_()
+    y, where = pool.max_pool2d(x, 3, 1, 1, return_indices=True)
+    best, there = TF.max_pool2d(x, 3, 1, 1, return_indices=True)
+    assert torch.equal(where, there)
+    same(y, best, x)
+    same(pool.avg_pool2d(x, 2), TF.avg_pool2d(x, 2), x)
+
+
+def test_infinite_gradient_does_not_reach_the_losers():
+    x = image((4, 4)).requires_grad_()
+    upstream = torch.full((2, 3, 2, 2), torch.inf, dtype=torch.float64)
+    mine, his = (torch.autograd.grad(F.max_pool2d(x, 2), x, upstream)[0] for F in (pool, TF))
+    assert torch.equal(mine, his)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_autocast_widens_volumes_only(dimensions, dtype):
+    x = image((4,) * dimensions, dtype)
+    for kind in ("max", "avg"):
+        ours, theirs = ours_and_torch(kind, (4,) * dimensions)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ours(x, 2).dtype == theirs(x, 2).dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_difference_average_volumes_take_half_precision(dtype):
+    x = image((4, 4, 4), dtype)
+    torch.testing.assert_close(pool.avg_pool3d(x, 2), TF.avg_pool3d(x.float(), 2).to(dtype))
+
+
+def test_difference_a_window_wholly_in_the_padding_has_no_index():
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    y, where = pool.max_pool2d(x, 2, 1, 1, 3, return_indices=True)
+    assert (y.item(), where.item()) == (-torch.inf, -1)
+    assert not torch.autograd.grad(y, x)[0].any()
+    y = pool.max_pool3d(torch.ones(1, 2, 2, 2), 2, 1, 1, 3)
+    assert y.item() == -torch.inf
+
+
+def test_deterministic_mode():
+    x = image((6, 6)).requires_grad_()
+    torch.use_deterministic_algorithms(True)
+    try:
+        for kind in ("max", "avg"):
+            ours, theirs = ours_and_torch(kind, (6, 6))
+            same(ours(x, 3, 1), theirs(x, 3, 1), x)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# ---- Finite differences ----------------------------------------------------------------------------------------------------------------
+
+DIFFERENTIABLE = {
+    f"{kind}{d}{'' if n == 0 else ', overlapping'}": (kind, d, arguments)
+    for kind in ("max", "avg")
+    for d in (1, 2, 3)
+    for n, arguments in enumerate([(2,), (3, 2, 1)])
+}
+
+
+@pytest.mark.parametrize("which", DIFFERENTIABLE)
+def test_derivatives_of_every_order(which):
+    kind, d, arguments = DIFFERENTIABLE[which]
+    ours, _ = ours_and_torch(kind, (4,) * d)
+    x = distinct((4,) * d, (1, 2)).requires_grad_()
+    fast = d == 3
+
+    def f(x):
+        return ours(x, *arguments)
+
+    assert gradcheck(f, x, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True, fast_mode=fast)
+    assert gradgradcheck(f, x, check_fwd_over_rev=True, fast_mode=fast)
+
+
+def test_tangent_of_the_indexed_pool():
+    x = distinct((5, 5))
+    t = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(3))
+    with forward_ad.dual_level():
+        y, where = pool.max_pool2d(forward_ad.make_dual(x, t), 3, 2, return_indices=True)
+        tangent = forward_ad.unpack_dual(y).tangent
+    assert torch.equal(tangent.flatten(2), t.flatten(2).gather(2, where.flatten(2)))
+
+
+# ---- Transforms ------------------------------------------------------------------------------------------------------------------------
+
+TRANSFORMED = {
+    "max": lambda x: pool.max_pool2d(x, 3, 2, 1),
+    "indexed max": lambda x: pool.max_pool2d(x, 2, 1, return_indices=True)[0],
+    "average": lambda x: pool.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False),
+    "signal": lambda x: pool.max_pool1d(x.flatten(-2), 2),
+    "volume": lambda x: pool.avg_pool3d(x.unsqueeze(-3), (1, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("which", TRANSFORMED)
+def test_torch_func(which):
+    f, x = TRANSFORMED[which], distinct((5, 6), (2, 3))
+    t = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(3))
+
+    def loss(x):
+        return f(x).sin().sum()
+
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(grad(loss)(x), torch.autograd.grad(loss(leaf), leaf)[0])
+    torch.testing.assert_close(jacrev(f)(x[0]), jacfwd(f)(x[0]))
+    torch.testing.assert_close(jvp(f, (x[0],), (t[0],))[1], torch.einsum("...chw,chw->...", jacrev(f)(x[0]), t[0]))
+    torch.testing.assert_close(vmap(f)(x), f(x))
+    torch.testing.assert_close(vmap(f, in_dims=2, out_dims=2)(x.unsqueeze(2).expand(2, 3, 4, 5, 6))[:, :, 1], f(x))
+    torch.testing.assert_close(vmap(grad(loss))(x), torch.stack([grad(loss)(a) for a in x]))
+    assert f(x.to("meta")).shape == f(x).shape
+    checkpoint(loss, leaf, use_reentrant=False).backward()
+    torch.testing.assert_close(leaf.grad, grad(loss)(x))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("which", "dynamic"), [("max", True), ("average", True), ("indexed max", False), ("volume", False)])
+def test_compile_without_graph_breaks(which, dynamic):
+    f = TRANSFORMED[which]
+    torch._dynamo.reset()
+    compiled = torch.compile(f, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for size in [(5, 6), (7, 6)] if dynamic else [(5, 6)]:
+        x = distinct(size).requires_grad_()
+        same(compiled(x), f(x), x)
+
+
+@pytest.mark.parametrize("which", ["max", "average"])
+def test_export(which):
+    f = TRANSFORMED[which]
+
+    class Pooled(nn.Module):
+        def forward(self, x):
+            return f(x)
+
+    x = distinct((5, 6))
+    assert torch.equal(torch.export.export(Pooled(), (x,), strict=True).module()(x), f(x))
+
+
+class Record(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("nan", [False, True])
+@pytest.mark.parametrize("which", TRANSFORMED)
+def test_no_peeking(which, nan):
+    x = distinct((5, 6), (2, 3))
+    if nan:
+        x[0, 0, 0, 0] = torch.nan
+    x.requires_grad_()
+    with Record() as record:
+        y = TRANSFORMED[which](x)
+        (g,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+        torch.autograd.grad(g.sin().sum(), x)
+    forbidden = ("pool", "unfold", "im2col", "col2im", "conv")
+    assert record.names
+    assert [name for name in record.names if any(word in name for word in forbidden)] == []
+
+
+# ---- Properties ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_max_pooling_conserves_the_total_gradient():
+    x = image((9, 9)).requires_grad_()
+    y = pool.max_pool2d(x, 3, 1, 1)
+    upstream = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(torch.autograd.grad(y, x, upstream)[0].sum(), upstream.sum())
+
+
+def test_average_pooling_is_convolution_with_a_constant_kernel():
+    x = image((7, 8), ties=False)
+    kernel = torch.full((3, 1, 2, 3), 1 / 6, dtype=x.dtype)
+    torch.testing.assert_close(pool.avg_pool2d(x, (2, 3), 1), TF.conv2d(x, kernel, groups=3))
+
+
+@named(MAX)
+def test_the_algorithm_is_the_definition(case):
+    x, d = image(case.size), len(case.size)
+
+    def per_dimension(value):
+        return (value,) * d if isinstance(value, int) else value
+
+    kernel = per_dimension(case.kernel)
+    stride, padding, dilation = (per_dimension(case.options.get(n, v)) for n, v in (("stride", kernel), ("padding", 0), ("dilation", 1)))
+    geometry = Geometry(kernel, stride, tuple((p, p) for p in padding), dilation, case.options.get("ceil_mode", False))
+    pooling = algorithm.Pooling(geometry)
+    assert torch.equal(algorithm.largest(x, pooling), algorithm.definition(x, geometry))
+    best, chosen = algorithm.winners(x, pooling)
+    assert torch.equal(best, algorithm.definition(x, geometry))
+    assert torch.equal(algorithm.pick(x, chosen, pooling), best)
+
+
+def test_picking_and_routing_are_adjoint():
+    x = image((7, 7))
+    pooling = algorithm.Pooling(Geometry((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)))
+    y, chosen = algorithm.winners(x, pooling)
+    t, g = torch.randn_like(x), torch.randn_like(y)
+    torch.testing.assert_close((algorithm.pick(t, chosen, pooling) * g).sum(), (t * algorithm.route(g, chosen, pooling, (7, 7))).sum())
+    torch.testing.assert_close((algorithm.total(t, pooling) * g).sum(), (t * algorithm.spread(g, pooling, (7, 7))).sum())
+
+
+# ---- Modules ---------------------------------------------------------------------------------------------------------------------------
+
+MODULES = [
+    *(
+        (f"MaxPool{d}d", arguments)
+        for d in (1, 2, 3)
+        for arguments in [{"kernel_size": 3, "padding": 1}, {"kernel_size": 2, "ceil_mode": True}]
+    ),
+    *((f"AvgPool{d}d", arguments) for d in (1, 2, 3) for arguments in [{"kernel_size": 3, "padding": 1}, {"kernel_size": 2, "stride": 1}]),
+    ("MaxPool2d", {"kernel_size": (3, 2), "stride": (2, 1), "dilation": (1, 2), "return_indices": True}),
+    ("AvgPool2d", {"kernel_size": (3, 2), "count_include_pad": False, "divisor_override": 5}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), MODULES)
+def test_modules_are_torchs(name, arguments):
+    ours, theirs = getattr(pool, name)(**arguments), getattr(nn, name)(**arguments)
+    assert repr(ours) == repr(theirs)
+    attributes = {key: value for key, value in vars(theirs).items() if not key.startswith("_")}
+    assert {key: value for key, value in vars(ours).items() if not key.startswith("_")} == attributes
+    x = image((6,) * int(name[-2]))
+    for module in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        torch.testing.assert_close(module(x), theirs(x))
+
+
+# ---- Legal and illegal arguments alike -------------------------------------------------------------------------------------------------
+
+entry = st.one_of(st.integers(1, 4), st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple), st.integers(-1, 0))
+
+
+@seed(425)
+@settings(max_examples=100, deadline=None, database=None)
+@given(
+    dimensions=st.integers(1, 3),
+    kind=st.sampled_from(["max", "avg"]),
+    shape=st.lists(st.integers(0, 6), min_size=1, max_size=6),
+    kernel=entry,
+    stride=st.one_of(st.none(), entry),
+    padding=st.one_of(st.just(0), st.integers(-1, 2)),
+    extra=st.booleans(),
+)
+def test_both_agree_or_both_refuse(dimensions, kind, shape, kernel, stride, padding, extra):
+    ours, theirs = ours_and_torch(kind, (1,) * dimensions)
+    x = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).view(shape).mul(7).remainder(11)
+    options = {"return_indices": True, "ceil_mode": extra} if kind == "max" else {"ceil_mode": extra, "count_include_pad": extra}
+    try:
+        expected = theirs(x, kernel, stride, padding, **options)
+    except Exception as error:
+        other = RuntimeError if isinstance(error, IndexError) else type(error)  # of two faults at once torch may name the other one
+        with pytest.raises((type(error), other)):
+            ours(x, kernel, stride, padding, **options)
+    else:
+        torch.testing.assert_close(ours(x, kernel, stride, padding, **options), expected, check_stride=True)
