@@ -168,9 +168,8 @@ def main(argv: Sequence[str] | None = None) -> ReadingVerdict:
     spaces = ((scores(model, known, -2), scores(model, images, -2)), (known.flatten(1), images.flatten(1)))
     found = [nearest(*space) for space in spaces]
     in_features, in_pixels = (share(known_labels[indices].mode(1).values) for indices in found)
-    print(
-        f"{accuracy:.1%} of {len(labels)} test pictures recognised; without {WIPED} important pixels {without:.1%}, without others {others:.1%}"
-    )
+    print(f"{accuracy:.1%} of {len(labels)} test pictures recognised")
+    print(f"with {WIPED} important pixels wiped out {without:.1%}, with as many others {others:.1%}")
     print(f"by {NEIGHBOURS} nearest neighbours: {in_features:.1%} in the last layer's space, {in_pixels:.1%} in the space of pixels")
     if not options.dry_run:
         project(folder, spaces[0][1][:PROJECTED], test.first(PROJECTED))
