@@ -85,16 +85,16 @@ def test_every_peer_has_a_test():
     assert {key.split("/")[0] for key in PEERS} == {*KERAS, *FLAX, "forum"}
 
 
-@pytest.mark.parametrize("channels", [1, 16], ids=["positions innermost", "channels innermost"])
-def test_our_weights_survive_every_form_whatever_their_order_in_memory(channels):
-    source, x = nn.LocallyConnected2d(channels, channels, 5, 3), torch.randn(2, channels, 5, 5)
+@pytest.mark.parametrize(("channels", "size", "kernel"), [(1, 100, 6), (3, 6, 3)], ids=["positions innermost", "contiguous"])
+def test_our_weights_survive_every_form_whatever_their_order_in_memory(channels, size, kernel):
+    source, x = nn.LocallyConnected2d(channels, channels, size, kernel), torch.randn(2, channels, size, size)
     for there in (
         lambda layer: importers.load_keras(layer, *importers.keras_weights(source)),
         lambda layer: importers.load_keras(layer, *importers.keras_weights(source, implementation=3), implementation=3),
         lambda layer: importers.load_flax(layer, importers.flax_params(source)),
         lambda layer: importers.load_forum(layer, importers.forum_state(source)),
     ):
-        layer = there(nn.LocallyConnected2d(channels, channels, 5, 3))
+        layer = there(nn.LocallyConnected2d(channels, channels, size, kernel))
         assert torch.equal(layer(x), source(x))
         assert layer.weight.stride() == source.weight.stride()
 
