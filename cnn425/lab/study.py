@@ -102,6 +102,8 @@ def study(name: str, options: StudyOptions) -> Iterator[Study]:
         else:
             folder = options.log_dir or Path("runs", name, f"{options.layers}-{digest(meaning(anything))}")
         stack.enter_context(locked(folder))
+        if (folder / "metrics.csv").exists():
+            raise LabError(f"{folder} holds a training run, whose logs a study would replace; choose another --log-dir", 2)
         stack.enter_context(settings(anything))
         stack.enter_context(torch.random.fork_rng(devices=[]))  # studies seed as they please; the state outside is left as it was
         for stale in event_files(folder):
