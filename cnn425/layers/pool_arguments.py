@@ -99,16 +99,18 @@ def _geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding:
         raise RuntimeError(f"stride should not be zero: {function}() got stride {list(strides)}")
     if any(k <= 0 for k in kernels):
         raise RuntimeError(
-            f"kernel size should be greater than zero, but got {_each('k', kernels)} ({function}() kernel_size must be greater than zero)"
+            f"kernel size should be greater than zero, but got {_each('k', kernels)} "
+            f"({function}() kernel_size must be greater than zero, but got {min(kernels)})"
         )
     if any(s <= 0 for s in strides):
         raise RuntimeError(
-            f"stride should be greater than zero, but got {_each('d', strides)} ({function}() stride must be greater than zero)"
+            f"stride should be greater than zero, but got {_each('d', strides)} "
+            f"({function}() stride must be greater than zero, but got {min(strides)})"
         )
     if any(d <= 0 for d in dilations):
         raise RuntimeError(
             f"dilation should be greater than zero, but got {_each('dilation', dilations)} "
-            f"({function}() dilation must be greater than zero)"
+            f"({function}() dilation must be greater than zero, but got {min(dilations)})"
         )
     for k, p, d in zip(kernels, pads, dilations, strict=True):
         if p < 0:
@@ -184,9 +186,11 @@ def check_fits(function: str, input: Tensor, windows: Geometry) -> None:
     if all(count > 0 for count in positions):
         return
     channels = input.shape[input.ndim - d - 1]
+    overflow = "; effective kernel size overflows" if max(windows.extent) >= 2**31 else ""
     got, found = (f"({channels}x{'x'.join(map(str, pixels))})" for pixels in (size, positions))
     raise RuntimeError(
-        f"Given input size: {got}. Calculated output size: {found}. Output size is too small ({function}() Invalid computed output size)"
+        f"Given input size: {got}. Calculated output size: {found}. Output size is too small "
+        f"({function}() Invalid computed output size: {min(positions)}{overflow})"
     )
 
 
@@ -241,7 +245,7 @@ def output_size(function: str, input: Any, value: Any, dimensions: int) -> tuple
     )
     if len(sizes) != dimensions:
         raise RuntimeError(
-            f"{function}: output_size must be {dimensions}: output_size.size() must be {dimensions} ints, but got {list(sizes)}"
+            f"{function}: output_size must be {dimensions}: internal error: output_size.size() must be {dimensions} ints, but got {list(sizes)}"
         )
     return sizes
 
@@ -256,7 +260,10 @@ def check_adaptive(function: str, input: Tensor, dimensions: int, positions: Seq
             f"Expected {d + 1} to {d + 2} dimensions, but got {input.ndim}-dimensional tensor"
         )
     if any(count < 0 for count in positions):
-        raise RuntimeError(f"{function}: elements of output_size must be greater than or equal to 0 but received {list(positions)}")
+        raise RuntimeError(
+            f"{function}: elements of output_size must be greater than or equal to 0 but received {list(positions)} "
+            f"(Trying to create tensor with negative dimension {min(positions)})"
+        )
     if 0 in nonempty:
         raise RuntimeError(
             f"{function}(): Expected input to have non-zero size for non-batch dimensions, but input has sizes {shape} "
