@@ -6,7 +6,11 @@ import pickle
 import pytest
 import torch
 import torchvision
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from cnn425 import nn
 from cnn425.agreement import TOLERANCES, compare, measure
@@ -196,3 +200,64 @@ def test_there_and_back_computes_bit_for_bit_what_it_did():
 def test_what_is_no_model_is_refused():
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, but got list"):
         convert([torch.nn.ReLU()])
+
+
+# ---- training in two processes ----------------------------------------------------------------------------------------------------------
+
+
+def every_kind_of_layer():
+    layers = [
+        nn.Conv2d(2, 4, 3),
+        nn.ReLU(inplace=True),
+        nn.LocallyConnected2d(4, 3, 7, 2),
+        nn.MaxPool2d(2),
+        nn.AvgPool2d(2, 1),
+        torch.nn.Flatten(),
+        nn.Linear(12, 5),
+        nn.Sigmoid(),
+        nn.Linear(5, 3),
+    ]
+    return torch.nn.Sequential(*layers).double()
+
+
+def half_the_batch_each(rank, rendezvous):
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    alone, loss = every_kind_of_layer(), nn.CrossEntropyLoss()
+    replicated, sharded = copy.deepcopy(alone), copy.deepcopy(alone)
+    x, target = torch.randn(6, 2, 9, 9, dtype=torch.float64), torch.randint(3, (6,))
+    loss(alone(x), target).backward()
+    for together in (torch.nn.parallel.DistributedDataParallel(replicated), fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))):
+        loss(together(x[rank::2]), target[rank::2]).backward()
+    for name, p in alone.named_parameters():
+        torch.testing.assert_close(replicated.get_parameter(name).grad, p.grad)
+        torch.testing.assert_close(sharded.get_parameter(name).grad.full_tensor(), p.grad)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_gradients_of_one_replicated_or_sharded(tmp_path):
+    torch.multiprocessing.spawn(half_the_batch_each, (tmp_path / "rendezvous",), nprocs=2)
+
+
+def test_checkpointed_activations_give_the_same_gradients():
+    model = every_kind_of_layer()
+    verdict = compare(
+        lambda x: checkpoint(model, x, use_reentrant=False), lambda x: model(x), [torch.randn(2, 2, 9, 9, dtype=torch.float64)]
+    )
+    assert verdict, verdict.wrong
+
+
+def test_scaled_gradients_step_and_overflow_is_skipped():
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for x in (torch.ones(1, 2), torch.full((1, 2), 1e38)):
+        before = model.weight.detach().clone()
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = nn.CrossEntropyLoss()(model(x), torch.tensor([int(model(x).argmin())]))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(before, model.weight) == bool((x > 1).any())
