@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from math import prod
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import definition, depthwise, im2col, layout, memory, shifted, winograd
+from cnn425.algorithms import costs, definition, depthwise, im2col, layout, memory, shifted, winograd
 from cnn425.windows import Geometry
 
 ALGORITHMS: dict[str, ModuleType] = {
@@ -43,8 +42,8 @@ def use(name: str) -> Iterator[None]:
 
 def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None = None) -> Tensor:
     """The output, `(N, C, *size), (O, C/G, *kernel), (O,) -> (N, O, *positions)`."""
-    algorithm = chosen("output", x, w, x.shape, w.shape[0], geometry, groups)
-    return algorithm.convolve(x, w, geometry, groups, bias, layout.memory_format(x, w))
+    order = layout.memory_format(x, w)
+    return chosen("output", x, w, x.shape, w.shape[0], geometry, groups, order).convolve(x, w, geometry, groups, bias, order)
 
 
 def convolve_input_gradient(
@@ -52,26 +51,30 @@ def convolve_input_gradient(
 ) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (O, C/G, *kernel) -> (N, C, *size)`; laid out as `gy` and `w`, or as given."""
     shape = (gy.shape[0], w.shape[1] * groups, *size)
-    algorithm = chosen("input gradient", gy, w, shape, w.shape[0], geometry, groups)
-    return algorithm.convolve_input_gradient(gy, w, geometry, groups, size, memory_format or layout.memory_format(gy, w))
+    order = memory_format or layout.memory_format(gy, w)
+    algorithm = chosen("input gradient", gy, w, shape, w.shape[0], geometry, groups, order)
+    return algorithm.convolve_input_gradient(gy, w, geometry, groups, size, order)
 
 
 def convolve_weight_gradient(
     gy: Tensor, x: Tensor, geometry: Geometry, groups: int, memory_format: torch.memory_format | None = None
 ) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`; laid out as `gy` and `x`, or as given."""
-    algorithm = chosen("weight gradient", gy, x, x.shape, gy.shape[1], geometry, groups)
-    return algorithm.convolve_weight_gradient(gy, x, geometry, groups, memory_format or layout.memory_format(gy, x))
+    order = memory_format or layout.memory_format(gy, x)
+    algorithm = chosen("weight gradient", gy, x, x.shape, gy.shape[1], geometry, groups, order)
+    return algorithm.convolve_weight_gradient(gy, x, geometry, groups, order)
 
 
-def chosen(result: str, a: Tensor, b: Tensor, shape: Sequence[int], outputs: int, geometry: Geometry, groups: int) -> ModuleType:
+def chosen(
+    result: str, a: Tensor, b: Tensor, shape: Sequence[int], outputs: int, geometry: Geometry, groups: int, order: torch.memory_format
+) -> ModuleType:
     """The algorithm for one of the three maps, given its two operands."""
     if torch.compiler.is_compiling() or not (plain(a) and plain(b) and a.numel() and b.numel()):
         return definition
     memory.begin()
     if forced:
         return ALGORITHMS[forced[-1]] if applicable(forced[-1], a.dtype, geometry, shape[1], groups) else im2col
-    return cheapest(result, tuple(shape), outputs, geometry, groups, a.dtype, a.is_cuda)
+    return cheapest(result, tuple(shape), outputs, geometry, groups, a.dtype, a.is_cuda, order is not torch.contiguous_format)
 
 
 def plain(x: Tensor) -> bool:
@@ -88,12 +91,17 @@ def applicable(name: str, dtype: torch.dtype, geometry: Geometry, channels: int,
 
 @lru_cache(maxsize=4096)
 def cheapest(
-    result: str, shape: tuple[int, ...], outputs: int, geometry: Geometry, groups: int, dtype: torch.dtype, cuda: bool
+    result: str, shape: tuple[int, ...], outputs: int, geometry: Geometry, groups: int, dtype: torch.dtype, cuda: bool, last: bool
 ) -> ModuleType:
-    """The algorithm that the model of costs below expects to be fastest; the same for the same shapes, on every machine."""
-    N, C, O = shape[0], shape[1] // groups, outputs // groups
-    M = N * prod(geometry.positions(shape[2:]))
-    if not cuda and dtype == torch.float32 and winograd.applies(dtype, geometry) and min(C, O) >= 48 and geometry.dimensions == 2:
-        if prod(geometry.kernel) == 9 and 36 * C * O * 4 <= 10 << 20 and M >= 512 and M * 9 > 4 * C:
-            return winograd
-    return im2col
+    """The algorithm that the model of costs expects to be fastest; the same for the same shapes, on every machine."""
+    if shape[1] == groups > 1 and not cuda:
+        return depthwise
+    if cuda or dtype not in (torch.float32, torch.float64):
+        return im2col
+    work = costs.Work.of(result, shape, outputs, geometry, groups, last)
+    estimates = {im2col: costs.im2col(work)}
+    if shifted.applies(dtype, geometry):
+        estimates[shifted] = costs.shifted(work)
+    if dtype == torch.float32 and geometry.dimensions < 3 and winograd.applies(dtype, geometry):
+        estimates[winograd] = costs.winograd(work)
+    return min(estimates, key=lambda algorithm: estimates[algorithm])

@@ -122,6 +122,10 @@ def add_columns(gx: Tensor, columns: Tensor, geometry: Geometry, block: Block, p
     else:
         cells = columns.view(G, C, *geometry.kernel, images, rows, *positions[1:])
         cells = cells.permute(*range(2, 2 + d), 2 + d, 0, 1, *range(3 + d, 3 + 2 * d))
+    if all(s >= e for s, e in zip(geometry.stride, geometry.extent, strict=True)) and not any(map(any, geometry.padding)):
+        target = Slabs(gx, geometry, block, channels_last=False).windows(block).unflatten(1, (G, C))  # no windows overlap: one copy
+        target.copy_(cells.permute(*range(d, 3 + 2 * d), *range(d)))
+        return
     pixels = gx[n : n + images].unflatten(1, (G, C))
     counts, lead = (rows, *positions[1:]), [slice(None)] * 3
     for offset, _ in geometry.shifts([1] * d):
@@ -132,7 +136,7 @@ def add_columns(gx: Tensor, columns: Tensor, geometry: Geometry, block: Block, p
             a, b = max(0, -(start // s)), min(count, (gx.shape[2 + k] - 1 - start) // s + 1)
             source.append(slice(a, max(a, b)))
             target.append(slice(start + a * s, start + max(a, b - 1) * s + 1, s) if a < b else slice(0, 0))
-        pixels[(*lead, *target)] += cells[offset][(*lead, *source)]
+        pixels[(*lead, *target)].add_(cells[offset][(*lead, *source)])  # += would also copy the sum onto itself
 
 
 __all__ = ["LARGEST", "Columns", "add_columns", "as_matrices", "rows_of"]

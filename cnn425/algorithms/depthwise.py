@@ -11,6 +11,7 @@ G = C, with any stride and dilation; half precision is computed in float32.
 from collections.abc import Sequence
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,8 @@ def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor
             sum_ = out[:, :, m]
             sum_.copy_(start[:, m].expand_as(sum_)) if start is not None else sum_.zero_()
             for offset in product(*map(range, geometry.kernel)):
-                sum_.addcmul_(cells[(..., *offset)], weight[:, m][(..., *offset)])
+                at: Any = (..., *offset)
+                sum_.addcmul_(cells[at], weight[:, m][at])
     return y
 
 
@@ -76,9 +78,10 @@ def convolve_input_gradient(
         shape = (groups, *geometry.kernel, block.images, block.rows, *positions[1:])
         columns = buffer[: prod(shape)].view(shape)
         for offset in product(*map(range, geometry.kernel)):
+            at: Any = (..., *offset)
             cell = columns.movedim(0, d)[offset].transpose(0, 1)
             for m in range(part.shape[2]):
-                factor = weight[:, m][(..., *offset)]
+                factor = weight[:, m][at]
                 torch.mul(part[:, :, m], factor, out=cell) if m == 0 else cell.addcmul_(part[:, :, m], factor)
         add_columns(gx, columns, geometry, block, positions, last=False)
     return gx
@@ -96,6 +99,7 @@ def convolve_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: 
         part = per_channel(gy, groups, block)
         for m in range(part.shape[2]):
             for offset in product(*map(range, geometry.kernel)):
-                products = part[:, :, m] * cells[(..., *offset)]
-                weight[:, m][(..., *offset)] += products.sum((0, *range(2, products.ndim)))
+                at: Any = (..., *offset)
+                products = part[:, :, m] * cells[at]
+                weight[:, m][at].add_(products.sum((0, *range(2, products.ndim))))
     return gw

@@ -26,12 +26,13 @@ from cnn425.windows import Geometry
 
 CONTIGUOUS = torch.contiguous_format
 HALF = (torch.bfloat16, torch.float16)
+MOVES = 4  # adding a cell to its pixel takes as long as copying this many
 
 
 def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, layout: torch.memory_format) -> Tensor:
     """The output, `(N, C, *size), (O, C/G, *kernel), (O,) -> (N, O, *positions)`."""
     positions = geometry.positions(x.shape[2:])
-    if all(s == 1 for s in geometry.stride) and prod(geometry.kernel) > 1 and 2 * w.shape[0] <= x.shape[1]:
+    if all(s == 1 for s in geometry.stride) and prod(geometry.kernel) > 1 and MOVES * w.shape[0] <= x.shape[1]:
         y = spread(x, flip(w, groups), flipped(geometry, x.shape[2:], positions), groups, positions, layout)
         return y if bias is None else y.add_(bias.view(-1, *(1,) * geometry.dimensions))
     y = empty(x, (x.shape[0], w.shape[0], *positions), layout)
@@ -100,7 +101,7 @@ def convolve_input_gradient(
     gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int], layout: torch.memory_format
 ) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (O, C/G, *kernel) -> (N, C, *size)`."""
-    if all(s == 1 for s in geometry.stride) and (prod(geometry.kernel) == 1 or w.shape[0] < 2 * w.shape[1] * groups):
+    if all(s == 1 for s in geometry.stride) and (prod(geometry.kernel) == 1 or w.shape[0] < MOVES * w.shape[1] * groups):
         return convolve(gy, flip(w, groups), flipped(geometry, size, gy.shape[2:]), groups, None, layout)
     return spread(gy, w, geometry, groups, size, layout)
 

@@ -1,0 +1,410 @@
+"""Times the layers against torch's built-ins and other ways to compute them: one table, one JSON file, figures.
+
+    python scripts/benchmark.py                                  # convolutions, pools, local layers; about ten minutes
+    python scripts/benchmark.py --what conv --only 3x3           # some of them
+    python scripts/benchmark.py --scaling --figures docs/images  # who wins where; cost against size
+
+Rivals are timed in turn, call by call, in one process, so a busy machine slows all of them alike. The table shows medians in milliseconds and
+the ratio of ours to theirs (below 1: ours is faster). `roofline` is the time that the measured rates of products and copies allow, over ours.
+"""
+
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+import cnn425.nn.functional as ours
+
+theirs = torch.nn.functional
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to time, how long, and where to put the results."""
+
+    what: tuple[str, ...] = ("conv", "pool", "local")
+    """any of conv, pool, local"""
+    only: str = ""
+    """cases whose name contains this text"""
+    dtype: str = "float32"
+    """float32, float64 or bfloat16"""
+    seconds: float = 0.5
+    """for each rival of each case, forward and backward"""
+    threads: int = torch.get_num_threads()
+    """threads of torch"""
+    scaling: bool = False
+    """also sweep batch, image, channels, kernel and threads"""
+    json: Path | None = None
+    """file for all numbers"""
+    figures: Path | None = None
+    """folder for the figures"""
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution: input (N, C, *size), O outputs, kernel, stride, padding, dilation, groups."""
+
+    name: str
+    shape: tuple[int, ...]
+    outputs: int
+    kernel: tuple[int, ...]
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+
+
+CONVOLUTIONS = (
+    Conv("1x1 64 to 256", (16, 64, 56, 56), 256, (1, 1)),
+    Conv("1x1 512 to 128", (8, 512, 14, 14), 128, (1, 1)),
+    Conv("1x1 stride 2", (16, 128, 28, 28), 256, (1, 1), 2),
+    Conv("3x3 MNIST first", (64, 1, 28, 28), 32, (3, 3)),
+    Conv("3x3 MNIST second", (64, 32, 26, 26), 64, (3, 3)),
+    Conv("3x3 ResNet 64", (16, 64, 56, 56), 64, (3, 3), 1, 1),
+    Conv("3x3 ResNet 128", (16, 128, 28, 28), 128, (3, 3), 1, 1),
+    Conv("3x3 ResNet 256", (8, 256, 14, 14), 256, (3, 3), 1, 1),
+    Conv("3x3 stride 2", (16, 64, 56, 56), 128, (3, 3), 2, 1),
+    Conv("3x3 CIFAR first", (32, 3, 32, 32), 64, (3, 3), 1, 1),
+    Conv("7x7 stem stride 2", (8, 3, 224, 224), 64, (7, 7), 2, 3),
+    Conv("4x4 patches", (8, 3, 224, 224), 96, (4, 4), 4),
+    Conv("5x5", (16, 32, 32, 32), 64, (5, 5), 1, 2),
+    Conv("7x7", (8, 16, 32, 32), 16, (7, 7), 1, 3),
+    Conv("3x3 dilation 2", (8, 64, 28, 28), 64, (3, 3), 1, 2, 2),
+    Conv("3x3 groups 4", (16, 64, 28, 28), 64, (3, 3), 1, 1, 1, 4),
+    Conv("3x3 groups 32", (8, 128, 28, 28), 128, (3, 3), 1, 1, 1, 32),
+    Conv("3x3 depthwise", (8, 128, 56, 56), 128, (3, 3), 1, 1, 1, 128),
+    Conv("1-D k3", (16, 64, 256), 128, (3,), 1, 1),
+    Conv("1-D k9 audio", (32, 1, 1024), 16, (9,), 1, 4),
+    Conv("3-D k3", (2, 16, 16, 32, 32), 32, (3, 3, 3), 1, 1),
+    Conv("10x10 lecture", (1, 1, 200, 200), 20, (10, 10)),
+    Conv("15x15", (4, 8, 64, 64), 8, (15, 15), 1, 7),
+    Conv("3x3 batch 1", (1, 64, 56, 56), 64, (3, 3), 1, 1),
+    Conv("3x3 tiny", (1, 1, 8, 8), 1, (3, 3)),
+)
+POOLS = (
+    ("max 2x2", "max_pool2d", (64, 64, 24, 24), {"kernel_size": 2}),
+    ("max 3x3 / 2", "max_pool2d", (16, 64, 112, 112), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    ("avg 2x2", "avg_pool2d", (64, 64, 24, 24), {"kernel_size": 2}),
+    ("max 1-D 4", "max_pool1d", (32, 64, 1000), {"kernel_size": 4}),
+    ("max 3-D 2", "max_pool3d", (4, 32, 16, 32, 32), {"kernel_size": 2}),
+    ("adaptive avg 1", "adaptive_avg_pool2d", (16, 512, 7, 7), {"output_size": 1}),
+)
+LOCALS = (
+    Conv("local 3x3 MNIST", (64, 32, 26, 26), 64, (3, 3)),
+    Conv("local 5x5", (16, 8, 32, 32), 16, (5, 5)),
+    Conv("local lecture", (1, 1, 200, 200), 20, (10, 10)),
+)
+SWEEPS = {
+    "batch": [Conv(str(n), (n, 64, 28, 28), 64, (3, 3), 1, 1) for n in (1, 2, 4, 8, 16, 32)],
+    "pixels per side": [Conv(str(s), (8, 64, s, s), 64, (3, 3), 1, 1) for s in (7, 14, 28, 56, 112)],
+    "channels": [Conv(str(c), (8, c, 28, 28), c, (3, 3), 1, 1) for c in (4, 8, 16, 32, 64, 128, 256)],
+    "kernel side": [Conv(str(k), (8, 32, 32, 32), 32, (k, k), 1, k // 2) for k in (1, 3, 5, 7, 9, 11, 15)],
+}
+
+
+def interleaved(rivals: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+    """The median time of each rival in milliseconds; they take turns until `seconds` for each are over, at least five times."""
+    times: dict[str, list[float]] = {name: [] for name in rivals}
+    for run in rivals.values():
+        run()
+        run()
+    start = time.perf_counter()
+    while len(next(iter(times.values()))) < 5 or time.perf_counter() - start < seconds * len(rivals):
+        for name, run in rivals.items():
+            before = time.perf_counter()
+            run()
+            times[name].append(1e3 * (time.perf_counter() - before))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_megabytes(run: Callable[[], Any]) -> float:
+    """The most resident memory that `run` added, in MB; NaN where the system does not say (it does on Linux)."""
+    try:
+        run()
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = _status("VmRSS")
+        run()
+        return (_status("VmHWM") - before) / 1024
+    except OSError:
+        return math.nan
+
+
+def _status(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1])
+
+
+def layout(x: Tensor, last: bool) -> Tensor:
+    """`x` in channels-last memory, if asked for and if there is such a thing."""
+    return x.contiguous(memory_format=LAST[x.ndim]) if last and x.ndim in LAST else x
+
+
+def passes(function: Callable[..., Tensor], tensors: Sequence[Tensor], **arguments: Any) -> dict[str, Callable[[], Any]]:
+    """Forward, backward, and both together of a function of tensors."""
+    leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in tensors]
+    y = function(*leaves, **arguments)
+    gy = torch.randn_like(y)
+    return {
+        "forward": lambda: function(*tensors, **arguments),
+        "backward": lambda: torch.autograd.grad(y, leaves, gy, retain_graph=True),
+        "both": lambda: torch.autograd.grad(function(*leaves, **arguments), leaves, gy),
+    }
+
+
+def race(rivals: dict[str, dict[str, Callable[[], Any]]], seconds: float) -> dict[str, dict[str, float]]:
+    """Medians for forward, backward and both: `{pass: {rival: ms}}`."""
+    return {p: interleaved({name: runs[p] for name, runs in rivals.items()}, seconds) for p in ("forward", "backward", "both")}
+
+
+def roofline(dtype: torch.dtype) -> tuple[float, float]:
+    """Measured operations per second of a large matrix product, and bytes per second of a large copy (read plus written)."""
+    a, b = torch.randn(2, 1536, 1536).to(dtype)
+    x = torch.randn(16 << 20).to(dtype)
+    y = torch.empty_like(x)
+    times = interleaved({"product": lambda: a @ b, "copy": lambda: y.copy_(x)}, 1.0)
+    return 2 * 1536**3 / times["product"] * 1e3, 2 * x.numel() * x.element_size() / times["copy"] * 1e3
+
+
+def convolution(case: Conv, options: Options, rates: tuple[float, float]) -> dict[str, Any]:
+    """One row: a convolution by ours and torch, in both layouts."""
+    dtype, d = getattr(torch, options.dtype), len(case.kernel)
+    arguments = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation, "groups": case.groups}
+    x = torch.randn(case.shape).to(dtype)
+    w = torch.randn(case.outputs, case.shape[1] // case.groups, *case.kernel).to(dtype)
+    rivals = {}
+    for last in (False, True) if d > 1 else (False,):
+        for side, library in (("ours", ours), ("torch", theirs)):
+            function = getattr(library, f"conv{d}d")
+            rivals[side + (" last" if last else "")] = passes(function, [layout(x, last), layout(w, last)], **arguments)
+    y = theirs.__dict__[f"conv{d}d"](x, w, **arguments)
+    operations = 2 * y.numel() * w[0].numel()
+    bytes_moved = (x.numel() + w.numel() + y.numel()) * x.element_size()
+    row = {"name": case.name, "case": asdict(case), "ms": race(rivals, options.seconds)}
+    row["MB"] = {side: peak_megabytes(runs["both"]) for side, runs in rivals.items()}
+    row["MB allowed"] = bytes_moved / 2**20 + 16
+    fastest = min(v for k, v in row["ms"]["both"].items() if k.startswith("ours"))
+    row["roofline"] = 3 * max(operations / rates[0], bytes_moved / rates[1]) * 1e3 / fastest
+    return row
+
+
+def pool(case: tuple[str, str, tuple[int, ...], dict[str, Any]], options: Options) -> dict[str, Any]:
+    """One row: a pool by ours and torch, in both layouts."""
+    name, function, shape, arguments = case
+    x = torch.randn(shape).to(getattr(torch, options.dtype))
+    rivals = {}
+    for last in (False, True) if x.ndim in LAST else (False,):
+        for side, library in (("ours", ours), ("torch", theirs)):
+            rivals[side + (" last" if last else "")] = passes(getattr(library, function), [layout(x, last)], **arguments)
+    return {"name": name, "ms": race(rivals, options.seconds)}
+
+
+def unfold_and_einsum(x: Tensor, w: Tensor) -> Tensor:
+    """A local layer the usual way: every window copied out, one einsum."""
+    I, J, _, C, U, V = w.shape
+    columns = theirs.unfold(x, (U, V)).view(len(x), C, U, V, I, J)
+    return torch.einsum("ncuvij,ijocuv->noij", columns, w)
+
+
+def forum_snippet(x: Tensor, w: Tensor) -> Tensor:
+    """A local layer as the forums have it: windows times weights with broadcasting, then a sum."""
+    _, _, _, _, U, V = w.shape
+    windows = x.unfold(2, U, 1).unfold(3, V, 1)
+    return (windows.unsqueeze(1) * w.permute(2, 3, 0, 1, 4, 5).unsqueeze(0)).sum([2, -1, -2])
+
+
+def jax_rival(x: Tensor, w: Tensor) -> dict[str, Callable[[], Any]]:
+    """The same layer in JAX, compiled; empty where JAX is not installed."""
+    try:
+        import jax
+    except ImportError:
+        return {}
+    I, J, O, C, U, V = w.shape
+    a = jax.numpy.asarray(x.numpy())
+    b = jax.numpy.asarray(w.permute(2, 3, 4, 5, 0, 1).reshape(O, C * U * V, I, J).movedim(0, 1).movedim(1, 0).contiguous().numpy())
+
+    def forward(a: Any, b: Any) -> Any:
+        return jax.lax.conv_general_dilated_local(a, b.transpose(0, 1, 2, 3), (1, 1), "VALID", (U, V))
+
+    y = forward(a, b)
+    both = jax.jit(lambda a, b, gy: jax.vjp(forward, a, b)[1](gy))
+    compiled = jax.jit(forward)
+    return {
+        "forward": lambda: compiled(a, b).block_until_ready(),
+        "backward": lambda: jax.block_until_ready(both(a, b, y)),
+        "both": lambda: jax.block_until_ready(both(a, b, y)),
+    }
+
+
+def local(case: Conv, options: Options) -> dict[str, Any]:
+    """One row: a local layer by ours, by unfold + einsum, by the forum snippet where it fits into memory, by JAX where installed."""
+    dtype = getattr(torch, options.dtype)
+    positions = [n - k + 1 for n, k in zip(case.shape[2:], case.kernel, strict=True)]
+    x = torch.randn(case.shape).to(dtype)
+    w = torch.randn(*positions, case.outputs, case.shape[1], *case.kernel).to(dtype)
+    rivals = {"ours": passes(ours.locally_connected2d, [x, w]), "unfold + einsum": passes(unfold_and_einsum, [x, w])}
+    if case.shape[0] * w.numel() * x.element_size() < 2 << 30:
+        rivals["forum snippet"] = passes(forum_snippet, [x, w])
+    if jax := jax_rival(x, w):
+        rivals["JAX"] = jax
+    return {"name": case.name, "ms": race(rivals, options.seconds)}
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The geometric mean, NaN of nothing."""
+    return math.exp(statistics.fmean(map(math.log, values))) if values else math.nan
+
+
+def ratio(row: dict[str, Any], which: str, last: bool = False) -> float | None:
+    """Ours over torch's time in one layout."""
+    suffix = " last" if last else ""
+    times = row["ms"][which]
+    return times["ours" + suffix] / times["torch" + suffix] if "torch" + suffix in times else None
+
+
+def best_ratio(row: dict[str, Any]) -> float:
+    """Ours over torch's time, each in its better layout, forward and backward."""
+    times = row["ms"]["both"]
+    return min(v for k, v in times.items() if k.startswith("ours")) / min(v for k, v in times.items() if k.startswith("torch"))
+
+
+def versus_torch(title: str, rows: list[dict[str, Any]]) -> Iterator[Table | str]:
+    """A table of layers that torch has, and their geometric means."""
+    table = Table(title=title)
+    for column in (
+        "",
+        "forward",
+        "backward",
+        "both",
+        "ours ms",
+        "torch ms",
+        "both, last",
+        "better layouts",
+        "roofline",
+        "MB",
+        "MB allowed",
+    ):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for row in rows:
+        show = [ratio(row, p) for p in ("forward", "backward", "both")]
+        times = row["ms"]["both"]
+        last = ratio(row, "both", last=True)
+        extra = [f"{row['roofline']:.0%}", f"{row['MB']['ours']:.0f}", f"{row['MB allowed']:.0f}"] if "MB" in row else ["", "", ""]
+        table.add_row(
+            row["name"], *(f"{r:.2f}" for r in show), f"{times['ours']:.2f}", f"{times['torch']:.2f}",
+            "" if last is None else f"{last:.2f}", f"{best_ratio(row):.2f}", *extra,
+        )  # fmt: skip
+    yield table
+    default = [r for row in rows if (r := ratio(row, "both")) is not None]
+    lasts = [r for row in rows if (r := ratio(row, "both", last=True)) is not None]
+    yield "geometric mean of ours / torch, forward + backward:"
+    yield (
+        f"{geometric_mean(default):.2f} in the default layout, worst {max(default):.2f}; "
+        f"{geometric_mean(lasts):.2f} in channels last, {geometric_mean([best_ratio(r) for r in rows]):.2f} each in its better layout"
+    )
+
+
+def versus_others(rows: list[dict[str, Any]]) -> Table:
+    """A table of local layers, which torch does not have: milliseconds of forward + backward."""
+    table = Table(title="local layers, forward + backward, ms")
+    names = list(dict.fromkeys(name for row in rows for name in row["ms"]["both"]))
+    for column in ("", *names):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for row in rows:
+        times = row["ms"]["both"]
+        table.add_row(row["name"], *(f"{times[n]:.1f} ({times[n] / times['ours']:.1f} x)" if n in times else "" for n in names))
+    return table
+
+
+def draw_bars(rows: list[dict[str, Any]], path: Path) -> None:
+    """Who wins where: one bar per case, ours over torch's time."""
+    import matplotlib.pyplot as plt
+
+    rows = sorted(rows, key=lambda row: ratio(row, "both") or 0)
+    figure, axis = plt.subplots(figsize=(8, 0.28 * len(rows) + 1.2), layout="constrained")
+    values = [ratio(row, "both") or math.nan for row in rows]
+    axis.barh([row["name"] for row in rows], values, color=["tab:green" if v <= 1 else "tab:orange" for v in values])
+    axis.axvline(1, color="black", linewidth=1)
+    axis.set(xscale="log", xlabel="time of ours / torch, forward + backward, default layout (below 1: ours is faster)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_sweeps(sweeps: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Cost against size: one panel per sweep."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(sweeps), figsize=(3.2 * len(sweeps), 3), layout="constrained", sharey=True)
+    for axis, (title, rows) in zip(axes, sweeps.items(), strict=True):
+        sizes = [int(row["name"]) for row in rows]
+        for side in ("ours", "torch"):
+            axis.loglog(sizes, [row["ms"]["both"][side] for row in rows], "o-", label=side)
+        axis.set(title=title)
+        axis.legend()
+    axes[0].set_ylabel("forward + backward, ms")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(options: Options) -> dict[str, Any]:
+    console = Console()
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    rates = roofline(getattr(torch, options.dtype))
+    results: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]),
+        "versions": {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()},
+        "capability": torch.backends.cpu.get_cpu_capability(), "threads": options.threads, "dtype": options.dtype,
+        "GFLOP/s": rates[0] / 1e9, "GB/s": rates[1] / 1e9,
+    }  # fmt: skip
+    console.print(f"{options.threads} threads, {options.dtype}: products {rates[0] / 1e9:.0f} GFLOP/s, copies {rates[1] / 1e9:.0f} GB/s")
+    if "conv" in options.what:
+        cases = [c for c in CONVOLUTIONS if options.only in c.name]
+        results["conv"] = [convolution(c, options, rates) for c in track(cases, "convolutions", console=console)]
+        for part in versus_torch("convolution, ours / torch", results["conv"]):
+            console.print(part)
+    if "pool" in options.what:
+        results["pool"] = [pool(c, options) for c in track([c for c in POOLS if options.only in c[0]], "pools", console=console)]
+        for part in versus_torch("pooling, ours / torch", results["pool"]):
+            console.print(part)
+    if "local" in options.what:
+        cases = [c for c in LOCALS if options.only in c.name]
+        results["local"] = [local(c, options) for c in track(cases, "local layers", console=console)]
+        console.print(versus_others(results["local"]))
+    if options.scaling:
+        results["scaling"] = {
+            title: [convolution(c, options, rates) for c in track(sweep, title, console=console)] for title, sweep in SWEEPS.items()
+        }
+        threads = []
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            row = convolution(CONVOLUTIONS[5], options, rates)
+            threads.append({**row, "name": str(n)})
+        results["scaling"]["threads"] = threads
+    if options.figures:
+        options.figures.mkdir(parents=True, exist_ok=True)
+        if results.get("conv"):
+            draw_bars(results["conv"], options.figures / "convolution_speed.png")
+        if options.scaling:
+            draw_sweeps(results["scaling"], options.figures / "convolution_scaling.png")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(results, indent=1))
+    return results
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
