@@ -29,6 +29,7 @@ from cnn425.windows import Geometry
 
 BLOCK = 2 << 20  # bytes of rows at a time on a CPU: the second-level caches of two cores
 BLOCK_ON_DEVICE = 8 << 20
+PIECE = 1 << 16  # numbers
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, y: Tensor) -> None:
@@ -63,8 +64,9 @@ def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, gx: T
     inside, seen = local.real_pixels(padded, gx, geometry)
     if seen.shape != gx.shape:
         gx.zero_()
-    for channels in range(gx.shape[1]) if cells.batch_inside else (slice(None),):  # one channel of all images fits the cache
-        seen[:, channels].copy_(inside[:, channels])
+    step = max(1, PIECE // seen[:, :1].numel()) if cells.batch_inside else gx.shape[1]
+    for start in range(0, gx.shape[1], step):  # so many channels at a time that their transposition stays in the cache
+        seen[:, start : start + step].copy_(inside[:, start : start + step])
 
 
 def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, gw: Tensor) -> None:
