@@ -14,7 +14,8 @@ from torch.nn import Module
 
 from cnn425.algorithms.pool import Bins, Pooling
 from cnn425.layers import pool_arguments as arguments
-from cnn425.layers.pool import average_pool, max_pool, max_pool_with_indices, spatial, upcast
+from cnn425.layers.pool import upcast
+from cnn425.layers.pool_functions import average_pool, max_pool, max_pool_with_indices, spatial
 
 # ---- The functions: arguments and checks -----------------------------------------------------------------------------------------------
 

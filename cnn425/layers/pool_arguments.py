@@ -245,7 +245,7 @@ def output_size(function: str, input: Any, value: Any, dimensions: int) -> tuple
     )
     if len(sizes) != dimensions:
         raise RuntimeError(
-            f"{function}: output_size must be {dimensions}: internal error: output_size.size() must be {dimensions} ints, but got {list(sizes)}"
+            f"{function}: output_size must be {dimensions}: internal error: output_size.size() must be {dimensions}, not {list(sizes)}"
         )
     return sizes
 
