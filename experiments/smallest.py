@@ -12,7 +12,7 @@ both sum to one, the three weights of a pixel keep their sum. A bar moved aside 
 itself: the network must take it for another. Against noise nothing can do better than comparing with the three patterns themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -81,6 +81,11 @@ class SmallestVerdict(NamedTuple):
     shifted_recognised: float
 
 
+def network(options: SmallestOptions, seed: int) -> nn.Sequential:
+    """Pictures `(N, 1, 3, 3) -> (N, 3)` scores, in float64."""
+    return build("smallest", options.layers, seed, size=(3, 3), classes=3).double()
+
+
 def gradient(W: Tensor, b: Tensor, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """dL/dW and dL/db by hand: `(3, 9)`, `(3,)` from pixels `(N, 9)`."""
     scores = (x @ W.T + b).exp()
@@ -109,6 +114,29 @@ def learn(model: nn.Sequential, options: SmallestOptions, images: Tensor, labels
 def accuracy(scores: Tensor, labels: Tensor) -> float:
     """The share of pictures whose largest score is that of the true pattern."""
     return float((scores.detach().argmax(1) == labels).double().mean())
+
+
+def at_noise(options: SmallestOptions, answers: Sequence[Callable[[Tensor], Tensor]], noise: float) -> list[float]:
+    """The accuracy of each way to answer, on new pictures with this noise, the same for all."""
+    many = options.test_pictures * (10 if options.full else 1) // 3
+    pictures, truth = patterns(many, noise, options.seed + 2).batch(slice(None), torch.float64)
+    return [accuracy(answer(pictures), truth) for answer in answers]
+
+
+def unseen() -> Tensor:
+    """The pictures that are never trained on, `(8, 1, 3, 3)`."""
+    return torch.stack([drawn(rows) for rows in UNSEEN.values()]).double()[:, None]
+
+
+def moved_bars(options: SmallestOptions, images: Tensor, labels: Tensor) -> list[bool]:
+    """Whether each moved bar is recognised, by networks trained from different initial weights."""
+    right = []
+    for seed in range(options.seed, options.seed + options.seeds):
+        model = network(options, seed)
+        learn(model, options, images, labels)
+        called = dict(zip(UNSEEN, model(unseen()).argmax(1).tolist(), strict=True))
+        right += [called[name] == o for name, o in SHIFTED.items()]
+    return right
 
 
 def role(o: int, p: int) -> str:
@@ -156,7 +184,7 @@ def draw_learning(losses: Sequence[float], weights: Sequence[Tensor], first: Ten
     return made
 
 
-def draw_unseen(curves: dict[str, list[float]], answers: Tensor) -> Any:
+def draw_unseen(curves: dict[str, Sequence[float]], answers: Tensor) -> Any:
     """The figure: accuracy against noise, and what the network says to pictures that it never saw."""
     made = figures.figure(13, 5.4)
     left, right = made.subfigures(1, 2, width_ratios=[1, 1.1])
@@ -192,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> SmallestVerdict:
     images, labels = patterns().batch(slice(None), torch.float64)
     x = images.flatten(1)
     with study("smallest", options) as record:
-        model = build("smallest", options.layers, options.seed, size=(3, 3), classes=3).double()
+        model = network(options, options.seed)
         W, b = (parameter.detach().clone() for parameter in model.parameters())
         b_before = b.clone()
         loss = namespace(options.layers).CrossEntropyLoss()
@@ -210,39 +238,24 @@ def main(argv: Sequence[str] | None = None) -> SmallestVerdict:
         print(f"gradient by hand against backward: {gradients:.0e}; weights after {options.steps} steps of each: {trained:.0e}")
         print(f"weights of the two pixels that no pattern lights moved by {dark}; centre against bias: {centre:.0e}")
 
-        noisy = build("smallest", options.layers, options.seed, size=(3, 3), classes=3).double()
+        noisy = network(options, options.seed)
         learn(noisy, options, *patterns(100, options.noise, options.seed + 1).batch(slice(None), torch.float64))
-        many = options.test_pictures * (10 if options.full else 1) // 3
-        curves: dict[str, list[float]] = {
-            name: [] for name in ("trained on clean patterns", "trained on noisy ones", "nearest pattern: best possible")
-        }
+        names = ("trained on clean patterns", "trained on noisy ones", "nearest pattern: best possible")
+        answers = (model, noisy, lambda pictures: pictures.flatten(1) @ x.T)
+        curves = dict(zip(names, zip(*(at_noise(options, answers, noise) for noise in NOISES), strict=True), strict=True))
+        here = at_noise(options, answers, options.noise)
+        print(f"noise {options.noise:g}: {here[0]:.1%} recognised, {here[1]:.1%} if trained with noise, {here[2]:.1%} at best")
 
-        def measure(noise: float) -> list[float]:
-            pictures, truth = patterns(many, noise, options.seed + 2).batch(slice(None), torch.float64)
-            return [accuracy(model(pictures), truth), accuracy(noisy(pictures), truth), accuracy(pictures.flatten(1) @ x.T, truth)]
-
-        for noise in NOISES:
-            for values, value in zip(curves.values(), measure(noise), strict=True):
-                values.append(value)
-        at_noise = measure(options.noise)
-        print(f"noise {options.noise:g}: {at_noise[0]:.1%} recognised, {at_noise[1]:.1%} if trained with noise, {at_noise[2]:.1%} at best")
-
-        unseen = torch.stack([drawn(rows) for rows in UNSEEN.values()]).double()[:, None]
-        right = []
-        for seed in range(options.seed, options.seed + options.seeds):
-            other = build("smallest", options.layers, seed, size=(3, 3), classes=3).double()
-            learn(other, options, images, labels)
-            called = dict(zip(UNSEEN, other(unseen).argmax(1).tolist(), strict=True))
-            right += [called[name] == o for name, o in SHIFTED.items()]
+        right = moved_bars(options, images, labels)
         print(f"bars moved aside by one pixel: {sum(right)} of {len(right)} recognised, from {options.seeds} initial weights")
 
         record.curve("loss", range(len(losses)), losses)
         record.figure("smallest", draw_learning(losses, weights, by_hand[0]))
-        record.figure("smallest_unseen", draw_unseen(curves, model(unseen).detach().softmax(1)))
+        record.figure("smallest_unseen", draw_unseen(curves, model(unseen()).detach().softmax(1)))
         clean, shifted = accuracy(model(images), labels), sum(right) / len(right)
         exact = max(gradients, trained, centre) < 1e-12 and dark == 0
-        holds = exact and clean == 1 and at_noise[0] > at_noise[2] - 0.03 and shifted < 0.1
-        return record.verdict(SmallestVerdict(holds, gradients, trained, dark, centre, clean, *at_noise, shifted))
+        holds = exact and clean == 1 and here[0] > here[2] - 0.03 and shifted < 0.1
+        return record.verdict(SmallestVerdict(holds, gradients, trained, dark, centre, clean, *here, shifted))
 
 
 if __name__ == "__main__":
