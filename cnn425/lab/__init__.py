@@ -8,5 +8,6 @@ order.py       which example comes when                          board.py       
 group.py       one process or several                            figures.py     pictures of filters, mistakes, confusion
 guards.py      NaN, infinity, clipping                           progress.py    a bar, or plain lines
 signals.py     Ctrl-C and SIGTERM                                errors.py      one sentence for the user
+trained.py     using and exporting what was trained              shards.py      local layers split over processes
 study.py       an experiment that is no training run
 """

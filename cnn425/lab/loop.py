@@ -129,7 +129,7 @@ class Loop:
         run.at.held_out_loss, run.at.held_out_accuracy = result.loss, result.accuracy
         if self.board:
             self.board.hyper_parameters(meaning(run.options), {"loss/held-out": result.loss, "accuracy/held-out": result.accuracy})
-            self.board.graph(run.model, run.held_out.batch(slice(0, 1), run.dtype)[0])
+            self.board.graph(run.shown, run.held_out.batch(slice(0, 1), run.dtype)[0])
         self.log_evaluation(result)
 
     def steps(self) -> None:
@@ -147,18 +147,17 @@ class Loop:
                 self.between_steps()
             result = run.finish_epoch()
             self.log_evaluation(result)
-            if self.milestone:
+            if self.milestone(run.at.epoch):
                 self.report_epoch(result)
             if not run.at.finished:
                 run.at.seen, run.at.loss, run.at.correct = 0, 0.0, 0
                 run.order.next_epoch()
             self.save()
 
-    @property
-    def milestone(self) -> bool:
+    def milestone(self, epoch: int) -> bool:
         """Whether this epoch is one of the ten or so that get pictures, histograms and a line of text; short runs show all of theirs."""
-        run = self.training
-        return run.at.finished or run.at.epoch % -(-run.options.epochs // 10) == 0
+        at, epochs = self.training.at, self.training.options.epochs
+        return at.finished or epoch == epochs or epoch % -(-max(1, epochs) // 10) == 0
 
     def between_steps(self) -> None:
         """Save if it is time; save and end if a signal came to any of the processes."""
@@ -207,17 +206,18 @@ class Loop:
 
     def log_gradients(self) -> None:
         """How the gradient of the last step was distributed, layer by layer."""
+        gradients = self.training.gradients()
         if not self.board:
             return
-        for name, parameter in self.training.model.named_parameters():
-            if parameter.grad is not None:
-                self.board.scalar(f"gradient norm/{name}", float(parameter.grad.norm()), self.training.at.step)
-                if self.milestone:
-                    self.board.histogram(f"gradients/{name}", parameter.grad, self.training.at.step)
+        for name, gradient in gradients.items():
+            self.board.scalar(f"gradient norm/{name}", float(gradient.norm()), self.training.at.step)
+            if self.milestone(self.training.at.epoch + 1):
+                self.board.histogram(f"gradients/{name}", gradient, self.training.at.step)
 
     def log_evaluation(self, result: Evaluation) -> None:
         """Held-out numbers, histograms and pictures; at the end of an epoch and before the first."""
         run, step = self.training, self.training.at.step
+        shown = run.gather_shown() if self.milestone(run.at.epoch) else None
         if not (self.metrics and self.board):
             return
         self.metrics.write(step=step, epoch=run.at.epoch, held_out_loss=result.loss, held_out_accuracy=result.accuracy)
@@ -226,22 +226,22 @@ class Loop:
         if step:
             seconds = max(1e-9, time.monotonic() - self.clock)
             self.board.scalar("speed/images per second", self.clock_images / seconds, step)
-        if self.milestone:
-            for name, parameter in run.model.named_parameters():
+        if shown:
+            for name, parameter in shown.named_parameters():
                 self.board.histogram(f"weights/{name}", parameter, step)
-            self.log_pictures(result)
+            self.log_pictures(shown, result)
         self.board.flush()
         self.metrics.flush()
 
-    def log_pictures(self, result: Evaluation) -> None:
+    def log_pictures(self, shown: nn.Sequential, result: Evaluation) -> None:
         """First-layer filters and activations, misclassified pictures, the confusion matrix."""
         run, step = self.training, self.training.at.step
         if not self.board:
             return
         example = run.held_out.batch(slice(0, 1), run.dtype)[0]
-        shapes = figures.filters(run.model, example.shape)
+        shapes = figures.filters(shown, example.shape)
         self.board.image("first layer/filters", figures.tiled(figures.stretched(shapes), zoom=max(1, 64 // shapes.shape[-1])), step)
-        answers = figures.activations(run.model, example)
+        answers = figures.activations(shown, example)
         if answers is not None:
             self.board.image(
                 "first layer/activations",

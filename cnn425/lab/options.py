@@ -57,6 +57,8 @@ class Options:
     """Let torch.compile fuse the network."""
     channels_last: bool = False
     """Store images and filters with the channel as the fastest index."""
+    shard: bool = False
+    """Under torchrun, split the weights of locally connected layers over the processes, by position, instead of copying them."""
     log_dir: Path | None = None
     """The run folder; the same folder again resumes the run. Default: a folder under runs/ named after these options."""
     log_every: int = 10

@@ -8,6 +8,7 @@ random states, lengths of the log files. What happens around the steps is in loo
 """
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from cnn425.lab import checkpoint, guards
+from cnn425.lab import checkpoint, guards, shards
 from cnn425.lab.group import Group
 from cnn425.lab.models import namespace, parameters
 from cnn425.lab.options import Options, digest, meaning
@@ -73,6 +74,8 @@ class Training:
         layout = torch.channels_last if options.channels_last else torch.contiguous_format
         self.model = model.to(group.device).to(memory_format=layout)
         self.layout = layout
+        self.sharded = options.shard and group.world > 1
+        self.shown = copy.deepcopy(self.model) if self.sharded else self.model  # whole, for pictures
         self.network = parallel(self.model, options, group)
         self.examples, self.held_out = training.to(group.device), held_out.to(group.device)
         self.loss: nn.Module = namespace(options.layers).CrossEntropyLoss(reduction="sum")
@@ -156,9 +159,9 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as tensors and plain Python."""
+        own = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **(shards.state(self.model, self.optimizer) if self.sharded else own),
             "schedule": self.schedule.state_dict(),
             "order": self.order.state_dict(),
             "position": dataclasses.asdict(self.at),
@@ -169,13 +172,28 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was called."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.sharded:
+            shards.load(self.model, self.optimizer, state)
+        else:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.order.load_state_dict(state["order"])
         self.at = Position(**state["position"])
         if len(state["random"]) == self.group.world:
             checkpoint.set_random_state(state["random"][self.group.rank])
+
+    def gather_shown(self) -> nn.Sequential:
+        """The whole model as it is now, for pictures, on every process; to be called by all of them."""
+        if self.sharded:
+            with torch.no_grad():
+                for shown, parameter in zip(self.shown.parameters(), self.model.parameters(), strict=True):
+                    shown.copy_(shards.whole(parameter.detach()))
+        return self.shown
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradient of the last step by parameter, whole; to be called by all processes."""
+        return {name: shards.whole(p.grad) for name, p in self.model.named_parameters() if p.grad is not None}
 
     def verdict(self) -> Verdict:
         """What the run amounts to so far."""
@@ -185,10 +203,12 @@ class Training:
         )
 
 
-def parallel(model: nn.Module, options: Options, group: Group) -> nn.Module:
+def parallel(model: nn.Sequential, options: Options, group: Group) -> nn.Module:
     """The model as it is called: compiled if asked for, and one of several copies that share their gradients under torchrun."""
     network: nn.Module = model
-    if group.world > 1:
+    if group.world > 1 and options.shard:
+        shards.shard(model, group.world, group.device.type)
+    elif group.world > 1:
         network = nn.parallel.DistributedDataParallel(model, device_ids=[group.device] if group.device.type == "cuda" else None)
     if options.compile:
         network = torch.compile(network)  # type: ignore[assignment]

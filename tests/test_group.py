@@ -1,0 +1,95 @@
+"""One process or several: the same examples at every step, the same numbers to rounding, one writer."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnn425.lab import checkpoint
+from cnn425.lab.board import scalars
+from cnn425.lab.errors import LabError
+from cnn425.lab.group import Group, joined, torch_device
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [1, 4, 64])
+def test_shares_are_a_partition_in_order(world, size):
+    indices = torch.randperm(size)
+    shares = [Group(rank, world, torch.device("cpu")).share(indices) for rank in range(world)]
+    assert torch.equal(torch.cat(shares), indices)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with joined("cpu") as group:
+        assert (group.rank, group.world, group.first) == (0, 1, True)
+        assert group.gathered("x") == ["x"]
+        assert group.from_first("x") == "x"
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_one_sentence(name):
+    with pytest.raises(LabError, match=f"--device {name}: "):
+        torch_device(name)
+
+
+def launch(folder, processes, *words):
+    """mnist.py on patterns, alone or under torchrun; 25 examples in the last batch of an epoch, so shares are unequal."""
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    common = ["--dataset", "patterns", "--examples", "125", "--batch-size", "50", "--epochs", "2", "--log-dir", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *run, "-m", "experiments.mnist", *common, *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment)
+
+
+def train(folder, processes, *words):
+    process = launch(folder, processes, *words)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return out, checkpoint.read(checkpoint.checkpoints(folder)[0]), list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("--model", "conv"), ("--model", "local", "--shard")], ids=["copies (DDP)", "shards (FSDP2)"])
+def test_two_processes_do_what_one_does(words, tmp_path):
+    words = (*words, "--optimizer", "sgd", "--lr", "0.2")  # Adam would magnify rounding where a gradient is nearly zero
+    _, alone, rows = train(tmp_path / "one", 1, *words)
+    out, both, rows_of_two = train(tmp_path / "two", 2, *words)
+    assert out.count("tensorboard --logdir") == 1, "one process speaks"
+    assert len(rows) == len(rows_of_two)
+    for row, other in zip(rows, rows_of_two, strict=True):
+        for column in row:
+            assert bool(row[column]) == bool(other[column])
+            if row[column]:
+                assert float(row[column]) == pytest.approx(float(other[column]), rel=1e-3, abs=1e-5), (row, column)
+    torch.testing.assert_close(alone["model"], both["model"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_sharded_run_that_was_stopped_ends_with_the_same_bits(tmp_path):
+    words = ("--model", "local", "--shard", "--checkpoint-seconds", "0")
+    train(tmp_path / "whole", 2, *words)
+    stopped = launch(tmp_path / "stopped", 2, *words)
+    deadline = time.monotonic() + 120
+    while not checkpoint.checkpoints(tmp_path / "stopped") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGTERM)
+    out, _ = stopped.communicate(timeout=120)
+    assert stopped.returncode != 0, out
+    out, state, _ = train(tmp_path / "stopped", 2, *words)
+    whole = checkpoint.read(checkpoint.checkpoints(tmp_path / "whole")[0])
+    assert "resuming after step" in out
+    torch.testing.assert_close(state["model"], whole["model"], rtol=0, atol=0)
+    torch.testing.assert_close(state["optimizer"], whole["optimizer"], rtol=0, atol=0)
+    assert (tmp_path / "whole/metrics.csv").read_bytes() == (tmp_path / "stopped/metrics.csv").read_bytes()
+    curves = [[p for p in scalars(tmp_path / name) if not p[0].startswith("speed")] for name in ("whole", "stopped")]
+    assert curves[0] == curves[1]
