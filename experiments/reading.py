@@ -33,6 +33,7 @@ from cnn425.lab.loop import default_folder, show_board, train
 from cnn425.lab.models import build
 from cnn425.lab.options import Options, parse
 from cnn425.lab.pictures import Pictures, pattern_images
+from cnn425.lab.training import settings
 
 TINY = ("--dataset", "patterns", "--examples", "64", "--test-examples", "40", "--batch-size", "32")
 
@@ -44,6 +45,8 @@ class ReadingOptions(Options):
     """What can be changed; see --help."""
 
     batch_size: int = 50
+    threads: int = 1
+    """CPU threads per process. 0: torch's own choice."""
     dataset: digits.Dataset | str = "mnist"
     """MNIST or a sibling; or `patterns`, three synthetic patterns on 28x28 pixels (no files needed)."""
     data_dir: Path | None = None
@@ -146,13 +149,18 @@ def project(folder: Path, features: Tensor, pictures: Pictures) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> ReadingVerdict:
-    """Train, read, draw; the verdict."""
+    """Train, then read; the verdict."""
     options = parse(ReadingOptions, argv, "a trained network can be read")
     training, test = data(options)
     model = build("conv", options.layers, options.seed, classes=len(training.classes))
     folder = options.log_dir or default_folder("reading", "conv", options)
     train(options, model, training, test, folder, title=f"conv ({options.layers})")
-    model = model.cpu().float()
+    with settings(options):
+        return read(options, model.cpu().float(), training, test, folder)
+
+
+def read(options: ReadingOptions, model: nn.Sequential, training: Pictures, test: Pictures, folder: Path) -> ReadingVerdict:
+    """The five looks at a trained network; the verdict."""
     (known, known_labels), (images, labels) = training.first(6000).batch(slice(None)), test.batch(slice(None))
 
     def share(predictions: Tensor) -> float:
@@ -190,10 +198,19 @@ def main(argv: Sequence[str] | None = None) -> ReadingVerdict:
 # ---- The figures -------------------------------------------------------------------------------------------------------------------------
 
 
+def side_by_side(pictures: Tensor, columns: int = 4) -> Tensor:
+    """Pictures `(K, H, W)` in rows, with a gap of nothing (NaN) around each: `(rows * (H + 2), columns * (W + 2))`."""
+    rows = -(-len(pictures) // columns)
+    framed = nn.functional.pad(pictures, (1, 1, 1, 1), value=float("nan"))
+    sheet = framed.new_full((rows * columns, *framed.shape[1:]), float("nan"))
+    sheet[: len(pictures)] = framed
+    return sheet.unflatten(0, (rows, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+
 def draw_layers(model: nn.Sequential, images: Tensor, labels: Tensor, importance: Tensor, classes: Sequence[str]) -> Figure:
     """The first layer's filters, every layer's answer to one digit, and what the score of six digits rests on."""
-    made = figures.figure(13, 6.4)
-    top, bottom = made.subfigures(2, 1, height_ratios=[1.5, 1])
+    made = figures.figure(13, 5.4)
+    top, bottom = made.subfigures(2, 1, height_ratios=[2.3, 1])
     top.suptitle("From pixels to scores: what each layer answers to one digit", fontsize=12)
     outputs = answers(model, images[:1])
     steps = [
@@ -202,15 +219,16 @@ def draw_layers(model: nn.Sequential, images: Tensor, labels: Tensor, importance
     axes_of = top.subplots(1, len(steps) + 3, width_ratios=[1, 1] + [1.4] * len(steps) + [0.8])
     axes_of[0].imshow(images[0, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes_of[0].set_title("image\n1x28x28", fontsize=8)
-    axes_of[1].imshow(figures.tiled(figures.stretched(figures.filters(model, (28, 28))), columns=4).numpy(), cmap="RdBu_r", vmin=0, vmax=1)
+    axes_of[1].imshow(side_by_side(figures.stretched(figures.filters(model, (28, 28)))).numpy(), cmap="RdBu_r", vmin=0, vmax=1)
     axes_of[1].set_title("filters of\nthe first layer", fontsize=8)
     for axes, (title, maps) in zip(axes_of[2:-1], steps, strict=True):
         signed = bool((maps < 0).any())
-        sheet = figures.tiled(figures.stretched(maps, symmetric=signed), columns=4)
+        sheet = side_by_side(figures.stretched(maps, symmetric=signed))
         axes.imshow(sheet.numpy(), cmap="RdBu_r" if signed else "magma", vmin=0, vmax=1)
         axes.set_title(title, fontsize=8)
     for axes in axes_of[:-1]:
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], anchor="N")
+        axes.spines[:].set_visible(False)
     chances = outputs[-1][0].softmax(0)
     axes_of[-1].barh(range(len(classes)), chances, color="#00798c")
     axes_of[-1].set(yticks=range(len(classes)), yticklabels=classes, xlim=(0, 1), xticks=[0, 1])
@@ -257,7 +275,15 @@ def draw_neighbours(
     for r in range(len(classes)):
         for c in range(len(classes)):
             if counts[r, c]:
-                axes.text(c, r, str(int(counts[r, c])), ha="center", va="center", fontsize=8, color="white" if r == c else "#d1495b")
+                axes.text(
+                    c,
+                    r,
+                    str(int(counts[r, c])),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if counts[r, c] > counts[r].sum() / 2 else "#d1495b",
+                )
     axes.set_title("Confusion: which test digits are taken for which", fontsize=11)
     return made
 

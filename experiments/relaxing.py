@@ -197,16 +197,17 @@ def draw(courses: dict[str, list[Courses]], example: nn.Sequential) -> Figure:
     left.grid(color="#e5e5e5")
     left.legend(fontsize=8, loc="lower right")
     left.set_title("Test accuracy (mean; shade: all seeds)", fontsize=11)
-    middle.set(xlabel="step", ylabel="|filter - mean filter| / |mean filter|", ylim=(0, None))
+    middle.set(xlabel="step", ylabel="|filter - mean filter| / |mean filter|", yscale="log", ylim=(0.02, None))
     middle.grid(color="#e5e5e5")
-    middle.set_title("How far the positions' filters are apart", fontsize=11)
-    sheet = figures.tiled(figures.stretched(figures.filters(example, (SIDE, SIDE))[:1, : 12 * 5, : 12 * 5]), zoom=2)
-    right.imshow(sheet.numpy(), cmap="RdBu_r", vmin=0, vmax=1)
-    cells = [10 * k - 0.5 for k in range(13)]
+    middle.set_title("How far the positions' filters are apart (shared: 0)", fontsize=11)
+    places = 6
+    filters = figures.filters(example, (SIDE, SIDE))[0, 5 * 5 : (5 + places) * 5, 5 * 5 : (5 + places) * 5]  # in the middle of the image
+    right.imshow(figures.stretched(filters).numpy(), cmap="RdBu_r", vmin=0, vmax=1)
+    cells = [5 * k - 0.5 for k in range(places + 1)]
     right.set(xticks=cells, yticks=cells, xticklabels=[], yticklabels=[])
     right.tick_params(length=0)
-    right.grid(color="white", linewidth=1)
-    right.set_title("One filter after relaxing, at 12x12 positions", fontsize=11)
+    right.grid(color="white", linewidth=3)
+    right.set_title("One filter after relaxing, at 6x6 positions", fontsize=11)
     return made
 
 

@@ -66,7 +66,7 @@ class SampleOptions(SmallOptions):
 
     sizes: tuple[int, ...] = (30, 100, 300, 1000)
     """Numbers of training examples."""
-    steps: int = 300
+    steps: int = 200
     """Steps of each run, whatever the number of examples."""
 
     def __post_init__(self) -> None:
