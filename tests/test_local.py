@@ -39,6 +39,7 @@ CASES = {
     "padding wider than the kernel": {"padding": 4, "kernel": 2},
     "one channel": {"inputs": 1, "outputs": 1},
     "one image": {"n": 1, "padding": 1},
+    "many images": {"n": 9, "padding": 1},
     "many channels": {"inputs": 9, "outputs": 3, "padding": 1},
     "without bias": {"bias": None},
     "bias per channel": {"bias": "channel"},
@@ -161,7 +162,16 @@ def problems(draw):
     geometry = Geometry(values["kernel"], values["stride"], tuple(zip(values["low"], values["high"], strict=True)), values["dilation"])
     size = tuple(draw(st.integers(5, 7)) for _ in range(d))
     order = draw(st.permutations(range(2 * d + 2)))
-    return geometry, groups, size, draw(st.integers(1, 3)), draw(per_group) * groups, draw(per_group), order, draw(st.integers(0, 16))
+    return (
+        geometry,
+        groups,
+        size,
+        draw(st.sampled_from([1, 2, 9])),
+        draw(per_group) * groups,
+        draw(per_group),
+        order,
+        draw(st.integers(0, 16)),
+    )
 
 
 @given(problems())

@@ -17,6 +17,7 @@ from torch import Tensor
 from cnn425.windows import Geometry, windows
 
 Block = tuple[slice, ...]
+MANY = 8  # so many images fill a vector register
 
 
 class Cells(NamedTuple):
@@ -34,7 +35,7 @@ def cells_of(order: Sequence[int], shape: Sequence[int], dimensions: int, batch:
     space = range(2, dimensions + 2)
     if not wide or wide[-1] == 0:
         return Cells(cells, (0, *space, 1), False)
-    return Cells(cells, (1, *space, 0), True) if batch > 1 else Cells(cells, (0, 1, *space), False)
+    return Cells(cells, (1, *space, 0), True) if batch >= MANY else Cells(cells, (0, 1, *space), False)
 
 
 def memory_order(w: Tensor) -> tuple[int, ...]:

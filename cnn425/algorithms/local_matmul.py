@@ -8,8 +8,8 @@ At position (i, j) the layer is a fully connected one: the N windows there, rows
 
 The weight is not copied: cells are taken in the order in which they lie in its memory, and the windows are cut in that order too. To cut
 them quickly the image is first laid out so that neighbours in a row are neighbours in the image: channels innermost, (N, H, W, C), if the
-weight's innermost cells are channels, else the batch innermost, (C, H, W, N). Rows exist for one block of positions at a time, small enough
-to stay in the cache.
+weight's innermost cells are channels; else the batch innermost, (C, H, W, N), if it is large enough to gain by it. Rows exist for one block
+of positions at a time, small enough to stay in the cache.
 
 Cost per map: 2*N*O*K operations per position at the rate of a batched product; one reading (or writing) of the weight; N*K cells moved
 within the cache; one change of layout of image and output. Extra memory: an image in the other layout, and a block. Accuracy: that of one
