@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The scorecard: every layer against torch, feature by feature, passed / tried; and what each locally connected layer in existence can do.
 
-    python scripts/conformance.py                          every layer, about three minutes; --deep for hours of it
+    python scripts/conformance.py                          every layer, ten minutes or more; --deep for hours of it
     python scripts/conformance.py --layers conv2d relu     some of them
     python scripts/conformance.py --compile                also torch.compile and torch.export: a minute more per layer
     python scripts/conformance.py --markdown               the tables as the README shows them; --json for machines
@@ -94,8 +94,8 @@ def operators(layer: str) -> list[Any]:
 
 
 def evenly(items: list[Any], count: int) -> list[Any]:
-    """`count` of the items, from first to last."""
-    return items if len(items) <= count else [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
+    """`count` of the items, evenly spread."""
+    return items if len(items) <= count else [items[i * len(items) // count] for i in range(count)]
 
 
 def samples(layer: str, o: Options) -> Check:
@@ -509,6 +509,7 @@ def markdown(header: Any, rows: Any) -> str:
 def rich_table(title: str, header: Any, rows: Any) -> Table:
     """A table for the terminal; what is not complete is red."""
     found = Table(*header, title=title)
+    found.columns[0].no_wrap = header[0] == "layer"
     for row in rows:
         incomplete = [(" / " in cell and len(set(cell.split(" / "))) > 1) or cell.startswith("no:") for cell in row]
         found.add_row(*(f"[red]{cell}[/red]" if red else cell for cell, red in zip(row, incomplete, strict=True)))
@@ -534,8 +535,12 @@ def main(argv: list[str] | None = None) -> int:
     """Try everything, print the tables, and say by the exit code whether all passed."""
     o = tyro.cli(Options, args=argv, prog="conformance.py", description=__doc__)
     unknown = [layer for layer in o.layers if layer not in LAYERS]
-    if unknown:
-        Console(stderr=True).print(f"error: --layers has no {', '.join(unknown)}; choose from {', '.join(LAYERS)}", soft_wrap=True)
+    wrong = f"--layers has no {', '.join(unknown)}; choose from {', '.join(LAYERS)}" if unknown else ""
+    wrong = wrong or next(
+        (f"--{name} must be at least 1, but got {getattr(o, name)}" for name in ("samples", "examples") if getattr(o, name) < 1), ""
+    )
+    if wrong:
+        Console(stderr=True).print(f"error: {wrong}", soft_wrap=True, markup=False, highlight=False)
         return 2
     try:
         scores, local_rows = collect(o), local_features()

@@ -80,10 +80,19 @@ def test_markdown_is_a_table(monkeypatch, capsys):
     assert lines[4] == "| all | 6 / 6 |"
 
 
-def test_an_unknown_layer_is_one_line(capsys):
-    assert script.main(["--layers", "conv4d"]) == 2
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--layers", "conv4d"], "--layers has no conv4d; choose from conv1d"),
+        (["--samples", "0"], "--samples must be at least 1, but got 0"),
+        (["--examples", "-3"], "--examples must be at least 1, but got -3"),
+    ],
+)
+def test_nonsense_is_one_line(arguments, words, capsys):
+    assert script.main(arguments) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: --layers has no conv4d; choose from conv1d")
+    assert err.startswith(f"error: {words}")
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("row", script.LOCAL, ids=lambda row: row[0])
