@@ -452,22 +452,22 @@ def all_pass(feature: str, layer: str = "local2d") -> Callable[[], bool]:
 
 
 # Feature, ours (tried when the table is made), flax.linen.ConvLocal, Keras 2's LocallyConnected1D/2D, the snippet of PyTorch's forum.
-# What the others can do is taken from their documentation.
+# What the others can do was read from their sources: flax 0.12.8, tf_keras 2.21; docs/locally_connected.md says more.
 LOCAL: tuple[tuple[str, Callable[[], bool], str, str, str], ...] = (
-    ("1, 2 and 3 dimensions", every_dimension, "yes", "1, 2", "2"),
+    ("1, 2 and 3 dimensions", every_dimension, "any", "1, 2", "2"),
     ("stride", makes(stride=(2, 1)), "yes", "yes", "yes"),
     ("dilation", makes(dilation=2, padding=1), "yes", "no", "no"),
     ("groups", makes(groups=2), "no", "no", "no"),
     ("padding in pixels", makes(padding=(1, 2)), "yes", "no", "no"),
     ("padding low and high apart", makes(padding=((0, 1), (2, 0))), "yes", "no", "no"),
     ("'same', also strided", makes(padding="same", stride=2), "yes", "2 of 3 implementations", "no"),
-    ("padding modes: reflect, replicate, circular", makes(padding=1, padding_mode="reflect"), "circular", "no", "no"),
+    ("padding modes: reflect, replicate, circular", makes(padding=1, padding_mode="reflect"), "circular, reflect", "no", "no"),
     ("bias per position", makes(bias=True), "yes", "yes", "yes"),
     ("bias per channel", makes(bias="channel"), "no", "no", "no"),
     ("input size from the first image", lazy, "yes", "yes", "no"),
     ("starts like a convolution (fan-in without positions)", starts_like_a_convolution, "no", "no", "no"),
     ("from a convolution and back", converts, "no", "no", "no"),
-    ("derivatives of every order", all_pass("derivatives"), "yes", "yes", "yes"),
+    ("derivatives of every order", all_pass("derivatives"), "yes", "first order", "yes"),
     ("vmap, forward mode, per-sample gradients", all_pass("transforms"), "yes", "no", "yes"),
 )
 
