@@ -27,7 +27,7 @@ MAY_IMPORT = {
 }
 # Layer files share these rooms of their own and import no other layer, unless one layer is defined by another.
 SHARED_BY_LAYERS = {"function", "arguments", "batching"}
-DEFINED_BY = {("adaptive", "pool"), ("local", "conv"), ("loss", "activation"), ("lp", "adaptive")}
+DEFINED_BY = {("adaptive", "pool"), ("local", "conv"), ("loss", "activation"), ("lp", "adaptive"), ("lp", "pool")}
 
 
 def imports(path):

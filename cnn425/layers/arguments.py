@@ -105,7 +105,8 @@ def geometry(function: str, kernel: Sequence[int], stride: Any, padding: Any, di
     """The windows that a convolution's arguments describe; checked once per combination of arguments, then remembered."""
     if not torch.compiler.is_compiling() and _plain(stride) and _plain(padding) and _plain(dilation) and _plain(tuple(kernel)):
         return _remembered(function, tuple(kernel), stride, padding, dilation)
-    return _geometry(function, tuple(kernel), stride, padding, dilation)
+    # A compiler may take the kernel for a size that varies; as a number it keeps every later size simple.
+    return _geometry(function, tuple(int(k) for k in kernel), stride, padding, dilation)
 
 
 def check_groups(function: str, groups: Any) -> int:
