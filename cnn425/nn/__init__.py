@@ -17,6 +17,7 @@ from cnn425.layers.loss import CrossEntropyLoss
 from cnn425.layers.lp_pool import LPPool1d, LPPool2d, LPPool3d
 from cnn425.layers.pool import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
 from cnn425.nn import functional
+from cnn425.nn.convert import convert, revert
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -48,5 +49,7 @@ __all__ = [
     "ReLU",
     "Sigmoid",
     "Softmax",
+    "convert",
     "functional",
+    "revert",
 ]
