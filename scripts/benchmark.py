@@ -4,8 +4,9 @@
     python scripts/benchmark.py --what conv --only 3x3           # some of them
     python scripts/benchmark.py --scaling --figures docs/images  # who wins where; cost against size
 
-Rivals are timed in turn, call by call, in one process, so a busy machine slows all of them alike. The table shows medians in milliseconds and
-the ratio of ours to theirs (below 1: ours is faster). `roofline` is the time that the measured rates of products and copies allow, over ours.
+Rivals are timed in turn, call by call, in one process, so a busy machine slows all of them alike. The table shows medians in milliseconds
+and the ratio of ours to theirs (below 1: ours is faster). `roofline` is the time that the measured rates of products and copies allow, over
+ours.
 """
 
 import json

@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import costs, definition, depthwise, im2col, layout, memory, shifted, winograd
+from cnn425.algorithms import costs, definition, depthwise, im2col, layout, memory, shifted, tiny, winograd
 from cnn425.windows import Geometry
 
 ALGORITHMS: dict[str, ModuleType] = {
@@ -42,6 +42,8 @@ def use(name: str) -> Iterator[None]:
 
 def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None = None) -> Tensor:
     """The output, `(N, C, *size), (O, C/G, *kernel), (O,) -> (N, O, *positions)`."""
+    if small(x, w, groups) and (plan := tiny.plan(x.shape, geometry)):
+        return tiny.convolve(x, w, plan, bias)
     order = layout.memory_format(x, w)
     return chosen("output", x, w, x.shape, w.shape[0], geometry, groups, order).convolve(x, w, geometry, groups, bias, order)
 
@@ -50,6 +52,8 @@ def convolve_input_gradient(
     gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int], memory_format: torch.memory_format | None = None
 ) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (O, C/G, *kernel) -> (N, C, *size)`; laid out as `gy` and `w`, or as given."""
+    if small(gy, w, groups) and memory_format is None and (plan := tiny.plan(gy.shape, tiny.turned(geometry, tuple(size), gy.shape[2:]))):
+        return tiny.convolve_input_gradient(gy, w, plan)
     shape = (gy.shape[0], w.shape[1] * groups, *size)
     order = memory_format or layout.memory_format(gy, w)
     algorithm = chosen("input gradient", gy, w, shape, w.shape[0], geometry, groups, order)
@@ -60,6 +64,8 @@ def convolve_weight_gradient(
     gy: Tensor, x: Tensor, geometry: Geometry, groups: int, memory_format: torch.memory_format | None = None
 ) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`; laid out as `gy` and `x`, or as given."""
+    if small(gy, x, groups) and memory_format is None and (plan := tiny.plan(x.shape, geometry)):
+        return tiny.convolve_weight_gradient(gy, x, plan, geometry.kernel)
     order = memory_format or layout.memory_format(gy, x)
     algorithm = chosen("weight gradient", gy, x, x.shape, gy.shape[1], geometry, groups, order)
     return algorithm.convolve_weight_gradient(gy, x, geometry, groups, order)
@@ -75,6 +81,24 @@ def chosen(
     if forced:
         return ALGORITHMS[forced[-1]] if applicable(forced[-1], a.dtype, geometry, shape[1], groups) else im2col
     return cheapest(result, tuple(shape), outputs, geometry, groups, a.dtype, a.is_cuda, order is not torch.contiguous_format)
+
+
+def small(a: Tensor, b: Tensor, groups: int) -> bool:
+    """Whether operands are worth a look by `tiny`: few plain numbers, contiguous, without a doubt about the layout of the result."""
+    return (
+        groups == 1
+        and not torch.compiler.is_compiling()
+        and not forced
+        and plain(a)
+        and plain(b)
+        and 0 < a.numel() <= tiny.CELLS
+        and 0 < b.numel() <= tiny.CELLS
+        and a.is_contiguous()
+        and b.is_contiguous()
+        and a.shape[-1] > 1
+        and a.stride(1) >= a.stride(-1) * 2
+        and b.stride(1) >= b.stride(-1) * 2
+    )
 
 
 def plain(x: Tensor) -> bool:

@@ -1,0 +1,210 @@
+"""Every algorithm gives torch's convolution and both gradients, and the chooser is deterministic and keeps out of tracing."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from cnn425 import algorithms
+from cnn425.algorithms import choose, definition, depthwise, im2col, shifted, winograd
+from cnn425.windows import Geometry
+
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@dataclass(frozen=True)
+class Case:
+    bug: str
+    shape: tuple[int, ...]
+    outputs: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def geometry(self):
+        return Geometry(self.kernel, self.stride, tuple((p, p) for p in self.padding), self.dilation)
+
+    def tensors(self, dtype=torch.float64, last=False):
+        generator = torch.Generator().manual_seed(425)
+        x = torch.randn(self.shape, generator=generator, dtype=dtype)
+        w = torch.randn(self.outputs, self.shape[1] // self.groups, *self.kernel, generator=generator, dtype=dtype)
+        if last and x.ndim in LAST:
+            x, w = (t.contiguous(memory_format=LAST[t.ndim]) for t in (x, w))
+        y = self.torch(x, w)
+        return x, w, torch.randn(self.outputs, generator=generator, dtype=dtype), torch.randn(y.shape, generator=generator, dtype=dtype)
+
+    def torch(self, x, w, bias=None):
+        function = getattr(torch.nn.functional, f"conv{len(self.kernel)}d")
+        return function(x, w, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Subclass(torch.Tensor):
+    """A tensor that may mean something else by its operations."""
+
+
+CASES = [
+    Case("strides, paddings and dilations of the two axes exchanged", (2, 4, 9, 8), 6, (3, 2), (1, 2), (1, 0), (2, 1), 2),
+    Case("last, smaller block of images", (9, 16, 7, 6), 6, (3, 3), (1, 1), (1, 2), (1, 1)),
+    Case("padding larger than the kernel", (3, 16, 9, 20), 8, (5, 5), (1, 1), (5, 5), (1, 1)),
+    Case("groups exchanged", (3, 16, 9, 20), 8, (5, 5), (1, 1), (1, 2), (1, 1), 2),
+    Case("edge tiles not dropped", (2, 8, 13, 14), 8, (3, 3), (1, 1), (1, 1), (1, 1)),
+    Case("tiles that fit exactly", (2, 8, 8, 12), 8, (3, 3), (1, 1), (1, 1), (1, 1)),
+    Case("kernel of one row", (2, 8, 9, 12), 8, (1, 5), (1, 1), (0, 2), (1, 1)),
+    Case("rows of one image in several blocks", (1, 32, 129, 70), 8, (3, 3), (1, 1), (1, 0), (2, 3), 2),
+    Case("strided rows in several blocks", (1, 32, 129, 70), 8, (3, 3), (2, 2), (1, 0), (1, 1)),
+    Case("patches that do not overlap", (2, 3, 13, 12), 8, (4, 4), (4, 4), (0, 0), (1, 1)),
+    Case("image as its own columns", (3, 16, 9, 10), 8, (1, 1), (1, 1), (0, 0), (1, 1)),
+    Case("image as its own columns, in groups", (3, 16, 9, 10), 8, (1, 1), (1, 1), (0, 0), (1, 1), 2),
+    Case("pixels that no window sees keep an old gradient", (3, 16, 9, 10), 8, (1, 1), (2, 3), (1, 0), (1, 1)),
+    Case("many channels to few", (2, 16, 9, 10), 3, (3, 3), (1, 1), (1, 1), (1, 1)),
+    Case("few channels to many", (2, 2, 9, 10), 16, (3, 3), (1, 1), (1, 1), (1, 1)),
+    Case("one dimension", (3, 3, 50), 8, (5,), (1,), (2,), (1,)),
+    Case("one dimension, dilated", (3, 8, 50), 8, (3,), (1,), (4,), (4,)),
+    Case("three dimensions", (2, 8, 7, 6, 8), 8, (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    Case("three dimensions, strided", (2, 4, 5, 6, 7), 4, (3, 2, 1), (1, 2, 3), (1, 0, 0), (2, 1, 1), 4),
+    Case("depthwise", (2, 4, 15, 16), 4, (3, 3), (1, 1), (1, 1), (1, 1), 4),
+    Case("depthwise with a multiplier", (2, 4, 15, 16), 8, (3, 5), (2, 1), (1, 2), (1, 1), 4),
+    Case("smallest", (1, 1, 3, 3), 1, (3, 3), (1, 1), (0, 0), (1, 1)),
+]
+case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.bug)
+
+
+def maps(case, x, w, bias, gy):
+    """Output and both gradients, by ours."""
+    return (
+        algorithms.convolve(x, w, case.geometry, case.groups, bias),
+        algorithms.convolve_input_gradient(gy, w, case.geometry, case.groups, x.shape[2:]),
+        algorithms.convolve_weight_gradient(gy, x, case.geometry, case.groups),
+    )
+
+
+def reference(case, x, w, bias, gy):
+    """The same by torch, in float64."""
+    x, w = x.double().requires_grad_(), w.double().requires_grad_()
+    y = case.torch(x, w, bias.double())
+    return y.detach(), *torch.autograd.grad(y, [x, w], gy.double())
+
+
+@case
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", algorithms.names())
+def test_every_algorithm_gives_torchs_convolution(name, last, case):
+    tensors = case.tensors(last=last)
+    with algorithms.use(name):
+        for mine, expected in zip(maps(case, *tensors), reference(case, *tensors), strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)
+
+
+@case
+def test_the_chosen_algorithms_give_torchs_convolution(case):
+    tensors = case.tensors()
+    for mine, expected in zip(maps(case, *tensors), reference(case, *tensors), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)
+        assert mine.stride() == expected.stride()
+
+
+@case
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_layout_of_the_output_is_torchs(last, case):
+    x, w, bias, _ = case.tensors(torch.float32, last)
+    assert algorithms.convolve(x, w, case.geometry, case.groups, bias).stride() == case.torch(x, w, bias).stride()
+
+
+@case
+@pytest.mark.parametrize("name", algorithms.names())
+def test_float32_error_stays_within_a_few_roundings(name, case):
+    tensors = case.tensors(torch.float32)
+    with algorithms.use(name):
+        for mine, expected in zip(maps(case, *tensors), reference(case, *tensors), strict=True):
+            assert (mine - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES[:4] + CASES[8:10] + CASES[19:21], ids=lambda c: c.bug)
+def test_half_precision_sums_in_float32(case, dtype):
+    tensors = case.tensors(dtype)
+    for mine, expected in zip(maps(case, *tensors), reference(case, *tensors), strict=True):
+        assert mine.dtype == dtype
+        assert (mine - expected).abs().max() <= 2 * torch.finfo(dtype).eps * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_what_has_no_fast_algorithm_follows_the_definition(dtype):
+    x, w = torch.ones(1, 2, 4, 4, dtype=dtype), torch.ones(3, 2, 3, 3, dtype=dtype)
+    geometry = Geometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1))
+    assert torch.equal(algorithms.convolve(x, w, geometry, 1), torch.full((1, 3, 2, 2), 18, dtype=dtype))
+
+
+def test_empty_batch():
+    x, w = torch.ones(0, 2, 4, 4), torch.ones(3, 2, 3, 3)
+    geometry = Geometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1))
+    for name in algorithms.names():
+        with algorithms.use(name):
+            y = algorithms.convolve(x, w, geometry, 1)
+            assert y.shape == (0, 3, 2, 2)
+            assert not algorithms.convolve_weight_gradient(y, x, geometry, 1).any()
+
+
+def test_scratch_never_reaches_a_caller():
+    for case in CASES:
+        for name in algorithms.names():
+            x, w, bias, gy = case.tensors(torch.float32)
+            with algorithms.use(name):
+                first = maps(case, x, w, bias, gy)
+                kept = [t.clone() for t in first]
+                maps(case, x + 1, w - 1, bias, gy * 2)
+            assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True)), (name, case)
+
+
+def test_same_bits_at_every_run():
+    for case in CASES[:8]:
+        tensors = case.tensors(torch.float32)
+        assert all(torch.equal(a, b) for a, b in zip(maps(case, *tensors), maps(case, *tensors), strict=True))
+
+
+def test_inference_mode_does_not_spoil_the_scratch():
+    tensors = CASES[1].tensors(torch.float32)
+    with torch.inference_mode():
+        inside = maps(CASES[1], *tensors)
+    for a, b in zip(inside, maps(CASES[1], *tensors), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_use_refuses_unknown_names():
+    with (
+        pytest.raises(ValueError, match=r"no algorithm 'magic'; the algorithms are definition, im2col, shifted, winograd, depthwise"),
+        algorithms.use("magic"),
+    ):
+        pass
+
+
+def test_use_ends_with_its_context_even_after_an_error():
+    with pytest.raises(KeyError), algorithms.use("definition"), algorithms.use("im2col"):
+        raise KeyError
+    assert not choose.forced
+
+
+@pytest.mark.parametrize(
+    ("expected", "shape", "outputs", "kernel", "groups"),
+    [
+        (im2col, (8, 512, 14, 14), 128, (1, 1), 1),
+        (im2col, (64, 1, 28, 28), 32, (3, 3), 1),
+        (winograd, (16, 128, 28, 28), 128, (3, 3), 1),
+        (shifted, (8, 16, 32, 32), 16, (7, 7), 1),
+        (depthwise, (8, 128, 56, 56), 128, (3, 3), 128),
+    ],
+)
+def test_the_expected_algorithm_is_chosen(expected, shape, outputs, kernel, groups):
+    geometry = Geometry(kernel, (1, 1), ((0, 0), (0, 0)), (1, 1))
+    assert choose.cheapest("output", shape, outputs, geometry, groups, torch.float32, False, False) is expected
+
+
+@pytest.mark.parametrize("make", [lambda x: x.to("meta"), lambda x: x.as_subclass(Subclass)])
+def test_tensors_that_are_not_plain_numbers_are_left_to_the_definition(make):
+    x, w = make(torch.ones(1, 2, 8, 8)), make(torch.ones(3, 2, 3, 3))
+    geometry = Geometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1))
+    assert choose.chosen("output", x, w, x.shape, 3, geometry, 1, torch.contiguous_format) is definition
+    assert algorithms.convolve(x, w, geometry, 1).shape == (1, 3, 6, 6)
