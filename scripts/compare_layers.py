@@ -188,6 +188,12 @@ def pooled(name: str, o: Options, image: Tensor) -> Pair:
     return (lambda x: ours(x, *positional, **arguments)), (lambda x: theirs(x, *positional, **arguments)), [image]
 
 
+def small(name: str) -> Pair:
+    """A small problem in float64, always the same, for checks that take their time."""
+    torch.manual_seed(0)
+    return problem(name, Options(batch=2, in_channels=4, out_channels=2, size=5, groups=2, stride=2, dtype="float64"))
+
+
 def checked(o: Options) -> None:
     """Raise ImpossibleError for what no layer can be made of."""
     for name in ("batch", "in_channels", "out_channels", "size", "kernel_size", "stride", "dilation", "groups", "repeats"):

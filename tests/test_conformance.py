@@ -12,6 +12,7 @@ from cnn425.nn import functional as F
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import conformance as script  # noqa: E402
+import local_features  # noqa: E402
 
 sys.path.remove(str(SCRIPTS))
 
@@ -59,7 +60,7 @@ def test_a_wrong_value_a_wrong_refusal_and_no_refusal_are_counted(monkeypatch):
 
 def test_the_exit_code_and_the_failures_tell(monkeypatch, capsys):
     monkeypatch.setattr(script, "FEATURES", {"arguments": script.arguments, "derivatives": script.orders})
-    monkeypatch.setattr(script, "LOCAL", script.LOCAL[:2])
+    monkeypatch.setattr(local_features, "LOCAL", local_features.LOCAL[:2])
     assert script.main(["--layers", "relu", "--examples", "5", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [(s["feature"], s["passed"], s["tried"]) for s in found["scores"]] == [("arguments", 5, 5), ("derivatives", 2, 2)]
@@ -73,7 +74,7 @@ def test_the_exit_code_and_the_failures_tell(monkeypatch, capsys):
 
 def test_markdown_is_a_table(monkeypatch, capsys):
     monkeypatch.setattr(script, "FEATURES", {"arguments": script.arguments})
-    monkeypatch.setattr(script, "LOCAL", script.LOCAL[:1])
+    monkeypatch.setattr(local_features, "LOCAL", local_features.LOCAL[:1])
     assert script.main(["--layers", "relu", "sigmoid", "--examples", "3", "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == ["| layer | arguments |", "| --- | --- |", "| relu | 3 / 3 |"]
@@ -95,6 +96,6 @@ def test_nonsense_is_one_line(arguments, words, capsys):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("row", script.LOCAL, ids=lambda row: row[0])
+@pytest.mark.parametrize("row", local_features.LOCAL, ids=lambda row: row[0])
 def test_our_local_layer_has_every_feature(row):
     assert row[1]()
