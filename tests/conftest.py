@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.register_profile("deep", max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+torch.set_num_threads(1)  # the tensors are small: threads would only wait for one another
 settings.load_profile(os.environ.get("CNN425_HYPOTHESIS", "ci"))
 
 
