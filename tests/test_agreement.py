@@ -147,6 +147,7 @@ def test_dtype_and_strides_count():
     last = lambda x: (x * 1).to(memory_format=torch.channels_last)  # noqa: E731
     assert compare(last, lambda x: x * 1, [x])
     assert "strides" in compare(last, lambda x: x * 1, [x], strides=True).wrong
+    assert compare(last, lambda x: x * 1, [x[:, :1].contiguous()], strides=True)  # one channel: first or last is the same memory
 
 
 def test_a_missing_gradient_is_no_agreement():
