@@ -288,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for figure in entries.pop(gone)["figures"]:
             (pictures() / figure).unlink(missing_ok=True)
     write(entries)
-    print(f"\n{len(chosen) - failed} of {len(known)} experiments run, {len(known) - len(chosen)} were fresh; see docs/gallery.md")
+    print(f"\n{len(chosen) - failed} of {len(known)} experiments run, the others left as they were; see docs/gallery.md")
     for name in chosen:
         if name in entries and not entries[name]["holds"]:
             print(f"does not hold: {name}: {claim(name)}")
