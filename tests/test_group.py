@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,9 +43,9 @@ def test_a_device_that_is_not_there_is_one_sentence(name):
         torch_device(name)
 
 
-def launch(folder, processes, *words):
+def launch(folder, processes, *words, launcher=("--standalone",)):
     """mnist.py on patterns, alone or under torchrun; 25 examples in the last batch of an epoch, so shares are unequal."""
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    run = ["-m", "torch.distributed.run", *launcher, "--nproc-per-node", str(processes)] if processes > 1 or len(launcher) > 1 else []
     common = ["--dataset", "patterns", "--examples", "125", "--batch-size", "50", "--epochs", "2", "--log-dir", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *run, "-m", "experiments.mnist", *common, *words]
@@ -93,3 +94,18 @@ def test_sharded_run_that_was_stopped_ends_with_the_same_bits(tmp_path):
     assert (tmp_path / "whole/metrics.csv").read_bytes() == (tmp_path / "stopped/metrics.csv").read_bytes()
     curves = [[p for p in scalars(tmp_path / name) if not p[0].startswith("speed")] for name in ("whole", "stopped")]
     assert curves[0] == curves[1]
+
+
+@pytest.mark.slow
+def test_two_machines_of_one_process_are_one_machine_of_two(tmp_path):
+    """Two launchers on this machine, which find each other through the rendezvous, as in docs/cluster.md."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test")
+    machines = [launch(tmp_path / "machines", 1, "--model", "linear", launcher=launcher) for _ in range(2)]
+    for machine in machines:
+        out, _ = machine.communicate(timeout=300)
+        assert machine.returncode == 0, out
+    train(tmp_path / "two", 2, "--model", "linear")
+    assert (tmp_path / "machines/metrics.csv").read_bytes() == (tmp_path / "two/metrics.csv").read_bytes()

@@ -1,0 +1,140 @@
+"""What safety and speed options of the training loop cost: resume, checkpoints, two processes, compile, bf16, channels last.
+
+    python scripts/benchmark_training.py              (about 5 minutes on two CPU cores; --json for machines)
+
+Every number is the median over `--repeats` runs in processes of their own, which take turns, so that a busy machine hurts all alike.
+Times are of the steps alone, from the `speed` curve of a run; accuracy is on held-out pictures after the last epoch.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from cnn425.lab import checkpoint
+from cnn425.lab.board import scalars
+from cnn425.lab.progress import watched
+
+ROOT = Path(__file__).parents[1]
+WAYS = {
+    "plain": [],
+    "torch's layers": ["--layers", "torch"],
+    "--compile": ["--compile"],
+    "--amp bf16": ["--amp", "bf16"],
+    "--channels-last": ["--channels-last"],
+    "--threads 1": ["--threads", "1"],
+}
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """How much to measure."""
+
+    examples: int = 6400
+    """Pictures of patterns per epoch."""
+    epochs: int = 2
+    """The first one warms up, the last one counts."""
+    model: str = "conv"
+    """As in experiments/mnist.py."""
+    repeats: int = 3
+    """Runs per way."""
+    ways: str = ",".join([*WAYS, "2 processes"])
+    """Which ways to compare; the first is the measure of the others."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+
+def mnist(folder: Path, options: BenchmarkOptions, *words: str, processes: int = 1) -> float:
+    """One training in a process of its own, or several under torchrun; its duration in seconds, start-up included."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    common = ["--dataset", "patterns", "--examples", str(options.examples), "--epochs", str(options.epochs), "--model", options.model]
+    command = [sys.executable, *start, "-m", "experiments.mnist", *common, "--log-dir", str(folder), *words]
+    begun = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed: {done.stdout[-500:]}{done.stderr[-500:]}")
+    return time.perf_counter() - begun
+
+
+def curve(folder: Path, tag: str) -> list[float]:
+    """The values of one curve."""
+    return [value for name, _, value in scalars(folder) if name == tag]
+
+
+def checkpoint_seconds(folder: Path, repeats: int) -> tuple[float, float, int]:
+    """Median seconds to write and to read the checkpoint of a run again, and its size in bytes."""
+    path = checkpoint.checkpoints(folder)[0]
+    write, read = [], []
+    for number in range(repeats):
+        begun = time.perf_counter()
+        state = checkpoint.read(path)
+        read.append(time.perf_counter() - begun)
+        with tempfile.TemporaryDirectory(dir=folder) as elsewhere:
+            begun = time.perf_counter()
+            checkpoint.save(Path(elsewhere), number, state)
+            write.append(time.perf_counter() - begun)
+    return statistics.median(write), statistics.median(read), path.stat().st_size
+
+
+def measure(options: BenchmarkOptions, folder: Path) -> dict[str, object]:
+    """Everything, as numbers."""
+    ways: dict[str, dict[str, list[float]]] = {name: {"images per second": [], "accuracy": []} for name in options.ways.split(",")}
+    jobs = [(name, repeat) for repeat in range(options.repeats) for name in ways]
+    for name, repeat in watched(jobs, "benchmark", len(jobs)):
+        place = folder / f"{name}-{repeat}".replace(" ", "-")
+        mnist(place, options, *WAYS.get(name, []), processes=2 if name == "2 processes" else 1)
+        ways[name]["images per second"].append(curve(place, "speed/images per second")[-1])
+        ways[name]["accuracy"].append(curve(place, "accuracy/held-out")[-1])
+    first = next(iter(ways))
+    speed = {name: statistics.median(numbers["images per second"]) for name, numbers in ways.items()}
+    write, read, size = checkpoint_seconds(folder / f"{first}-0".replace(" ", "-"), max(5, options.repeats))
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "model": options.model,
+        "repeats": options.repeats,
+        "images per second": speed,
+        "relative to the first": {name: value / speed[first] for name, value in speed.items()},
+        "spread": {name: [min(n["images per second"]), max(n["images per second"])] for name, n in ways.items()},
+        "held-out accuracy": {name: statistics.median(numbers["accuracy"]) for name, numbers in ways.items()},
+        "checkpoint write, seconds": write,
+        "checkpoint read, seconds": read,
+        "checkpoint size, bytes": size,
+        "checkpoint, share of an epoch of 60,000": write / (60_000 / speed[first]),
+    }
+
+
+def show(result: dict[str, object]) -> None:
+    """The tables."""
+    speed, relative, spread, accuracy = (result[k] for k in ("images per second", "relative to the first", "spread", "held-out accuracy"))
+    assert isinstance(speed, dict) and isinstance(relative, dict) and isinstance(spread, dict) and isinstance(accuracy, dict)  # noqa: PT018
+    table = Table("way", "images per second", "relative", "held-out accuracy", title=f"{result['model']}: {result['machine']}")
+    for name in speed:
+        low, high = spread[name]
+        table.add_row(name, f"{speed[name]:.0f} ({low:.0f} to {high:.0f})", f"{relative[name]:.2f}", f"{accuracy[name]:.1%}")
+    Console().print(table)
+    for name in ("checkpoint write, seconds", "checkpoint read, seconds", "checkpoint size, bytes"):
+        print(f"{name}: {result[name]:.4g}")
+    print(f"one checkpoint per epoch of 60,000 pictures costs {result['checkpoint, share of an epoch of 60,000']:.2%} of it")
+
+
+def main(options: BenchmarkOptions) -> dict[str, object]:
+    """Measure and show."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(options, Path(folder))
+    print(json.dumps(result, indent=2)) if options.json else show(result)
+    return result
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchmarkOptions, description=(__doc__ or "").splitlines()[0]))

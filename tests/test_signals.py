@@ -1,0 +1,36 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cnn425.lab.signals import Signals
+
+INSISTING = """
+import os, signal
+from cnn425.lab.signals import Signals
+with Signals() as signals:
+    os.kill(os.getpid(), signal.{name})
+    assert signals.caught == signal.{name}
+    print("first one was only noted", flush=True)
+    os.kill(os.getpid(), signal.{name})
+    print("never", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_is_noted_and_handlers_come_back(number):
+    before = signal.getsignal(number)
+    with Signals() as signals:
+        assert signals.caught is None
+        os.kill(os.getpid(), number)
+        assert signals.caught == number
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_second_signal_ends_the_process_at_once(name, code):
+    done = subprocess.run([sys.executable, "-c", INSISTING.format(name=name)], capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stdout == "first one was only noted\n"
