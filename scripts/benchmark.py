@@ -9,6 +9,7 @@ and the ratio of ours to theirs (below 1: ours is faster). `roofline` is the tim
 ours.
 """
 
+import ctypes
 import json
 import math
 import platform
@@ -136,11 +137,12 @@ def peak_megabytes(run: Callable[[], Any]) -> float:
     """The most resident memory that `run` added, in MB; NaN where the system does not say (it does on Linux)."""
     try:
         run()
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls left in the heap would hide what this one needs
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = _status("VmRSS")
         run()
         return (_status("VmHWM") - before) / 1024
-    except OSError:
+    except (OSError, AttributeError):
         return math.nan
 
 
@@ -361,7 +363,7 @@ def draw_sweeps(sweeps: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def main(options: Options) -> dict[str, Any]:
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=140)
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     rates = roofline(getattr(torch, options.dtype))

@@ -4,10 +4,10 @@
     input gradient   the same of the padded output gradient, with the kernel flipped (stride 1)
     weight gradient  gy (O, M) @ columns' (M, K)
 
-Every call of torch costs about a microsecond, and so do a few lines of Python; shapes, strides and padding are worked out once and kept.
+Every call of torch costs about a microsecond, and so do a few lines of Python; shapes, strides and padding are worked out once.
 
-Cost: ten to twenty microseconds per map. Accuracy: that of im2col. Applies to contiguous images of one group with stride 1 and at most a few
-thousand cells in all their windows.
+Cost: ten to twenty microseconds per map. Accuracy: that of im2col. Applies to contiguous images of one group with stride 1 and at most a
+few thousand cells in all their windows.
 """
 
 from collections.abc import Sequence
