@@ -3,7 +3,7 @@
     y[n, o]  = sum over u, v of  w[o, u, v] * x[n, c, shifted by (u, v)]          o belongs to channel c = o // (O/C)
 
 A matrix product of width one would waste the machine; this is a sweep over memory, U*V times over blocks that stay in the cache. For
-contiguous images with stride 1 the rows of a padded image are taken as one long line (as in `shifted`), so that every sweep runs along memory.
+contiguous images with stride 1 the rows of a padded image are one long line (as in `shifted`), so that every sweep runs along memory.
 
 Cost: 2*N*O*I*J*U*V operations, 12 bytes of cache traffic for every two of them. Accuracy: that of a plain sum of U*V products. Applies when
 G = C, with any stride and dilation; half precision is computed in float32.

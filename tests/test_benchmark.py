@@ -1,0 +1,49 @@
+"""The benchmark runs, and its numbers are what their names say."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PATH = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+spec = importlib.util.spec_from_file_location("benchmark", PATH)
+benchmark = importlib.util.module_from_spec(spec)
+sys.modules["benchmark"] = benchmark  # dataclasses look their module up
+spec.loader.exec_module(benchmark)
+
+
+def test_rivals_take_turns():
+    calls = []
+    times = benchmark.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, seconds=0)
+    assert calls == ["a", "a", "b", "b"] + ["a", "b"] * 5
+    assert times.keys() == {"a", "b"}
+
+
+def test_geometric_mean():
+    assert benchmark.geometric_mean([0.5, 2.0]) == pytest.approx(1)
+    assert math.isnan(benchmark.geometric_mean([]))
+
+
+def test_local_rivals_agree_with_ours():
+    x, w = torch.randn(2, 3, 6, 5).double(), torch.randn(4, 4, 2, 3, 3, 2).double()
+    expected = benchmark.ours.locally_connected2d(x, w)
+    torch.testing.assert_close(benchmark.unfold_and_einsum(x, w), expected)
+    torch.testing.assert_close(benchmark.forum_snippet(x, w), expected)
+
+
+def test_one_case_from_command_to_file_and_figure(tmp_path, capsys):
+    before = torch.get_num_threads()
+    try:
+        file = tmp_path / "results" / "numbers.json"
+        options = benchmark.Options(what=("conv",), only="tiny", seconds=0, threads=1, json=file, figures=tmp_path / "figures")
+        benchmark.main(options)
+    finally:
+        torch.set_num_threads(before)
+    row = json.loads(file.read_text())["conv"][0]
+    assert row["ms"]["both"].keys() == {"ours", "torch", "ours last", "torch last"}
+    assert (tmp_path / "figures" / "convolution_speed.png").stat().st_size > 1000
+    assert "geometric mean" in capsys.readouterr().out
