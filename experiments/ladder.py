@@ -16,6 +16,10 @@ neighbouring columns of a 16x16 image; 32 of the 48 pictures per class to train,
 a drawing is known again one pixel further on. A second test asks for digits of other writers. What differs: the paper's drawings, by one
 person with a mouse, are lost, ours are MNIST's (other drawings for each seed); its units are 1.7159 tanh(2a/3) (ours too, made of our
 sigmoid), its loss the squared error (ours the cross-entropy), its optimiser a stochastic Newton method (ours Adam).
+
+What comes out with these digits: the upper half of the ladder. Each level of weight sharing generalises better (5 seeds: 73.8 % for net-3,
+77.0 % for net-4, 83.8 % for net-5, spread 2 to 4 points; digits of other writers: 55.8, 59.5, 62.9 %). The three networks without sharing
+do not differ (74.2, 74.1, 73.8 %): a hidden layer and small windows alone do not help here, and the claim as a whole does not hold.
 """
 
 from collections.abc import Sequence
@@ -73,10 +77,11 @@ class LadderVerdict(NamedTuple):
 
     `others` is the mean accuracy on digits of other writers. Holds if each rung is better than the one below, on average, for the drawings
     it knows from other places; `steps` are the differences, and `sure` how many of their standard errors (over seeds, pairwise: the same
-    pictures) each of them is.
+    pictures) each of them is. `sharing_helps`: net-4 and net-5, where weights become shared, gain two errors or more.
     """
 
     holds: bool
+    sharing_helps: bool
     accuracy: tuple[float, ...]
     spread: tuple[float, ...]
     others: tuple[float, ...]
@@ -200,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> LadderVerdict:
         sure = better / error.clamp(min=1e-12)
         numbers = (tuple(row.tolist()) for row in (mean, spread, others.mean(1), better, sure))
         weights, joined = (tuple(pair[side] for pair in counts) for side in (1, 0))
-        return record.verdict(LadderVerdict(bool((better > 0).all()), *numbers, weights, joined))
+        return record.verdict(LadderVerdict(bool((better > 0).all()), bool((sure[2:] > 2).all()), *numbers, weights, joined))
 
 
 def draw(reached: Tensor, others: Tensor, counts: Sequence[tuple[int, int]]) -> Figure:
@@ -208,7 +213,7 @@ def draw(reached: Tensor, others: Tensor, counts: Sequence[tuple[int, int]]) -> 
     made = figures.figure(10.5, 4.8)
     axes = made.subplots()
     places = range(5)
-    axes.bar(places, reached.mean(1), width=0.55, color=["#999999", "#d1495b", "#edae49", "#66a182", "#00798c"], alpha=0.85)
+    axes.bar(places, reached.mean(1).tolist(), width=0.55, color=["#999999", "#d1495b", "#edae49", "#66a182", "#00798c"], alpha=0.85)
     for k in places:
         jitter = torch.linspace(-0.15, 0.15, reached.shape[1]) if reached.shape[1] > 1 else torch.zeros(1)
         axes.plot(k + jitter, reached[k], "o", color="black", markersize=3.5, alpha=0.6, label="one seed" if k == 0 else None)
@@ -222,7 +227,7 @@ def draw(reached: Tensor, others: Tensor, counts: Sequence[tuple[int, int]]) -> 
     axes.set(ylim=(max(0, float(torch.minimum(reached, others).min()) - 0.1), 1), ylabel="recognised: the same drawings, moved")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.legend(loc="upper left")
-    axes.set_title("LeCun's ladder: less freedom, better generalisation", fontsize=12)
+    axes.set_title("LeCun's ladder: what is shared generalises", fontsize=12)
     return made
 
 

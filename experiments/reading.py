@@ -230,7 +230,7 @@ def draw_layers(model: nn.Sequential, images: Tensor, labels: Tensor, importance
         axes.set(xticks=[], yticks=[], anchor="N")
         axes.spines[:].set_visible(False)
     chances = outputs[-1][0].softmax(0)
-    axes_of[-1].barh(range(len(classes)), chances, color="#00798c")
+    axes_of[-1].barh(range(len(classes)), chances.tolist(), color="#00798c")
     axes_of[-1].set(yticks=range(len(classes)), yticklabels=classes, xlim=(0, 1), xticks=[0, 1])
     axes_of[-1].invert_yaxis()
     axes_of[-1].set_title("softmax of\nthe scores", fontsize=8)
