@@ -6,6 +6,9 @@ Three networks on MNIST's digits at 16x16 pixels, the same except for what conne
 connected), a 5x5 window with weights of its own (locally connected), a 5x5 window with shared weights (convolution). Each has 8 x 16 x 16
 units, ReLU, a 2x2 maximum, 16 x 8 x 8 units, ReLU, a 2x2 maximum, and one linear layer. Every run takes the same number of Adam steps;
 seeds differ in examples, initial weights and order. Spread is the standard deviation over seeds.
+
+Two stages are needed: with the first alone (and its maximum, and the linear layer) the three networks were level, 74.3, 75.7, 74.3 % from 100
+examples and 89.6, 88.5, 88.3 % from 1000 (200 steps at 0.005 on batches of 50, 3 seeds, spread about 1 point).
 """
 
 from collections.abc import Callable, Sequence
@@ -229,7 +232,7 @@ def draw(options: SampleOptions, reached: Tensor, counts: Sequence[int]) -> Figu
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(color="#e5e5e5")
-    axes.legend(loc="lower right", title="first layer")
+    axes.legend(loc="lower right", title="connections")
     axes.set_title("What need not be learnt twice needs fewer examples", fontsize=12)
     return made
 
