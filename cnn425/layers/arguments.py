@@ -3,7 +3,7 @@
 Exception types are torch's, and so are the words that code in the wild matches on. Sizes are pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -81,7 +81,10 @@ def symmetric_padding(
     return tuple((total // 2, total - total // 2) for total in totals)
 
 
-def _geometry(function: str, kernel: tuple[int, ...], stride: Any, padding: Any, dilation: Any) -> Geometry:
+def geometry(function: str, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any) -> Geometry:
+    """The windows that a convolution's arguments describe."""
+    # A compiler may take the kernel for a size that varies; as a number it keeps every later size simple.
+    kernel = tuple(int(k) for k in kernel)
     d = len(kernel)
     strides, dilations = per_dimension(function, "stride", stride, d), per_dimension(function, "dilation", dilation, d)
     if any(s <= 0 for s in strides):
@@ -93,22 +96,6 @@ def _geometry(function: str, kernel: tuple[int, ...], stride: Any, padding: Any,
     return Geometry(kernel, strides, symmetric_padding(function, padding, kernel, strides, dilations), dilations)
 
 
-_remembered = lru_cache(maxsize=1024)(_geometry)
-
-
-def _plain(value: object) -> bool:
-    """Whether equal values are also equal in type, so that they may be a key (True == 1 == 1.0, but only one of them is a stride)."""
-    return type(value) is int or type(value) is str or (type(value) is tuple and all(type(entry) is int for entry in value))
-
-
-def geometry(function: str, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any) -> Geometry:
-    """The windows that a convolution's arguments describe; checked once per combination of arguments, then remembered."""
-    if not torch.compiler.is_compiling() and _plain(stride) and _plain(padding) and _plain(dilation) and _plain(tuple(kernel)):
-        return _remembered(function, tuple(kernel), stride, padding, dilation)
-    # A compiler may take the kernel for a size that varies; as a number it keeps every later size simple.
-    return _geometry(function, tuple(int(k) for k in kernel), stride, padding, dilation)
-
-
 def check_groups(function: str, groups: Any) -> int:
     """The number of groups of channels."""
     groups = check_int(function, "groups", groups)
@@ -117,45 +104,47 @@ def check_groups(function: str, groups: Any) -> int:
     return groups
 
 
-def check_input(function: str, input: Tensor, dimensions: int) -> None:
-    """The input must be (C, *size) or (N, C, *size)."""
-    if input.ndim not in (dimensions + 1, dimensions + 2):
+def check_input(function: str, input: torch.Size, dimensions: int) -> torch.Size:
+    """The size of the input must be (C, *size) or (N, C, *size); the latter is returned, with N = 1 for a single image."""
+    if len(input) not in (dimensions + 1, dimensions + 2):
         raise RuntimeError(
             f"Expected {dimensions + 1}D (unbatched) or {dimensions + 2}D (batched) input to {function}, "
-            f"but got input of size: {list(input.shape)}"
+            f"but got input of size: {list(input)}"
         )
+    return input if len(input) == dimensions + 2 else torch.Size((1, *input))
 
 
-def check_channels(input: Tensor, weight: Tensor, groups: int, outputs: int, inputs: int) -> None:
-    """`outputs` and `inputs` (per group) are the weight's channels, `input` is batched."""
+def check_channels(input: torch.Size, weight: torch.Size, groups: int, outputs: int, inputs: int) -> None:
+    """`outputs` and `inputs` (per group) are the weight's channels; `input` is the size of a batch."""
+    at = len(weight) - len(input)
     if outputs < groups:
         raise RuntimeError(
-            f"Given groups={groups}, expected weight to be at least {groups} at dimension {weight.ndim - input.ndim}, "
-            f"but got weight of size {list(weight.shape)} instead"
+            f"Given groups={groups}, expected weight to be at least {groups} at dimension {at}, "
+            f"but got weight of size {list(weight)} instead"
         )
     if outputs % groups:
         raise RuntimeError(
-            f"Given groups={groups}, expected weight to be divisible by {groups} at dimension {weight.ndim - input.ndim}, "
-            f"but got weight of size {list(weight.shape)} instead"
+            f"Given groups={groups}, expected weight to be divisible by {groups} at dimension {at}, "
+            f"but got weight of size {list(weight)} instead"
         )
-    if input.shape[1] != inputs * groups:
+    if input[1] != inputs * groups:
         raise RuntimeError(
-            f"Given groups={groups}, weight of size {list(weight.shape)}, expected input{list(input.shape)} "
-            f"to have {inputs * groups} channels, but got {input.shape[1]} channels instead"
+            f"Given groups={groups}, weight of size {list(weight)}, expected input{list(input)} to have {inputs * groups} channels, "
+            f"but got {input[1]} channels instead"
         )
 
 
-def check_fits(input: Tensor, windows: Geometry) -> None:
+def check_fits(input: torch.Size, windows: Geometry) -> None:
     """At least one window must fit into the padded image."""
-    size = input.shape[2:]
+    size = input[2:]
     if any(count <= 0 for count in windows.positions(size)):
         padded = " x ".join(str(n + low + high) for n, (low, high) in zip(size, windows.padding, strict=True))
         raise RuntimeError(
             f"Calculated padded input size per channel: ({padded}). Kernel size: ({' x '.join(map(str, windows.extent))}). "
             "Kernel size can't be greater than actual input size"
         )
-    if 0 in size and 0 not in input.shape[:2]:
-        raise RuntimeError(f"Only zero batch or zero channel inputs are supported, but got input shape: {list(input.shape)}")
+    if 0 in size and 0 not in input[:2]:
+        raise RuntimeError(f"Only zero batch or zero channel inputs are supported, but got input shape: {list(input)}")
 
 
 def check_same_type(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -172,3 +161,28 @@ def check_same_type(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
                 f"Expected all tensors to be on the same device, but input is on {input.device} and {name} is on {other.device}: "
                 "move one of them"
             )
+
+
+def _plain(value: object) -> bool:
+    """Whether equal values are also equal in type, so that they may be a key (True == 1 == 1.0, but only one of them is a stride)."""
+    return type(value) is int or type(value) is str or (type(value) is tuple and all(type(entry) is int for entry in value))
+
+
+def remembered(check: Callable[..., Geometry]) -> Callable[..., Geometry]:
+    """`check(function, dimensions, input, weight, bias, *arguments)`, run once for each combination that passes.
+
+    Input, weight and bias are sizes, the bias may be None. On small images the checks would else cost as much as the layer.
+    """
+    passed = lru_cache(maxsize=4096)(check)
+
+    def checked(
+        function: str, dimensions: int, input: torch.Size, weight: torch.Size, bias: torch.Size | None, *arguments: Any
+    ) -> Geometry:
+        if torch.compiler.is_compiling() or not all(map(_plain, arguments)):
+            return check(function, dimensions, input, weight, bias, *arguments)
+        try:
+            return passed(function, dimensions, input, weight, bias, *arguments)
+        except TypeError:  # a size that is still a symbol cannot be a key
+            return check(function, dimensions, input, weight, bias, *arguments)
+
+    return checked

@@ -150,32 +150,45 @@ def _conv(
     dimensions: int,
 ) -> Tensor:
     arguments.check_tensors(function, input, weight, bias)
-    geometry = arguments.geometry(function, weight.shape[2:], stride, padding, dilation)
-    groups = arguments.check_groups(function, groups)
-    arguments.check_input(function, input, dimensions)
-    x = input if input.ndim == dimensions + 2 else input.unsqueeze(0)
-    _check_shapes(x, weight, bias, geometry, groups)
-    x, w, b = cast_for_autocast(x, weight, bias)
+    sizes = input.shape, weight.shape, None if bias is None else bias.shape
+    geometry = _checked(function, dimensions, *sizes, stride, padding, dilation, groups)
+    single = input.ndim == dimensions + 1
+    x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
     arguments.check_same_type(x, w, b)
     y = convolution(x, w, geometry, groups, b)
     if x.shape[1] == 0:
         y = y[:, :0]  # torch: without input channels there are no output channels either, whatever the weight says
-    return y if input.ndim == dimensions + 2 else y.squeeze(0)
+    return y.squeeze(0) if single else y
 
 
-def _check_shapes(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> None:
-    if w.ndim != x.ndim:
+@arguments.remembered
+def _checked(
+    function: str,
+    dimensions: int,
+    input: torch.Size,
+    weight: torch.Size,
+    bias: torch.Size | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+) -> Geometry:
+    geometry = arguments.geometry(function, weight[2:], stride, padding, dilation)
+    groups = arguments.check_groups(function, groups)
+    x = arguments.check_input(function, input, dimensions)
+    if len(weight) != len(x):
         raise RuntimeError(
-            f"Expected {w.ndim}-dimensional input for {w.ndim}-dimensional weight {list(w.shape)}, "
-            f"but got {x.ndim}-dimensional input of size {list(x.shape)} instead"
+            f"Expected {len(weight)}-dimensional input for {len(weight)}-dimensional weight {list(weight)}, "
+            f"but got {len(x)}-dimensional input of size {list(x)} instead"
         )
-    arguments.check_channels(x, w, groups, outputs=w.shape[0], inputs=w.shape[1])
-    if b is not None and b.shape != w.shape[:1]:
+    arguments.check_channels(x, weight, groups, outputs=weight[0], inputs=weight[1])
+    if bias is not None and bias != weight[:1]:
         raise RuntimeError(
-            f"Given weight of size {list(w.shape)}, expected bias to be 1-dimensional with {w.shape[0]} elements, "
-            f"but got bias of size {list(b.shape)} instead"
+            f"Given weight of size {list(weight)}, expected bias to be 1-dimensional with {weight[0]} elements, "
+            f"but got bias of size {list(bias)} instead"
         )
     arguments.check_fits(x, geometry)
+    return geometry
 
 
 def conv1d(

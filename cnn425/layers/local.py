@@ -168,7 +168,7 @@ def _local(
             f"Expected {2 * dimensions + 2}-dimensional weight (*positions, O, C/groups, *kernel) in {function}, "
             f"but got weight of size {list(weight.shape)}"
         )
-    arguments.check_input(function, input, dimensions)
+    arguments.check_input(function, input.shape, dimensions)
     x = input if input.ndim == dimensions + 2 else input.unsqueeze(0)
     geometry = local_geometry(function, weight.shape[dimensions + 2 :], stride, padding, dilation, x.shape[2:])
     groups = arguments.check_groups(function, groups)

@@ -36,8 +36,8 @@ def local_geometry(function: str, kernel: Sequence[int], stride: Any, padding: A
 def check_shapes(function: str, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> None:
     """Channels, positions and bias must fit one another."""
     d = geometry.dimensions
-    arguments.check_channels(x, w, groups, outputs=w.shape[d], inputs=w.shape[d + 1])
-    arguments.check_fits(x, geometry)
+    arguments.check_channels(x.shape, w.shape, groups, outputs=w.shape[d], inputs=w.shape[d + 1])
+    arguments.check_fits(x.shape, geometry)
     positions = geometry.positions(x.shape[2:])
     if w.shape[:d] != positions:
         raise RuntimeError(

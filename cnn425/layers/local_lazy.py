@@ -41,7 +41,7 @@ class _Lazy(LazyModuleMixin, LocallyConnected):
 
     def initialize_parameters(self, input: Tensor) -> None:
         """Take channels and size from the first image; draw the parameters, unless they have been loaded."""
-        arguments.check_input(type(self).__name__, input, self.dimensions)
+        arguments.check_input(type(self).__name__, input.shape, self.dimensions)
         loaded = not self.has_uninitialized_params()
         self.in_channels, self.input_size = input.shape[-self.dimensions - 1], tuple(input.shape[-self.dimensions :])
         if self.in_channels % self.groups:
