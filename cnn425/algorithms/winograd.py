@@ -28,6 +28,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from cnn425.algorithms import memory
 from cnn425.algorithms.blocks import Block, Slabs, blocks, flip, flipped
 from cnn425.algorithms.layout import empty
 from cnn425.algorithms.memory import scratch
@@ -90,14 +91,15 @@ def transforms(kernel: tuple[int, ...], dtype: torch.dtype, device: torch.device
 class Tiles:
     """The tiles of all images, cut into blocks, and the two buffers between which the tiles of a block are transformed, there and back."""
 
-    def __init__(self, x: Tensor, geometry: Geometry, positions: Sequence[int], channels: int):
+    def __init__(self, x: Tensor, geometry: Geometry, positions: Sequence[int], outputs: int):
         each = [matrices(k, geometry.dimensions, x.dtype, x.device)[0] for k in geometry.kernel]
         self.d, self.positions = geometry.dimensions, tuple(positions)
         self.m, self.a = [A.shape[0] for A in each], [A.shape[1] for A in each]
         self.points = prod(self.a)
         self.counts = [-(-p // m) for p, m in zip(positions, self.m, strict=True)]
-        row = prod(self.counts[1:]) * channels * self.points
-        self.blocks = list(blocks(x.shape[0], self.counts[0], row * x.element_size(), BYTES))
+        row = prod(self.counts[1:]) * max(x.shape[1], outputs) * self.points
+        room = memory.BYTES * 3 // 4 - self.points * x.shape[1] * outputs * x.element_size()  # the kernel's points need scratch too
+        self.blocks = list(blocks(x.shape[0], self.counts[0], row * x.element_size(), max(BYTES // 6, min(BYTES, room // 3))))
         self.buffers = [scratch(x, row * self.blocks[0].images * self.blocks[0].rows) for _ in range(2)]
 
     def slabs(self, x: Tensor, side: Sequence[int], low: Sequence[int]) -> Slabs:
@@ -148,7 +150,7 @@ def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor
 def _convolve(x: Tensor, w: Tensor, geometry: Geometry, bias: Tensor | None, y: Tensor) -> None:
     O, C, *kernel = w.shape
     A, G, B = transforms(geometry.kernel, x.dtype, x.device)
-    tiles = Tiles(x, geometry, y.shape[2:], max(O, C))
+    tiles = Tiles(x, geometry, y.shape[2:], O)
     slabs = tiles.slabs(x, tiles.a, [low for low, _ in geometry.padding])
     U = torch.mm(G, w.permute(*range(2, w.ndim), 1, 0).reshape(prod(kernel), -1), out=scratch(x, tiles.points, C * O)).view(-1, C, O)
     for block in tiles.blocks:
@@ -181,7 +183,7 @@ def _weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     """The gradient for one group, `(*kernel, C, O)`."""
     C, O = x.shape[1], gy.shape[1]
     A, G, B = transforms(geometry.kernel, x.dtype, x.device)
-    tiles = Tiles(x, geometry, gy.shape[2:], max(O, C))
+    tiles = Tiles(x, geometry, gy.shape[2:], O)
     pixels = tiles.slabs(x, tiles.a, [low for low, _ in geometry.padding])
     gradients = tiles.slabs(gy, tiles.m, [0] * tiles.d)
     gU = scratch(x, tiles.points, C, O)
