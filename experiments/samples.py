@@ -7,8 +7,8 @@ connected), a 5x5 window with weights of its own (locally connected), a 5x5 wind
 units, ReLU, a 2x2 maximum, 16 x 8 x 8 units, ReLU, a 2x2 maximum, and one linear layer. Every run takes the same number of Adam steps;
 seeds differ in examples, initial weights and order. Spread is the standard deviation over seeds.
 
-Two stages are needed: with the first alone (and its maximum, and the linear layer) the three networks were level, 74.3, 75.7, 74.3 % from 100
-examples and 89.6, 88.5, 88.3 % from 1000 (200 steps at 0.005 on batches of 50, 3 seeds, spread about 1 point).
+Two stages are needed: with the first alone (and its maximum, and the linear layer) the three networks were level, 74.3, 75.7, 74.3 % from
+100 examples and 89.6, 88.5, 88.3 % from 1000 (200 steps at 0.005 on batches of 50, 3 seeds, spread about 1 point).
 """
 
 from collections.abc import Callable, Sequence
