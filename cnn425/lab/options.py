@@ -40,7 +40,9 @@ class Options:
     lr: float = 0.005
     """Learning rate; with the one-cycle schedule, its peak."""
     schedule: Literal["constant", "one-cycle"] = "one-cycle"
-    """The learning rate stays, or rises for the first tenth of all steps and then falls to zero."""
+    """The learning rate stays, or rises from a fiftieth of it and falls to zero."""
+    warmup: float = 0.1
+    """The share of all steps, from 0 to 1, in which the one-cycle schedule rises."""
     clip: float = 0.0
     """Largest norm a gradient may have; longer ones are shortened to it. 0: never."""
     patience: int = 0
@@ -73,6 +75,8 @@ class Options:
         for name, least in (("epochs", 0), ("batch_size", 1), ("log_every", 1), ("threads", 0), ("patience", 0)):
             if getattr(self, name) < least:
                 raise LabError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}", 2)
+        if not 0 < self.warmup < 1:
+            raise LabError(f"--warmup is {self.warmup}; it must lie between 0 and 1", 2)
         if not self.lr > 0:
             raise LabError(f"--lr is {self.lr}; a learning rate must be positive", 2)
 

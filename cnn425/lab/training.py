@@ -226,7 +226,7 @@ def schedule(optimizer: torch.optim.Optimizer, options: Options, steps: int) -> 
     if options.schedule == "constant" or steps < 2:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.lr, total_steps=steps + 1, pct_start=0.1, div_factor=10, cycle_momentum=False
+        optimizer, options.lr, total_steps=steps + 1, pct_start=options.warmup, div_factor=50, cycle_momentum=False
     )
 
 
