@@ -208,3 +208,14 @@ def test_tensors_that_are_not_plain_numbers_are_left_to_the_definition(make):
     geometry = Geometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1))
     assert choose.chosen("output", x, w, x.shape, 3, geometry, 1, torch.contiguous_format) is definition
     assert algorithms.convolve(x, w, geometry, 1).shape == (1, 3, 6, 6)
+
+
+def test_infinity_and_nan_reach_only_the_windows_that_see_them():
+    """Winograd's tiles would spread them; the shape is one for which Winograd is chosen."""
+    x, w = torch.randn(8, 64, 14, 14), torch.randn(64, 64, 3, 3)
+    same = Geometry((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+    assert choose.cheapest("output", tuple(x.shape), 64, same, 1, torch.float32, False, False) is winograd
+    x[0, 0, 5, 5], x[1, 0, 3, 3] = float("inf"), float("nan")
+    mine, theirs = algorithms.convolve(x, w, same, 1), torch.nn.functional.conv2d(x, w, padding=1)
+    assert torch.equal(mine.isnan(), theirs.isnan())
+    assert torch.equal(mine.isinf(), theirs.isinf())
