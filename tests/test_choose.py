@@ -212,9 +212,9 @@ def test_tensors_that_are_not_plain_numbers_are_left_to_the_definition(make):
 
 def test_infinity_and_nan_reach_only_the_windows_that_see_them():
     """Winograd's tiles would spread them; the shape is one for which Winograd is chosen."""
-    x, w = torch.randn(8, 64, 14, 14), torch.randn(64, 64, 3, 3)
+    x, w = torch.randn(8, 128, 28, 28), torch.randn(128, 128, 3, 3)
     same = Geometry((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
-    assert choose.cheapest("output", tuple(x.shape), 64, same, 1, torch.float32, False, False) is winograd
+    assert choose.cheapest("output", tuple(x.shape), 128, same, 1, torch.float32, False, False) is winograd
     x[0, 0, 5, 5], x[1, 0, 3, 3] = float("inf"), float("nan")
     mine, theirs = algorithms.convolve(x, w, same, 1), torch.nn.functional.conv2d(x, w, padding=1)
     assert torch.equal(mine.isnan(), theirs.isnan())
