@@ -377,15 +377,16 @@ def test_the_algorithm_is_the_definition(case):
     geometry = Geometry(kernel, stride, tuple((p, p) for p in padding), dilation, case.options.get("ceil_mode", False))
     pooling = algorithm.Pooling(geometry)
     assert torch.equal(algorithm.largest(x, pooling), algorithm.definition(x, geometry))
-    best, chosen = algorithm.winners(x, pooling)
+    best, pixels = algorithm.winners(x, pooling, torch.int64)
     assert torch.equal(best, algorithm.definition(x, geometry))
-    assert torch.equal(algorithm.pick(x, chosen, pooling), best)
+    somewhere = pixels >= 0
+    assert torch.equal(algorithm.pick(x, pixels, pooling)[somewhere], best[somewhere])
 
 
 def test_picking_and_routing_are_adjoint():
     x = image((7, 7))
     pooling = algorithm.Pooling(Geometry((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)))
-    y, chosen = algorithm.winners(x, pooling)
+    y, chosen = algorithm.winners(x, pooling, torch.int32)
     t, g = torch.randn_like(x), torch.randn_like(y)
     torch.testing.assert_close((algorithm.pick(t, chosen, pooling) * g).sum(), (t * algorithm.route(g, chosen, pooling, (7, 7))).sum())
     torch.testing.assert_close((algorithm.total(t, pooling) * g).sum(), (t * algorithm.spread(g, pooling, (7, 7))).sum())

@@ -9,8 +9,8 @@ winner is then in the first row that holds one and there the first cell, which i
 A pass along one side visits the cells of a window in reading order, and cell u of all windows at once, which is a strided slice of the
 image. Cells outside the image are left out, nothing is padded. The same visits, read backwards, are the adjoint.
 
-    winners    which cell u of each window is the largest; a later cell wins only if it is larger, or not a number
-    pick       the winners' cells of another image: the tangent of a max pool and, from the image of pixel numbers, torch's indices
+    winners    the number of the pixel that is each window's largest; a later cell wins only if it is larger, or not a number
+    pick       the pixels of these numbers of another image: the tangent of a max pool
     route      the adjoint of pick: every number goes to the pixel that won
     total      the sum of every window
     spread     the adjoint of total: every number goes to all pixels of its window
@@ -18,6 +18,7 @@ image. Cells outside the image are left out, nothing is padded. The same visits,
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from cnn425.windows import Geometry, windows
 
 BLOCK = 2**18  # numbers
+PLACES = 2**16  # numbers whose addresses are known at a time: they take twice their memory
 NOBODY = -1  # the pixel number of a window without pixels (a dilated window may lie wholly in the padding)
 
 
@@ -52,6 +54,7 @@ class Side(NamedTuple):
     cover: bool  # every pixel is in exactly one window
     whole: bool  # one window shows the whole image
     identity: bool  # every pixel is a window
+    step: int = 1  # pixels from one cell to the next
 
     def place(self, axis: int, visit: tuple[int, slice, slice]) -> tuple[Any, ...] | None:
         """The index along `axis` of the windows of a visit; None if they are all windows."""
@@ -68,7 +71,7 @@ def even(size: int, kernel: int, stride: int, low: int, dilation: int, count: in
             visits.append((u, slice(a, b), slice(first + a * stride, first + (b - 1) * stride + 1, stride)))
     disjoint = (kernel - 1) * dilation < stride
     cover = disjoint and sum([b.stop - b.start for _, b, _ in visits]) == size
-    return Side(count, kernel, tuple(visits), disjoint, cover, cover and count == 1, cover and kernel == 1)
+    return Side(count, kernel, tuple(visits), disjoint, cover, cover and count == 1, cover and kernel == 1, dilation)
 
 
 def uneven(size: int, count: int) -> Side:
@@ -113,17 +116,26 @@ def at(axis: int, cells: slice) -> tuple[Any, ...]:
     return (..., cells, *(slice(None),) * (-1 - axis))
 
 
-def blank(x: Tensor, pooling: Pooling, size: Sequence[int]) -> Tensor:
+def blank(x: Tensor, pooling: Pooling, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
     """Memory for images like `x` of `size` pixels, in the layout of the results."""
+    dtype = dtype or x.dtype
     shape = (*x.shape[: x.ndim - len(size)], *size)
     if not pooling.channels_last:
-        return torch.empty(shape, dtype=x.dtype, device=x.device)
+        return torch.empty(shape, dtype=dtype, device=x.device)
     channel = len(shape) - len(size) - 1
     strides, step = [1] * len(shape), shape[channel]
     for dim in reversed(range(len(shape))):
         if dim != channel:
             strides[dim], step = step, step * shape[dim]
-    return torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=x.device)
+
+
+def planes(x: Tensor, pooling: Pooling) -> Tensor:
+    """The image as it lies in memory: `(N, *size, C)` with the channels last, `(N * C, *size)` otherwise; a view if it does lie so."""
+    d = len(pooling.geometry[0])
+    if pooling.channels_last:
+        return (x if x.ndim == d + 2 else x.unsqueeze(0)).movedim(1, -1)
+    return x.reshape(-1, *x.shape[x.ndim - d :])
 
 
 def resized(x: Tensor, pooling: Pooling, axis: int, count: int) -> list[int]:
@@ -246,51 +258,76 @@ def into(target: Tensor, combine: Callable[..., Tensor], *args: Tensor) -> None:
 # ---- Winners -----------------------------------------------------------------------------------------------------------------------------
 
 
-def winners(x: Tensor, pooling: Pooling) -> tuple[Tensor, list[Tensor]]:
-    """The largest number of every window, and for each side, the last first, which cell it came from."""
-    chosen = []
-    for axis, side in reversed(sides(pooling.geometry, x.shape)):
-        y = blank(x, pooling, resized(x, pooling, axis, side.positions)).fill_(lowest(x.dtype))
-        winner = torch.full_like(y, side.length, dtype=torch.uint8 if side.length < 256 else torch.int32)
-        for u, position, pixel in side.visits:
-            best, winner_there, candidate = y[at(axis, position)], winner[at(axis, position)], x[at(axis, pixel)]
-            wins = (candidate > best) | candidate.isnan() | (winner_there == side.length)
-            best.copy_(torch.where(wins, candidate, best))
-            winner_there.masked_fill_(wins, u)
-        x = y
-        chosen.append(winner)
-    return x, chosen
+def winners(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The largest number of every window and, as `dtype`, the winning pixel's number, counted in reading order from 0."""
+    size = torch.Size(x.shape[x.ndim - len(pooling.geometry[0]) :])
+    pixels = torch.arange(size.numel(), device=x.device, dtype=dtype).view(size).expand_as(x)
+    for axis, side in reversed(sides(pooling.geometry, size)):
+        count = resized(x, pooling, axis, side.positions)
+        best = blank(x, pooling, count).fill_(lowest(x.dtype))
+        chosen = blank(x, pooling, count, dtype).fill_(NOBODY)
+        for _, position, there in side.visits:
+            place, cell = at(axis, position), at(axis, there)
+            wins = (x[cell] > best[place]) | x[cell].isnan() | (chosen[place] == NOBODY)
+            best[place].copy_(torch.where(wins, x[cell], best[place]))
+            chosen[place].copy_(torch.where(wins, pixels[cell], chosen[place]))
+        x, pixels = best, chosen
+    return x, pixels
 
 
-def pick(t: Tensor, chosen: Sequence[Tensor], pooling: Pooling, nobody: float = 0) -> Tensor:
-    """Another image where the winners are, `(*batch, *size) -> (*batch, *positions)`; `nobody` for a window without pixels."""
-    for (axis, side), winner in zip(reversed(sides(pooling.geometry, t.shape)), chosen, strict=True):
-        y = torch.full_like(winner, nobody, dtype=t.dtype)
-        for u, position, pixel in side.visits:
-            target = y[at(axis, position)]
-            target.copy_(torch.where(winner[at(axis, position)] == u, t[at(axis, pixel)], target))
-        t = y
-    return t
+def someone_everywhere(geometry: Geometry | Bins) -> bool:
+    """Whether every window has a pixel; with dilation one may lie wholly in the padding."""
+    if isinstance(geometry, Bins):
+        return True
+    return all(d == 1 or low == high == 0 for d, (low, high) in zip(geometry.dilation, geometry.padding, strict=True))
 
 
-def numbers(chosen: Sequence[Tensor], pooling: Pooling, size: Sequence[int]) -> Tensor:
-    """The winning pixels' numbers, counted in reading order from 0."""
-    batch = chosen[0].shape[: chosen[0].ndim - len(size)]
-    pixels = torch.arange(torch.Size(size).numel(), device=chosen[0].device).view(*size)
-    return pick(pixels.expand(*batch, *size), chosen, pooling, NOBODY)
+def addresses(lines: Tensor, pooling: Pooling) -> Tensor:
+    """Where the pixels of these numbers, as `planes`, lie in memory: one row per image."""
+    places = lines.long()
+    if pooling.channels_last:
+        places = torch.add(torch.arange(lines.shape[-1], device=lines.device), places, alpha=lines.shape[-1])
+    return places.flatten(1)
+
+
+def pick(t: Tensor, pixels: Tensor, pooling: Pooling) -> Tensor:
+    """The pixels of these numbers of another image, `(*batch, *size) -> (*batch, *positions)`; 0 for a window without pixels."""
+    y = blank(t, pooling, pixels.shape[pixels.ndim - len(pooling.geometry[0]) :])
+    complete = someone_everywhere(pooling.geometry)
+    lines = planes(pixels if complete else pixels.clamp(min=0), pooling)
+    planes(y, pooling).copy_(planes(t, pooling).flatten(1).gather(1, addresses(lines, pooling)).view(lines.shape))
+    return y if complete else torch.where(pixels == NOBODY, 0, y)
 
 
 # ---- Adjoints ----------------------------------------------------------------------------------------------------------------------------
 
 
-def route(g: Tensor, chosen: Sequence[Tensor], pooling: Pooling, size: Sequence[int]) -> Tensor:
-    """The adjoint of `pick`: every number goes to the pixel that won, `(*batch, *positions) -> (*batch, *size)`."""
-    for (axis, side), winner in zip(sides(pooling.geometry, size), reversed(chosen), strict=True):
-        gx = blank(g, pooling, resized(g, pooling, axis, size[axis])).zero_()
-        for u, position, pixel in side.visits:
-            gx[at(axis, pixel)] += torch.where(winner[at(axis, position)] == u, g[at(axis, position)], 0)
-        g = gx
-    return g
+def route(g: Tensor, pixels: Tensor, pooling: Pooling, size: Sequence[int]) -> Tensor:
+    """The adjoint of `pick`: every number goes to the pixel of its number, `(*batch, *positions) -> (*batch, *size)`."""
+    gx = blank(g, pooling, size).zero_()
+    if g.device.type != "cpu":
+        return _route_by_cells(gx, g, pixels, pooling)
+    if not someone_everywhere(pooling.geometry):
+        g, pixels = torch.where(pixels == NOBODY, 0, g), pixels.clamp(min=0)
+    images, upstream, lines = (planes(t, pooling) for t in (gx, g, pixels))
+    n = images.shape[0]
+    step = n if torch.compiler.is_compiling() or g.numel() <= PLACES else max(1, PLACES * n // g.numel())
+    for a in range(0, n, max(step, 1)):
+        image = images[a : a + step]
+        image.view(image.shape[0], -1).scatter_add_(1, addresses(lines[a : a + step], pooling), upstream[a : a + step].flatten(1))
+    return gx
+
+
+def _route_by_cells(gx: Tensor, g: Tensor, pixels: Tensor, pooling: Pooling) -> Tensor:
+    """One addition per cell of the window: where a scatter adds in any order, this one adds in the same at every run."""
+    lines = sides(pooling.geometry, gx.shape)
+    size = gx.shape[gx.ndim - len(lines) :]
+    numbers = torch.arange(size.numel(), device=gx.device).view(size)
+    for visits in product(*(side.visits for _, side in lines)):
+        here: Any = (..., *(visit[1] for visit in visits))
+        cells: Any = (..., *(visit[2] for visit in visits))
+        gx[cells] += torch.where(pixels[here] == numbers[cells], g[here], 0)
+    return gx
 
 
 def spread(g: Tensor, pooling: Pooling, size: Sequence[int]) -> Tensor:

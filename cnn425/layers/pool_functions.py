@@ -1,20 +1,20 @@
 """The autograd Functions of the pools: mathematics only; the story is told in `cnn425.layers.pool`.
 
-MaxPool, MaxPoolWithIndices   image -> largest numbers          their tangent is Pick, their gradient Route
-Pick                          another image where this one has its winners; its gradient is Route
-Route                         every number to the pixel that won; its gradient is Pick
-AveragePool                   image -> means; its gradient is Share
-Share                         every number to all pixels of its window; its gradient is AveragePool
+MaxPool        image -> largest numbers and their pixels; its tangent is Pick, its gradient Route
+Pick           the pixels that won, of another image; its gradient is Route
+Route          every number to the pixel that won; its gradient is Pick
+AveragePool    image -> means; its gradient is Share
+Share          every number to all pixels of its window; its gradient is AveragePool
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from cnn425.algorithms import pool as algorithm
-from cnn425.algorithms import pool_masks
+from cnn425.algorithms import pool_winners
 from cnn425.algorithms.pool import Bins, Pooling
 from cnn425.layers.function import operation
 
@@ -30,117 +30,84 @@ def wide(x: Tensor) -> Tensor:
 
 
 class MaxPool(Function):
-    """Image -> the largest number of every window: `(N, C, *size) -> (N, C, *positions)`."""
+    """Image -> the largest number of every window, `(N, C, *size) -> (N, C, *positions)`, and as `dtype` the number of its pixel."""
 
     @staticmethod
-    def forward(x: Tensor, pooling: Pooling) -> Tensor:
-        return algorithm.largest(x, pooling)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.pooling = inputs
-        ctx.save_for_backward(x, output)
-        ctx.save_for_forward(x)
-
-    @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        return route(gy, *ctx.saved_tensors, ctx.pooling), None
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor, _: None) -> Tensor:
-        return pick(dx, ctx.saved_tensors[0], ctx.pooling)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, pooling: Pooling) -> tuple[Tensor, int]:
-        return over_batch(max_pool, info.batch_size, in_dims[:1], (x,), pooling), 0
-
-
-class MaxPoolWithIndices(Function):
-    """Image -> the largest number of every window, and where it was: its number among the image's pixels in reading order."""
-
-    @staticmethod
-    def forward(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
-        y = algorithm.largest(x, pooling)
-        indices = pool_masks.numbers(x, y, pooling)
-        if indices is None:
-            indices = algorithm.numbers(algorithm.winners(x, pooling)[1], pooling, spatial(x, pooling))
-        return y, indices
+    def forward(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return pool_winners.winners(x, pooling, dtype) or algorithm.winners(x, pooling, dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, ctx.pooling = inputs
+        x, ctx.pooling, _ = inputs
+        ctx.size = spatial(x, ctx.pooling)
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(x, output[0])
-        ctx.save_for_forward(x)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1])
+        ctx.save_for_forward(output[1])
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return route(gy, *ctx.saved_tensors, ctx.pooling), None
+    def backward(ctx: Any, gy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        return None if gy is None else route(gy, ctx.saved_tensors[0], ctx.pooling, ctx.size), None, None
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor, _: None) -> tuple[Tensor, None]:
-        return pick(dx, ctx.saved_tensors[0], ctx.pooling), None
+    def jvp(ctx: Any, dx: Tensor, *_: None) -> tuple[Tensor, None]:
+        return pick(dx, ctx.saved_tensors[0], ctx.pooling, ctx.size), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, pooling: Pooling) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-        return over_batch(max_pool_with_indices, info.batch_size, in_dims[:1], (x,), pooling), (0, 0)
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+        return over_batch(max_pool_with_pixels, info.batch_size, in_dims[:1], (x,), *arguments), (0, 0)
 
 
 class Pick(Function):
-    """(another image, image) -> the other image where this one has its winners: `(N, C, *size) -> (N, C, *positions)`."""
+    """(image, numbers of pixels) -> these pixels: `(N, C, *size) -> (N, C, *positions)`."""
 
     @staticmethod
-    def forward(t: Tensor, x: Tensor, pooling: Pooling) -> Tensor:
-        return algorithm.pick(t, algorithm.winners(x, pooling)[1], pooling)
+    def forward(t: Tensor, pixels: Tensor, pooling: Pooling, size: tuple[int, ...]) -> Tensor:
+        return algorithm.pick(t, pixels, pooling)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, x, ctx.pooling = inputs
-        ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
+        _, pixels, *ctx.arguments = inputs
+        ctx.save_for_backward(pixels)
+        ctx.save_for_forward(pixels)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        x = ctx.saved_tensors[0]
-        return route(gy, x, max_pool(x, ctx.pooling), ctx.pooling), None, None
+        return route(gy, ctx.saved_tensors[0], *ctx.arguments), None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dt: Tensor | None, *_: Any) -> Tensor | None:
-        return None if dt is None else pick(dt, ctx.saved_tensors[0], ctx.pooling)
+    def jvp(ctx: Any, dt: Tensor, *_: None) -> Tensor:
+        return pick(dt, ctx.saved_tensors[0], *ctx.arguments)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], t: Tensor, x: Tensor, pooling: Pooling) -> tuple[Tensor, int]:
-        return over_batch(pick, info.batch_size, in_dims[:2], (t, x), pooling), 0
+    def vmap(info: Any, in_dims: tuple[int | None, ...], t: Tensor, pixels: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+        return over_batch(pick, info.batch_size, in_dims[:2], (t, pixels), *arguments), 0
 
 
 class Route(Function):
-    """(gradient of the output, image, its max pool) -> gradient of the image: `(N, C, *positions) -> (N, C, *size)`, each to the winner."""
+    """(gradient of the output, numbers of pixels) -> gradient of the image: `(N, C, *positions) -> (N, C, *size)`, each to its pixel."""
 
     @staticmethod
-    def forward(gy: Tensor, x: Tensor, y: Tensor, pooling: Pooling) -> Tensor:
-        g = wide(gy)
-        gx = pool_masks.route(g, x.to(g.dtype), y.to(g.dtype), pooling)
-        if gx is None:
-            gx = algorithm.route(g, algorithm.winners(x, pooling)[1], pooling, spatial(x, pooling))
-        return gx.to(gy.dtype)
+    def forward(gy: Tensor, pixels: Tensor, pooling: Pooling, size: tuple[int, ...]) -> Tensor:
+        return algorithm.route(wide(gy), pixels, pooling, size).to(gy.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, x, y, ctx.pooling = inputs
-        ctx.save_for_backward(x)
-        ctx.save_for_forward(x, y)
+        _, pixels, *ctx.arguments = inputs
+        ctx.save_for_backward(pixels)
+        ctx.save_for_forward(pixels)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return pick(g, ctx.saved_tensors[0], ctx.pooling), None, None, None
+        return pick(g, ctx.saved_tensors[0], *ctx.arguments), None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dgy: Tensor | None, *_: Any) -> Tensor | None:
-        return None if dgy is None else route(dgy, *ctx.saved_tensors, ctx.pooling)
+    def jvp(ctx: Any, dgy: Tensor, *_: None) -> Tensor:
+        return route(dgy, ctx.saved_tensors[0], *ctx.arguments)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], gy: Tensor, x: Tensor, y: Tensor, pooling: Pooling) -> tuple[Tensor, int]:
-        return over_batch(route, info.batch_size, in_dims[:3], (gy, x, y), pooling), 0
+    def vmap(info: Any, in_dims: tuple[int | None, ...], gy: Tensor, pixels: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+        return over_batch(route, info.batch_size, in_dims[:2], (gy, pixels), *arguments), 0
 
 
 class AveragePool(Function):
@@ -218,5 +185,19 @@ def over_batch(function: Any, batch: int, in_dims: tuple[int | None, ...], image
     return results.unflatten(0, (batch, results.shape[0] // batch))
 
 
-max_pool, max_pool_with_indices, pick, route = map(operation, (MaxPool, MaxPoolWithIndices, Pick, Route))
+def max_pool(x: Tensor, pooling: Pooling) -> Tensor:
+    """The largest number of every window; who won is found out only where a derivative may be asked for."""
+    if not (
+        torch.compiler.is_compiling() or x.requires_grad or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    ):
+        return algorithm.largest(x, pooling)
+    return max_pool_with_pixels(x, pooling, torch.int32)[0]
+
+
+def max_pool_with_indices(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
+    """The largest number of every window, and where it was: its number among the image's pixels in reading order."""
+    return max_pool_with_pixels(x, pooling, torch.int64)
+
+
+max_pool_with_pixels, pick, route = map(operation, (MaxPool, Pick, Route))
 average_pool, share = map(operation, (AveragePool, Share))
