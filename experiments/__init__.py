@@ -2,9 +2,8 @@
 
 Every file here has the same four parts, so that tests/test_experiments.py can run each one it finds:
 
-    the docstring       its first line is the claim; then the command and how long it takes on a laptop CPU
-    a frozen dataclass  every number that can change the result (cnn425/lab/options.py), which is also the `--help`
-    main(argv=None)     runs it, prints what a reader wants to see, and returns the verdict: a NamedTuple of numbers with `holds`, true if
-    the claim holds TINY                the words of a command line that runs in seconds, often too small for the claim; the test adds
-    `--log-dir`
+    docstring       its first line is the claim; then the command and how long it takes on a laptop CPU
+    Options         a frozen dataclass (cnn425/lab/options.py) of every number that can change the result; it is also the `--help`
+    main(argv=None) runs it, prints what a reader wants to see, and returns the verdict: a NamedTuple of numbers with `holds`
+    TINY            the words of a command line that runs in seconds, often too small for the claim; the test adds `--log-dir`
 """
