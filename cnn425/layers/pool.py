@@ -27,6 +27,7 @@ from torch.nn import Module
 from cnn425.algorithms.pool import Pooling
 from cnn425.layers import pool_arguments as arguments
 from cnn425.layers.pool_functions import average_pool, max_pool, max_pool_with_indices
+from cnn425.windows import Geometry
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
 
@@ -46,13 +47,17 @@ def upcast(input: Tensor, dimensions: int) -> Tensor:
 def _max_pool(
     dimensions: int, input: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any, return_indices: Any
 ) -> Any:
-    function = f"max_pool{dimensions}d"
-    arguments.check_tensor(function, input)
-    geometry = arguments.geometry(function, dimensions, kernel_size, stride, padding, dilation, ceil_mode)
-    arguments.check_shape(function, input, dimensions)
-    arguments.check_fits(function, input, geometry)
-    integers = dimensions > 1 or return_indices
-    arguments.check_dtype(function, input, arguments.FLOATS + arguments.INTEGERS if integers else arguments.FLOATS)
+    def checked() -> Geometry:
+        function = f"max_pool{dimensions}d"
+        arguments.check_tensor(function, input)
+        geometry = arguments.geometry(function, dimensions, kernel_size, stride, padding, dilation, ceil_mode)
+        arguments.check_shape(function, input, dimensions)
+        arguments.check_fits(function, input, geometry)
+        integers = dimensions > 1 or return_indices
+        arguments.check_dtype(function, input, arguments.FLOATS + arguments.INTEGERS if integers else arguments.FLOATS)
+        return geometry
+
+    geometry = arguments.once(checked, "max", dimensions, input, kernel_size, stride, padding, dilation, ceil_mode, bool(return_indices))
     pooling = Pooling(geometry, arguments.channels_last(input, dimensions))
     return (max_pool_with_indices if return_indices else max_pool)(upcast(input, dimensions), pooling)
 
@@ -109,15 +114,19 @@ def max_pool3d(
 def _avg_pool(
     dimensions: int, input: Any, kernel_size: Any, stride: Any, padding: Any, ceil_mode: Any, count_include_pad: Any, divisor_override: Any
 ) -> Tensor:
-    function = f"avg_pool{dimensions}d"
-    arguments.check_tensor(function, input)
-    geometry = arguments.geometry(function, dimensions, kernel_size, stride, padding, 1, ceil_mode)
-    arguments.check_average(function, count_include_pad, divisor_override)
-    arguments.check_shape(function, input, dimensions)
-    arguments.check_fits(function, input, geometry)
-    arguments.check_dtype(function, input, (*arguments.FLOATS, torch.int64))
+    def checked() -> tuple[Geometry, int]:
+        function = f"avg_pool{dimensions}d"
+        arguments.check_tensor(function, input)
+        geometry = arguments.geometry(function, dimensions, kernel_size, stride, padding, 1, ceil_mode)
+        arguments.check_average(function, count_include_pad, divisor_override)
+        arguments.check_shape(function, input, dimensions)
+        arguments.check_fits(function, input, geometry)
+        arguments.check_dtype(function, input, (*arguments.FLOATS, torch.int64))
+        return geometry, divisor_override or arguments.cells(geometry, count_include_pad)
+
+    windows = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    geometry, divisor = arguments.once(checked, "average", dimensions, input, *windows)
     pooling = Pooling(geometry, dimensions < 3 and arguments.channels_last(input, dimensions))
-    divisor = divisor_override or arguments.cells(geometry, count_include_pad)
     return average_pool(upcast(input, dimensions), pooling, divisor, count_include_pad)
 
 

@@ -3,7 +3,7 @@
 Exception types are torch's, and so are the words that code in the wild matches on. Sizes are pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -136,6 +136,24 @@ def geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding: 
     plain = _plain(kernel) and _plain(stride) and _plain(padding) and _plain(dilation) and type(ceil_mode) is bool
     known = _remembered if plain and not torch.compiler.is_compiling() else _geometry
     return known(function, dimensions, kernel, stride, padding, dilation, ceil_mode)
+
+
+_checked: dict[Any, Any] = {}
+
+
+def once(check: Callable[[], Any], pool: str, dimensions: int, input: Any, *values: Any) -> Any:
+    """The result of `check`; remembered for a dense tensor of this shape and dtype and these values, all that checks look at."""
+    if type(input) is not Tensor or torch.compiler.is_compiling() or input.layout != torch.strided:
+        return check()
+    if not all(type(value) is bool or _plain(value) for value in values):
+        return check()
+    key = (pool, dimensions, input.shape, input.dtype, values, tuple(map(type, values)))
+    known = _checked.get(key)
+    if known is None:
+        if len(_checked) >= 1024:
+            _checked.clear()
+        known = _checked[key] = check()
+    return known
 
 
 def check_tensor(function: str, input: object) -> None:

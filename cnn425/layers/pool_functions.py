@@ -16,7 +16,7 @@ from torch.autograd import Function, forward_ad
 from cnn425.algorithms import pool as algorithm
 from cnn425.algorithms import pool_winners
 from cnn425.algorithms.pool import Bins, Pooling
-from cnn425.layers.function import operation
+from cnn425.layers.function import is_legacy_batched, operation
 
 
 def spatial(x: Tensor, pooling: Pooling) -> tuple[int, ...]:
@@ -185,13 +185,16 @@ def over_batch(function: Any, batch: int, in_dims: tuple[int | None, ...], image
     return results.unflatten(0, (batch, results.shape[0] // batch))
 
 
+def transformed() -> bool:
+    """Whether the compiler, a transform of `torch.func` or forward mode is at work."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def max_pool(x: Tensor, pooling: Pooling) -> Tensor:
     """The largest number of every window; who won is found out only where a derivative may be asked for."""
-    if not (
-        torch.compiler.is_compiling() or x.requires_grad or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    ):
-        return algorithm.largest(x, pooling)
-    return max_pool_with_pixels(x, pooling, torch.int32)[0]
+    if x.requires_grad or transformed():
+        return max_pool_with_pixels(x, pooling, torch.int32)[0]
+    return algorithm.largest(x, pooling)
 
 
 def max_pool_with_indices(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
@@ -199,5 +202,16 @@ def max_pool_with_indices(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
     return max_pool_with_pixels(x, pooling, torch.int64)
 
 
-max_pool_with_pixels, pick, route = map(operation, (MaxPool, Pick, Route))
-average_pool, share = map(operation, (AveragePool, Share))
+def directly(function: type[Function]) -> Any:
+    """`operation(function)`, of which the plain computation is called where nothing can be differentiated, as in most backward passes."""
+    differentiable = operation(function)
+
+    def apply(g: Tensor, *arguments: Any) -> Tensor:
+        plain = not (torch.is_grad_enabled() or transformed() or is_legacy_batched(g))
+        return function.forward(g, *arguments) if plain else differentiable(g, *arguments)
+
+    return apply
+
+
+max_pool_with_pixels, pick, average_pool = map(operation, (MaxPool, Pick, AveragePool))
+route, share = map(directly, (Route, Share))
