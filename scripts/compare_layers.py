@@ -309,7 +309,8 @@ def main(argv: list[str] | None = None) -> int:
     """Compare, print, and say by the exit code whether everything agrees."""
     o = tyro.cli(Options, args=argv, prog="compare_layers.py", description=__doc__)
     names = [o.layer] if o.layer else list(get_args(Name))
-    console, errors = Console(), Console(stderr=True)
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    errors = Console(stderr=True)
     rows = []
     try:
         checked(o)
