@@ -71,7 +71,7 @@ def line(axis: int, side: Side, dtype: torch.dtype, halved: bool = False) -> Lin
     for n in (*range(common + 1, len(side.visits)), *range(common - 1, -1, -1)):
         u = side.visits[n][0]
         distance, beats = (u - origin) * side.step, torch.ge if n < common else torch.gt
-        others.append(Visit(cells[n], side.place(axis, side.visits[n]), beats, distance, torch.tensor(distance, dtype=dtype)))
+        others.append(Visit(cells[n], side.place(axis, side.visits[n]), beats, distance, torch.tensor(distance, dtype=dtype, device="cpu")))
     first = cells[common] if common >= 0 else None
     return Line(axis, side.positions, first, origin * side.step, tuple(others))
 
@@ -135,13 +135,13 @@ def parts(geometry: Geometry | Bins, size: tuple[int, ...], rows: int, dtype: to
 @lru_cache(maxsize=1024)
 def origins(geometry: Geometry | Bins, size: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The numbers of the first pixel of every row of the image, `(*size[:-1], 1, 1)`, and the columns where windows begin, `(J, 1)`."""
-    rows = torch.arange(0, torch.Size(size).numel(), size[-1], dtype=dtype).view(*size[:-1], 1, 1)
+    rows = torch.arange(0, torch.Size(size).numel(), size[-1], dtype=dtype, device="cpu").view(*size[:-1], 1, 1)
     if isinstance(geometry, Bins):
         starts = [j * size[-1] // geometry.positions[-1] for j in range(geometry.positions[-1])]
     else:
         first, count, stride = -geometry.padding[-1][0], geometry.positions(size)[-1], geometry.stride[-1]
         starts = list(range(first, first + count * stride, stride))
-    return rows, torch.tensor(starts, dtype=dtype).view(-1, 1)
+    return rows, torch.tensor(starts, dtype=dtype, device="cpu").view(-1, 1)
 
 
 def along(line: Line, x: Tensor, pixels: Tensor | None, out: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -201,7 +201,7 @@ def cells(geometry: Geometry | Bins, size: tuple[int, ...]) -> tuple[tuple[int, 
         found = [[row * n + pixel for row in rows for pixel in pixels] for rows in found for pixels in shown]
     most = max(map(len, found))
     positions = tuple(side.positions for _, side in pool.sides(geometry, size))
-    return positions, torch.tensor([window + window[:1] * (most - len(window)) for window in found])
+    return positions, torch.tensor([window + window[:1] * (most - len(window)) for window in found], device="cpu")
 
 
 def small(x: Tensor, geometry: Geometry | Bins, size: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from cnn425.algorithms import pool as algorithm
-from cnn425.algorithms import pool_winners
+from cnn425.algorithms import pool_tiles, pool_winners
 from cnn425.algorithms.pool import Bins, Pooling
 from cnn425.layers.function import is_legacy_batched, operation
 
@@ -115,7 +115,9 @@ class AveragePool(Function):
 
     @staticmethod
     def forward(x: Tensor, pooling: Pooling, divisor: int, count_include_pad: bool) -> Tensor:
-        y = algorithm.total(wide(x), pooling)
+        numbers = wide(x)
+        y = pool_tiles.total(numbers, pooling)
+        y = algorithm.total(numbers, pooling) if y is None else y
         return divided(y, pooling, spatial(x, pooling), divisor, count_include_pad, in_place=True).to(x.dtype)
 
     @staticmethod
@@ -144,7 +146,8 @@ class Share(Function):
         if isinstance(pooling.geometry, Bins) and set(pooling.geometry.positions) == {1}:
             pooling = Pooling(pooling.geometry)  # the gradient of a mean of everything is contiguous, in torch
         g = divided(wide(gy), pooling, size, divisor, count_include_pad)
-        return algorithm.spread(g, pooling, size).to(gy.dtype)
+        gx = pool_tiles.spread(g, pooling, size)
+        return (algorithm.spread(g, pooling, size) if gx is None else gx).to(gy.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
