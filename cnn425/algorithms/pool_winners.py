@@ -144,6 +144,21 @@ def origins(geometry: Geometry | Bins, size: tuple[int, ...], dtype: torch.dtype
     return rows, torch.tensor(starts, dtype=dtype, device="cpu").view(-1, 1)
 
 
+@lru_cache(maxsize=1024)
+def repeated(size: tuple[int, ...], positions: tuple[int, ...]) -> tuple[Geometry, tuple[Tensor, ...]]:
+    """Even windows in place of adaptive ones, and the pixels to lay side by side for them, which is cheap with the channels last.
+
+    Shorter windows show their first pixel again.
+    """
+    places, lengths = [], []
+    for n, count in zip(size, positions, strict=True):
+        shown = [range(i * n // count, -(-(i + 1) * n // count)) for i in range(count)]
+        lengths.append(max(map(len, shown)))
+        places.append(torch.tensor([p for w in shown for p in (*w, *[w[0]] * (lengths[-1] - len(w)))], device="cpu"))
+    kernel = tuple(lengths)
+    return Geometry(kernel, kernel, ((0, 0),) * len(size), (1,) * len(size)), tuple(places)
+
+
 def along(line: Line, x: Tensor, pixels: Tensor | None, out: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """The largest numbers of windows along an axis (in `out`, where they had to be computed), and their pixels.
 
@@ -249,10 +264,16 @@ def winners(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Te
     halved = not pooling.channels_last and can_be_halved(images, sides[-1])
     if innermost := pooling.channels_last or halved or images.shape[0] < PLANES[0] // 2:
         images, values, places = (t if pooling.channels_last else t.unsqueeze(-1) for t in (images, values, places))
+    rows, columns = origins(geometry, size, precise)
+    if pooling.channels_last and isinstance(geometry, Bins) and any(n % count for n, count in zip(size, geometry.positions, strict=True)):
+        geometry, chosen = repeated(size, geometry.positions)
+        for axis, pixels in enumerate(chosen):
+            images = images.index_select(axis + 1, pixels)
+            rows = rows.index_select(axis, pixels) if axis < d - 1 else rows
+        size = tuple(map(len, chosen))
     n, row = images.shape[0], images[0, 0].numel()
     fitting = BLOCK // (row * size[0])
     step = max(1, fitting) if innermost else min(max(PLANES[0], fitting), PLANES[1])
-    rows, columns = origins(geometry, size, precise)
     for part in parts(geometry, size, max(1, BLOCK // (row if innermost else row * step)), precise, halved):
         base = rows[part.pixels] + (columns + part.lines[-1].origin)
         for start in range(0, n, step):
