@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cnn425.lab import figures
-from cnn425.lab.errors import command
+from cnn425.lab.errors import LabError, command
 from cnn425.lab.group import is_first
 from cnn425.lab.loop import default_folder, say, show_board, train
 from cnn425.lab.models import build, namespace
@@ -42,6 +42,12 @@ class PatternOptions(Options):
     """How often each pattern is in the training set; more than one makes sense with noise."""
     noise: float = 0.0
     """Standard deviation of the noise on every pixel, where 1 is the brightness of the ink."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        super().__post_init__()
+        if self.copies < 1 or self.noise < 0:
+            raise LabError(f"--copies must be at least 1 and --noise at least 0, but got {self.copies} and {self.noise}", 2)
 
 
 class PatternVerdict(NamedTuple):
