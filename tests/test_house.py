@@ -177,7 +177,7 @@ def readme_tree():
         if match and not (depth := len(match[1])) % 4:
             folders[depth // 4 :] = [match[2]]
             entries.append("".join(folders))
-    return [entry for entry in entries if not any(other.startswith(entry) and other != entry for other in entries)]
+    return [e for e in entries if not e.endswith("/") or not any(other.startswith(e) and other != e for other in entries)]
 
 
 def test_readme_tree_is_true():
