@@ -130,6 +130,14 @@ def test_unbatched_and_empty_batches(d):
     assert not gb.any()
 
 
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize(("n", "outputs"), [(1, 1), (1, 3), (2, 1), (2, 3)])
+def test_strides_of_single_channels_and_images(d, n, outputs):
+    (x, w, _), _ = problem(d, n=n, inputs=1, outputs=outputs)
+    ours, theirs = both(d)
+    assert ours(x, w).stride() == theirs(x, w).stride()
+
+
 def test_no_gradient_is_computed_that_nobody_asked_for():
     (x, w, b), _ = problem(2)
     frozen = w.requires_grad_()

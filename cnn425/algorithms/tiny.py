@@ -70,8 +70,8 @@ def convolve(x: Tensor, w: Tensor, plan: Plan, bias: Tensor | None) -> Tensor:
     w = w.reshape(O, -1)
     columns = plan.columns(x)
     y = w.mm(columns) if bias is None else torch.addmm(bias.unsqueeze(1), w, columns)
-    if plan.images == 1:
-        return y.view(1, O, *plan.positions)
+    if plan.images == 1 or O == 1:
+        return y.view(plan.images, O, *plan.positions)
     return y.view(O, plan.images, *plan.positions).transpose(0, 1).contiguous()
 
 
