@@ -1,7 +1,7 @@
 """Write tests/fixtures/local_peers.npz: weights, an input and the output of the local layers of tf_keras, flax and the forum snippet.
 
-    python -m venv /tmp/peers && /tmp/peers/bin/pip install tf_keras tensorflow-cpu flax numpy
-    /tmp/peers/bin/python scripts/make_importer_fixtures.py
+    python -m venv .peers && .peers/bin/pip install tf_keras tensorflow-cpu flax numpy
+    .peers/bin/python scripts/make_importer_fixtures.py
 
 The peers are needed here only: the tests read the file. Inputs and outputs are stored channels first, (N, C, *size), kernels as the peer
 has them.
