@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -365,12 +365,17 @@ def workers(parent: int) -> list[int]:
     return [int(number) for number in found]
 
 
-def worker_killed(scene: Scene) -> None:
-    """One of two workers dies: both end, with a message; the same command, or torchrun itself, goes on to the same bits."""
+def worker_restarted(scene: Scene) -> None:
+    """One of two workers dies and torchrun itself starts both again: they end with the same bits."""
+    worker_killed(scene, (("second, with --max-restarts 1", 1, ("--max-restarts", "1")),))
+
+
+def worker_killed(scene: Scene, victims: Sequence[tuple[str, int, Sequence[str]]] = (("first", 0, ()), ("second", 1, ()))) -> None:
+    """One of two workers dies: both end, with a message; the same command goes on to the same bits."""
     whole = scene.fresh()
     out, _ = torchrun(whole).communicate()
     wanted = outcome(whole)
-    for name, victim, more in (("first", 0, ()), ("second", 1, ()), ("second, with --max-restarts 1", 1, ("--max-restarts", "1"))):
+    for name, victim, more in victims:
         folder = scene.fresh()
         run_of_two = torchrun(folder, *more)
         wait_for_checkpoint(folder)
@@ -381,7 +386,8 @@ def worker_killed(scene: Scene) -> None:
         if not more:
             torchrun(folder).communicate(timeout=300)
         alike = same(outcome(folder), wanted)
-        remark = f"exit code {run_of_two.returncode}{'' if more else ', told' if told else ', NOT told: ' + out[-300:]}; "
+        said = ("" if right else ": " + out[-1500:]) if more else ", told" if told else ", NOT told: " + out[-300:]
+        remark = f"exit code {run_of_two.returncode}{said}; "
         scene.report.add(f"worker killed: {name}", remark + ("bit-identical" if alike else "DIFFERENT"), alike and right)
 
 
@@ -397,6 +403,7 @@ def main(options: FaultOptions) -> Report:
         "two": two_processes,
         "disk": full_disk,
         "worker": worker_killed,
+        "restart": worker_restarted,
     }
     chosen = options.only.split(",") if options.only else list(faults)
     with contextlib.ExitStack() as stack:
