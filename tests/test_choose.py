@@ -1,9 +1,11 @@
 """Every algorithm gives torch's convolution and both gradients, and the chooser is deterministic and keeps out of tracing."""
 
+import contextlib
 from dataclasses import dataclass
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cnn425 import algorithms
 from cnn425.algorithms import choose, definition, depthwise, im2col, shifted, winograd
@@ -136,6 +138,54 @@ def test_what_has_no_fast_algorithm_follows_the_definition(dtype):
     x, w = torch.ones(1, 2, 4, 4, dtype=dtype), torch.ones(3, 2, 3, 3, dtype=dtype)
     geometry = Geometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1))
     assert torch.equal(algorithms.convolve(x, w, geometry, 1), torch.full((1, 3, 2, 2), 18, dtype=dtype))
+
+
+SMALL = [
+    Case("every window in the padding reads the last pixel", (1, 1, 2, 2), 1, (3, 3), (1, 1), (2, 2), (1, 1)),
+    Case("images and channels of the output exchanged", (3, 2, 5, 4), 4, (3, 2), (1, 1), (1, 0), (1, 1)),
+    Case("gradient between the strides not zero", (2, 2, 8, 9), 4, (3, 3), (2, 3), (1, 1), (1, 1)),
+    Case("pixels that no strided window sees", (1, 2, 8, 8), 2, (1, 2), (3, 3), (0, 0), (1, 1)),
+    Case("one kernel for all groups", (2, 4, 5, 6), 6, (3, 3), (1, 1), (1, 1), (2, 2), 2),
+    Case("one channel per group", (1, 3, 6, 6), 3, (3, 3), (2, 1), (1, 1), (1, 1), 3),
+    Case("one dimension", (2, 2, 9), 3, (3,), (2,), (1,), (1,)),
+    Case("three dimensions", (1, 2, 4, 3, 5), 2, (2, 2, 3), (1, 2, 1), (1, 0, 1), (1, 1, 2)),
+]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.bug)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_small_convolutions_are_read_from_a_table(last, case, monkeypatch):
+    x, w, bias, gy = case.tensors(last=last)
+    with algorithms.use("im2col"):
+        strides = [result.stride() for result in maps(case, x, w, bias, gy)]
+    monkeypatch.setattr(choose, "chosen", lambda *_: pytest.fail("not taken for small"))
+    for mine, expected, stride in zip(maps(case, x, w, bias, gy), reference(case, x, w, bias, gy), strides, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)
+        assert all(a == b for a, b, n in zip(mine.stride(), stride, mine.shape, strict=True) if n > 1)
+
+
+def test_a_table_serves_any_strides():
+    """Views with gaps, transposed images and expanded gradients lie where their table does not say."""
+    case = SMALL[1]
+    x, w, bias, gy = case.tensors()
+    gapped = torch.zeros(*x.shape, 2, dtype=x.dtype)[..., 0].copy_(x)
+    turned = x.transpose(2, 3).contiguous().transpose(2, 3)
+    once = gy[:1, :1, :1, :1].expand(gy.shape)
+    for image in (gapped, turned):
+        for mine, expected in zip(maps(case, image, w, bias, once), reference(case, x, w, bias, once), strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_table_first_made_under_fake_tensors_or_inference_is_a_table():
+    case = Case("made inside a mode, used outside", (1, 1, 7, 5), 1, (2, 3), (1, 1), (1, 0), (1, 1))
+    x, w, bias, gy = case.tensors()
+    with FakeTensorMode(allow_non_fake_inputs=True), contextlib.suppress(Exception):
+        maps(case, x, w, bias, gy)
+    with torch.inference_mode():
+        maps(case, x, w, bias, gy)
+    for mine, expected in zip(maps(case, x, w, bias, gy), reference(case, x, w, bias, gy), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)
+        assert type(mine) is torch.Tensor
 
 
 def test_empty_batch():

@@ -42,7 +42,7 @@ def use(name: str) -> Iterator[None]:
 
 def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None = None) -> Tensor:
     """The output, `(N, C, *size), (O, C/G, *kernel), (O,) -> (N, O, *positions)`."""
-    if small(x, w, groups) and (plan := tiny.plan(x.shape, geometry)):
+    if small(x, w) and (plan := tiny.for_output(tiny.like(x), tiny.like(w), geometry, groups)):
         return tiny.convolve(x, w, plan, bias)
     order = layout.memory_format(x, w)
     return chosen("output", x, w, x.shape, w.shape[0], geometry, groups, order).convolve(x, w, geometry, groups, bias, order)
@@ -52,7 +52,7 @@ def convolve_input_gradient(
     gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int], memory_format: torch.memory_format | None = None
 ) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (O, C/G, *kernel) -> (N, C, *size)`; laid out as `gy` and `w`, or as given."""
-    if small(gy, w, groups) and memory_format is None and (plan := tiny.plan(gy.shape, tiny.turned(geometry, tuple(size), gy.shape[2:]))):
+    if small(gy, w) and (plan := tiny.for_input_gradient(tiny.like(gy), tiny.like(w), geometry, groups, tuple(size), memory_format)):
         return tiny.convolve_input_gradient(gy, w, plan)
     shape = (gy.shape[0], w.shape[1] * groups, *size)
     order = memory_format or layout.memory_format(gy, w)
@@ -64,8 +64,8 @@ def convolve_weight_gradient(
     gy: Tensor, x: Tensor, geometry: Geometry, groups: int, memory_format: torch.memory_format | None = None
 ) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`; laid out as `gy` and `x`, or as given."""
-    if small(gy, x, groups) and memory_format is None and (plan := tiny.plan(x.shape, geometry)):
-        return tiny.convolve_weight_gradient(gy, x, plan, geometry.kernel)
+    if small(gy, x) and (plan := tiny.for_weight_gradient(tiny.like(gy), tiny.like(x), geometry, groups, memory_format)):
+        return tiny.convolve_weight_gradient(gy, x, plan)
     order = memory_format or layout.memory_format(gy, x)
     algorithm = chosen("weight gradient", gy, x, x.shape, gy.shape[1], geometry, groups, order)
     return algorithm.convolve_weight_gradient(gy, x, geometry, groups, order)
@@ -85,22 +85,11 @@ def chosen(
     return im2col if algorithm is winograd and not (a.sum() + b.sum()).isfinite() else algorithm
 
 
-def small(a: Tensor, b: Tensor, groups: int) -> bool:
-    """Whether operands are worth a look by `tiny`: few plain numbers, contiguous, without a doubt about the layout of the result."""
-    return (
-        groups == 1
-        and not torch.compiler.is_compiling()
-        and not forced
-        and plain(a)
-        and plain(b)
-        and 0 < a.numel() <= tiny.CELLS
-        and 0 < b.numel() <= tiny.CELLS
-        and a.is_contiguous()
-        and b.is_contiguous()
-        and a.shape[-1] > 1
-        and a.stride(1) >= a.stride(-1) * 2
-        and b.stride(1) >= b.stride(-1) * 2
-    )
+def small(a: Tensor, b: Tensor) -> bool:
+    """Whether operands are worth a look by `tiny`: few plain numbers."""
+    if torch.compiler.is_compiling() or forced or type(a) not in PLAIN or type(b) not in PLAIN:
+        return False
+    return a.numel() <= tiny.CELLS and b.numel() <= tiny.CELLS
 
 
 def plain(x: Tensor) -> bool:

@@ -5,6 +5,8 @@ A layer writes `forward`, `setup_context`, `backward`, `jvp` and `vmap` once, as
     new style   the class itself: `torch.func` transforms ask for a forward without `ctx`
     eager       outside of transforms: forward and setup_context in one call; torch then need not bind a signature (17 of 20 us)
     traced      `torch.compile` and `torch.export` refuse a Function that has a `jvp`; this twin has none
+
+and none at all where nothing will be differentiated, as in most backward passes: then the plain `forward` is called.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,17 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 
 def operation(function: type[Function]) -> Callable[..., Any]:
     """`function.apply`, in the form that the present mode of torch wants; positional arguments only."""
 
     def forward(ctx: Any, *args: Any) -> Any:
-        output = over_legacy_batch(function, args) if any(map(is_legacy_batched, args)) else function.forward(*args)
+        output = over_legacy_batch(function, args) if any(map(is_legacy_batched, args)) else plain(*args)
         function.setup_context(ctx, args, output)
         return output
 
+    plain: Callable[..., Any] = function.forward
     single = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
     eager: Any = type(function.__name__, (function,), single)
     traced: Any = type(function.__name__, (function,), {"jvp": staticmethod(Function.jvp)})
@@ -33,9 +36,20 @@ def operation(function: type[Function]) -> Callable[..., Any]:
             return traced.apply(*args)
         if torch._C._are_functorch_transforms_active():
             return function.apply(*args)
-        return eager.apply(*args)
+        return eager.apply(*args) if is_followed(args) else plain(*args)
 
     return apply
+
+
+def is_followed(args: Sequence[Any]) -> bool:
+    """Whether autograd, forward mode or the older vmap has to know of a computation with these arguments."""
+    if forward_ad._current_level >= 0:
+        return True
+    recording = torch.is_grad_enabled()
+    for arg in args:
+        if isinstance(arg, Tensor) and ((recording and arg.requires_grad) or torch._C._functorch.is_legacy_batchedtensor(arg)):
+            return True
+    return False
 
 
 def is_legacy_batched(value: Any) -> bool:
@@ -60,16 +74,16 @@ def over_legacy_batch(function: type[Function], args: Sequence[Any]) -> Any:
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The lower precision that autocast asks for on this device, or None where autocast is off."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
     kind = device.type
-    return (
-        torch.get_autocast_dtype(kind)
-        if torch._C._is_any_autocast_enabled() and kind != "meta" and torch.is_autocast_enabled(kind)
-        else None
-    )
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
 
 
 def cast_for_autocast(*tensors: Tensor | None) -> Sequence[Any]:
     """The tensors in autocast's lower precision, where autocast is on: float64, integers and complex numbers stay as they are."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     dtype = autocast_dtype(next(t.device for t in tensors if t is not None))
     if dtype is None:
         return tensors
