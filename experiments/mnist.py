@@ -3,7 +3,8 @@
     python -m experiments.mnist --model conv --layers custom --epochs 1        (about a minute on two CPU cores)
     python -m experiments.mnist --model conv --layers torch --epochs 1         (same initial weights, same batches)
 
-The files of MNIST are looked for in `--data-dir`, then in CNN425_DATA_DIR; without either they are downloaded once.
+The files of MNIST are looked for in `--data-dir`, else in CNN425_DATA_DIR; without either they are downloaded once into the user's cache.
+A run that was ended goes on with the same command, or with `--resume` and its folder.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,9 @@ class DigitOptions(Options):
     examples: int = 0
     """Use only the first so many training pictures, and a fifth as many for the test. 0: all."""
     data_dir: Path | None = None
-    """The folder that holds MNIST/raw/... Default: CNN425_DATA_DIR, else a cache with download."""
+    """The folder that holds MNIST/raw/... Default: CNN425_DATA_DIR, else the user's cache, into which missing files are downloaded."""
+    download: bool = False
+    """Download missing files into --data-dir or CNN425_DATA_DIR too, as `download=True` does in torchvision."""
 
 
 class DigitVerdict(NamedTuple):
@@ -56,7 +59,7 @@ def data(options: DigitOptions) -> tuple[Pictures, Pictures]:
     if options.dataset == "patterns":
         many = options.examples or 6000
         return pattern_images(many, seed=options.seed), pattern_images(max(1, many // 5), seed=options.seed + 1)
-    training, test = digits.load(options.dataset, options.data_dir)
+    training, test = digits.load(options.dataset, options.data_dir, options.download)
     if options.examples:
         training, test = training.first(options.examples), test.first(max(1, options.examples // 5))
     return training, test

@@ -79,6 +79,9 @@ def test_missing_files_are_one_sentence(published, tmp_path):
         digits.load("mnist", tmp_path)
 
 
+REAL_PLACE = digits.place
+
+
 class Server(http.server.BaseHTTPRequestHandler):
     """A mirror that can be told to fail, to send half, or to send something else."""
 
@@ -133,6 +136,14 @@ def test_a_partial_file_is_never_taken_for_whole(mirror):
     with pytest.raises(LabError, match=r"cannot download train-images-idx3-ubyte.gz .*wrong md5|IncompleteRead|put it into"):
         digits.load()
     assert not list(mirror.glob("*idx*"))
+
+
+def test_a_named_folder_is_filled_only_if_asked(mirror, tmp_path, monkeypatch):
+    monkeypatch.setattr(digits, "place", REAL_PLACE)
+    with pytest.raises(LabError, match=r"is missing; put .* or say --download"):
+        digits.load("mnist", tmp_path)
+    assert not Server.asked
+    assert digits.load("mnist", tmp_path, download=True)[0].labels.tolist() == [3, 9]
 
 
 def test_damaged_cache_is_downloaded_again(mirror):

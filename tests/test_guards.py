@@ -16,7 +16,12 @@ def test_first_culprit_is_the_first_layer_not_the_last():
     with torch.no_grad():
         broken[1].weight[0, 0] = math.inf
     with pytest.raises(guards.NotFiniteError, match=r"before step 7: the loss is nan, first seen in layer 1 \(Linear\), for examples 4, 9"):
-        guards.check_loss(math.nan, broken, torch.ones(2, 4), 7, torch.tensor([4, 9]))
+        guards.check_loss(math.nan, lambda: [guards.first_culprit(broken, torch.ones(2, 4))], 7, torch.tensor([4, 9]))
+
+
+def test_the_culprit_may_be_in_the_part_of_another_process():
+    with pytest.raises(guards.NotFiniteError, match="first seen in layer 3"):
+        guards.check_loss(math.inf, lambda: [guards.LOSS, "layer 3 (Linear)"], 1, torch.tensor([0]))
 
 
 def test_bad_pictures_are_named():
@@ -24,7 +29,7 @@ def test_bad_pictures_are_named():
 
 
 def test_finite_passes():
-    guards.check_loss(1.0, model(), torch.ones(1, 4), 1, torch.tensor([0]))
+    guards.check_loss(1.0, lambda: pytest.fail("nobody asks for a culprit"), 1, torch.tensor([0]))
     guards.check_gradients(1.0, model(), 1, torch.tensor([0]))
 
 

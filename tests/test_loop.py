@@ -158,6 +158,34 @@ def test_changed_options_are_refused_with_the_difference(tmp_path):
         run(tmp_path, Options(**{**vars(OPTIONS), "lr": 0.5, "seed": 1}))
 
 
+def test_another_number_of_threads_is_not_taken_from_the_surroundings(tmp_path, kill_after, uninterrupted):
+    """The number of threads decides about the last bits, and whoever starts the command again may have another one."""
+    kill_after(5)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    kill_after(math.inf)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        _, words = run(tmp_path)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    assert "warning" not in words
+    assert checkpoint.read(checkpoint.checkpoints(tmp_path)[0])["surroundings"]["threads"] == threads
+    assert_same(outcome(tmp_path), uninterrupted)
+
+
+def test_another_version_of_torch_is_told(tmp_path, kill_after, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "1.0.0+cpu")
+    kill_after(5)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    kill_after(math.inf)
+    monkeypatch.setattr(torch, "__version__", "1.0.1+cpu")
+    assert "other surroundings (torch 1.0.0 -> 1.0.1)" in run(tmp_path)[1]
+
+
 def test_a_finished_run_is_told_and_left_alone(tmp_path):
     first, _ = run(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}

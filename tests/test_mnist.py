@@ -35,6 +35,15 @@ def test_dry_run_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_goes_on_with_its_folder_alone(tmp_path, capsys):
+    folder = str(tmp_path / "run")
+    first = mnist.main([*SMALL, "--model", "linear", "--lr", "0.01", "--log-dir", folder])
+    assert mnist.main(["--resume", folder]) == first
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(LabError, match=r"other options \(--lr 0.01 -> 0.02\)"):
+        mnist.main(["--resume", folder, "--lr", "0.02"])
+
+
 def test_missing_digits_are_one_sentence(tmp_path):
     with pytest.raises(LabError, match=r"train-images-idx3-ubyte.* is missing; put .*t10k-labels"):
         mnist.main(["--data-dir", str(tmp_path)])
@@ -59,7 +68,7 @@ def test_checkpoint_can_be_used_without_this_project(tmp_path):
 
 def test_examples_are_the_first_ones(monkeypatch):
     whole = digits.Pictures(torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1), torch.arange(100) % 10, digits.DIGITS)
-    monkeypatch.setattr(digits, "load", lambda dataset, folder: (whole, whole))
+    monkeypatch.setattr(digits, "load", lambda dataset, folder, download: (whole, whole))
     training, test = mnist.data(mnist.DigitOptions(examples=20))
     assert training.labels.tolist() == list(range(10)) * 2
     assert len(test.labels) == 4

@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,36 @@ def test_difference_names_what_changed():
 
 def test_words_are_plain():
     assert as_words(More(log_dir=Path("x")))["log_dir"] == "x"
+
+
+def kept(folder, options):
+    folder.mkdir(exist_ok=True)
+    (folder / "options.json").write_text(json.dumps({"options": as_words(options)}))
+    return str(folder)
+
+
+def test_resume_brings_the_options_of_the_run(tmp_path):
+    begun = More(lr=0.3, noise=0.1, compile=True, log_dir=Path("elsewhere"), log_every=7)
+    options = parse(More, ["--resume", kept(tmp_path / "run", begun)], "test")
+    assert meaning(options) == meaning(begun)
+    assert options.log_dir == tmp_path / "run", "a run folder may be moved"
+
+
+def test_resume_with_another_option_shows_the_difference_later(tmp_path):
+    options = parse(More, ["--resume", kept(tmp_path / "run", More(lr=0.3)), "--seed", "4", "--checkpoint-seconds", "1"], "test")
+    assert (options.lr, options.seed, options.checkpoint_seconds) == (0.3, 4, 1.0)
+
+
+def test_resume_of_nothing_is_one_sentence(tmp_path):
+    with pytest.raises(LabError, match="there is no run to go on with"):
+        parse(More, ["--resume", str(tmp_path / "none")], "test")
+    (tmp_path / "options.json").write_text("{}")
+    with pytest.raises(LabError, match="is not what a run writes"):
+        parse(More, ["--resume", str(tmp_path)], "test")
+    with pytest.raises(LabError, match=r"another experiment \(--noise is unknown here"):
+        parse(Options, ["--resume", kept(tmp_path / "run", More())], "test")
+    with pytest.raises(LabError, match="name two run folders"):
+        parse(More, ["--resume", kept(tmp_path / "run", More()), "--log-dir", "other"], "test")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,19 @@ def test_first_signal_is_noted_and_handlers_come_back(number):
     assert signal.getsignal(number) == before
 
 
+def test_under_torchrun_the_echo_of_a_signal_does_not_insist(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.caught == signal.SIGINT
+        ended = []
+        monkeypatch.setattr(os, "_exit", ended.append)
+        monkeypatch.setattr(signals, "insisting", 0.0)  # the two seconds are over
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended == [143]
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_second_signal_ends_the_process_at_once(name, code):
     done = subprocess.run([sys.executable, "-c", INSISTING.format(name=name)], capture_output=True, text=True)

@@ -2,7 +2,7 @@
 
 Folders are laid out as torchvision does (`MNIST/raw/train-images-idx3-ubyte`, ...), and so are the addresses and digests of the
 downloads. Files are looked for in `--data-dir`, else in CNN425_DATA_DIR; without either they are downloaded once into a cache folder of
-the user.
+the user. As in torchvision, a folder that was named is only written to if `--download` says so.
 """
 
 import gzip
@@ -85,12 +85,12 @@ def md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def load(dataset: Dataset = "mnist", data_dir: Path | None = None) -> tuple[Pictures, Pictures]:
+def load(dataset: Dataset = "mnist", data_dir: Path | None = None, download: bool = False) -> tuple[Pictures, Pictures]:
     """The training and the test pictures, whole, in memory: images `(examples, 1, 28, 28)`, uint8."""
-    where, may_download = place(data_dir)
+    where, is_cache = place(data_dir)
     origin = source(dataset)
     folder = where / origin.folder
-    if may_download:
+    if is_cache or download:
         fetch(origin, folder)
     try:
         contents = [found(part, folder, origin) for part in origin.parts]
@@ -125,8 +125,8 @@ def found(part: Part, folder: Path, origin: Source) -> bytes:
         return gzip.decompress(content) if name.endswith(".gz") else content
     wanted = ", ".join(other.file for other in origin.parts)
     raise LabError(
-        f"{folder / part.file} is missing; put {wanted} into {folder}, or leave out --data-dir and CNN425_DATA_DIR to download to "
-        f"{place_of_cache()}"
+        f"{folder / part.file} is missing; put {wanted} into {folder}, or say --download to have it done, or leave out --data-dir and "
+        f"CNN425_DATA_DIR to download to {place_of_cache()}"
     )
 
 

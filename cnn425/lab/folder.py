@@ -69,11 +69,11 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder; a second process is told so at once. The operating system lets go when a process dies, however it dies."""
+def locked(folder: Path, patience: float = 0) -> Iterator[None]:
+    """Hold the folder; a second process is told so after `patience` seconds. The system lets go when a process dies, however it dies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
+        lock = FileLock(folder / ".lock", timeout=patience)
         lock.acquire()
     except Timeout:
         raise LabError(f"{folder}: another process is training in this folder; wait for it or choose another --log-dir") from None

@@ -5,7 +5,10 @@ size of the whole batch, added over processes, is the gradient one process would
 """
 
 import contextlib
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -15,6 +18,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cnn425.lab.errors import LabError, first_line
+from cnn425.lab.meeting import meet
+
+LOST = ("gloo", "nccl", "connection", "peer")  # what torch's errors about a lost process have in common
+PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
 class Group(NamedTuple):
@@ -36,8 +43,7 @@ class Group(NamedTuple):
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes, the same in each of them."""
         if self.world > 1:
-            with survivors():
-                dist.all_reduce(values)
+            dist.all_reduce(values)
         return values
 
     def gathered(self, thing: Any) -> list[Any]:
@@ -45,8 +51,7 @@ class Group(NamedTuple):
         if self.world == 1:
             return [thing]
         things: list[Any] = [None] * self.world
-        with survivors():
-            dist.all_gather_object(things, thing)
+        dist.all_gather_object(things, thing)
         return things
 
     def from_first(self, thing: Any) -> Any:
@@ -54,8 +59,7 @@ class Group(NamedTuple):
         if self.world == 1:
             return thing
         things = [thing]
-        with survivors():
-            dist.broadcast_object_list(things, src=0)
+        dist.broadcast_object_list(things, src=0)
         return things[0]
 
     def wait(self) -> None:
@@ -68,13 +72,27 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextlib.contextmanager
 def survivors() -> Iterator[None]:
-    """A worker that died is one sentence for those that are left."""
+    """A process that died is one sentence for those that are left, wherever they notice: in a sum, a gradient, a gathered layer."""
     try:
         yield
-    except (RuntimeError, dist.DistError) as error:
-        raise LabError(f"another process of this run has died or does not answer ({first_line(error)}); the same command resumes") from None
+    except RuntimeError as error:
+        reason = first_line(error).split("] ", 1)[-1].split(". ")[0]
+        if not isinstance(error, dist.DistError) and not any(word in str(error).lower() for word in LOST):
+            raise
+        raise LabError(f"another process of this run has died or does not answer ({reason}); the same command resumes") from None
+
+
+def end_with_parent() -> None:
+    """Have the system send SIGTERM when torchrun dies: else its workers train on, in a folder that the next start wants."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def torch_device(name: str) -> torch.device:
@@ -90,9 +108,10 @@ def torch_device(name: str) -> torch.device:
 @contextlib.contextmanager
 def joined(device: str, patience: timedelta = timedelta(minutes=5)) -> Iterator[Group]:
     """Join the processes that torchrun started; alone without torchrun."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not under_torchrun():
         yield Group(0, 1, torch_device(device))
         return
+    end_with_parent()
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     own = torch_device(device)
@@ -100,9 +119,13 @@ def joined(device: str, patience: timedelta = timedelta(minutes=5)) -> Iterator[
         torch.cuda.set_device(own)
     here_first = not dist.is_initialized()
     if here_first:
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=patience)
+        with survivors():
+            store, rank, world = meet(patience)
+            backend = "nccl" if own.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
     try:
-        yield Group(dist.get_rank(), dist.get_world_size(), own)
+        with survivors():
+            yield Group(dist.get_rank(), dist.get_world_size(), own)
     finally:
         if here_first:
             dist.destroy_process_group()

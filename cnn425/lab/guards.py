@@ -1,10 +1,13 @@
 """Guards: a loss or a gradient that is not a finite number stops the run before it can spoil the weights, and says where it came from."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+LOSS = "the loss itself"
 
 
 class NotFiniteError(Exception):
@@ -39,15 +42,14 @@ def first_culprit(model: nn.Module, images: Tensor) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    return culprits[0] if culprits else "the loss itself"
+    return culprits[0] if culprits else LOSS
 
 
-def check_loss(loss: float, model: nn.Module, images: Tensor, step: int, indices: Tensor) -> None:
-    """Stops if the loss is NaN or infinite."""
+def check_loss(loss: float, culprits: Callable[[], Sequence[str]], step: int, indices: Tensor) -> None:
+    """Stops if the loss is NaN or infinite; `culprits` tells what each process finds in its part of the batch."""
     if not math.isfinite(loss):
-        raise NotFiniteError(
-            f"stopped before step {step}: the loss is {loss}, first seen in {first_culprit(model, images)}, for {described(indices)}"
-        )
+        culprit = next((found for found in culprits() if found != LOSS), LOSS)
+        raise NotFiniteError(f"stopped before step {step}: the loss is {loss}, first seen in {culprit}, for {described(indices)}")
 
 
 def gradient_norm(model: nn.Module, most: float = 0.0) -> float:

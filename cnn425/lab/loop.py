@@ -18,7 +18,7 @@ from cnn425.lab import checkpoint, figures, guards
 from cnn425.lab.board import Board, event_files
 from cnn425.lab.errors import LabError, StoppedError, sentence
 from cnn425.lab.folder import Metrics, describe, lengths, locked, rewind
-from cnn425.lab.group import is_first, joined
+from cnn425.lab.group import is_first, joined, under_torchrun
 from cnn425.lab.options import Options, as_words, difference, digest, meaning
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import Reporter
@@ -53,7 +53,7 @@ def train(options: Options, model: nn.Sequential, training: Pictures, held_out: 
         group = stack.enter_context(joined(options.device))
         signals = stack.enter_context(Signals())
         if group.first:
-            stack.enter_context(locked(folder))
+            stack.enter_context(locked(folder, patience=10 if under_torchrun() else 0))  # a dying worker may still be saving
         group.wait()
         run = Training(options, model, training, held_out, group, folder)
         return Loop(run, signals, title).run()
@@ -108,6 +108,9 @@ class Loop:
                 f"{run.folder} holds a run with other options ({changed}); choose another --log-dir, or the same options to resume", 2
             )
         run.load_state_dict(state)
+        different = run.adapt(state.get("surroundings", {}))
+        if different and self.first and not run.at.finished:
+            print(f"warning: the run was started with other surroundings ({different}); the results may differ in rounding", flush=True)
         if self.first and not run.at.finished:
             rewind(run.folder, state["files"])
             print(f"{self.title}: resuming after step {run.at.step} from {run.folder}", flush=True)

@@ -16,13 +16,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 
 from cnn425.lab.errors import LabError
 
-SPEED_ONLY = ("log_dir", "data_dir", "checkpoint_seconds", "dry_run")  # these say where and how often, never what comes out
+SPEED_ONLY = (
+    "log_dir",
+    "resume",
+    "data_dir",
+    "download",
+    "checkpoint_seconds",
+    "dry_run",
+)  # these say where and how often, never what comes out
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,9 @@ class Options:
     shard: bool = False
     """Under torchrun, split the weights of locally connected layers over the processes, by position, instead of copying them."""
     log_dir: Path | None = None
-    """The run folder; the same folder again resumes the run. Default: a folder under runs/ named after these options."""
+    """The run folder; the same command again resumes the run. Default: a folder under runs/ named after these options."""
+    resume: Path | None = None
+    """Go on with the run in this folder, with the options it was started with; they need not be repeated."""
     log_every: int = 10
     """Steps between two points of the TensorBoard curves (metrics.csv has every step)."""
     checkpoint_seconds: float = 60.0
@@ -86,8 +95,35 @@ Anything = TypeVar("Anything")
 
 
 def parse(kind: type[SomeOptions], argv: Sequence[str] | None, description: str) -> SomeOptions:
-    """The options typed on the command line (`None`) or given as a list of words."""
-    return tyro.cli(kind, args=None if argv is None else list(argv), description=description)
+    """The options typed on the command line (`None`) or given as a list of words; `--resume` brings those of a run that was begun."""
+    words = None if argv is None else list(argv)
+    options = tyro.cli(kind, args=words, description=description)
+    if options.resume is None:
+        return options
+    begun = dataclasses.replace(begun_with(kind, options.resume), log_dir=options.resume, resume=options.resume)
+    options = tyro.cli(kind, args=words, description=description, default=begun)
+    if options.log_dir != options.resume:
+        raise LabError(f"--resume {options.resume} and --log-dir {options.log_dir} name two run folders; leave out one", 2)
+    return options
+
+
+def begun_with(kind: type[SomeOptions], folder: Path) -> SomeOptions:
+    """The options with which the run in this folder was begun, from its options.json."""
+    try:
+        kept: dict[str, Any] = json.loads((folder / "options.json").read_text())["options"]
+    except OSError as error:
+        raise LabError(f"--resume {folder}: there is no run to go on with ({folder / 'options.json'}: {error.strerror})", 2) from None
+    except (ValueError, KeyError, TypeError):
+        raise LabError(f"--resume {folder}: {folder / 'options.json'} is not what a run writes", 2) from None
+    hints = get_type_hints(kind)
+    if foreign := sorted(set(kept) - set(hints)):
+        raise LabError(f"--resume {folder}: this is a run of another experiment (--{foreign[0].replace('_', '-')} is unknown here)", 2)
+    for name, value in kept.items():  # what JSON cannot tell apart
+        if isinstance(value, list):
+            kept[name] = tuple(value)
+        elif value is not None and Path in get_args(hints[name]):
+            kept[name] = Path(value)
+    return kind(**kept)
 
 
 def parse_any(kind: type[Anything], argv: Sequence[str] | None, description: str) -> Anything:

@@ -1,12 +1,18 @@
-"""Ctrl-C and SIGTERM: the first asks, the second insists."""
+"""Ctrl-C and SIGTERM: the first asks, the second insists.
+
+Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun, which hands it on. So there a signal that follows at once is
+taken for the echo of the first.
+"""
 
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+ECHO_SECONDS = 2.0
 
 
 class Signals:
@@ -14,6 +20,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.caught: signal.Signals | None = None
+        self.insisting = 0.0  # seconds on the monotonic clock, from which on a signal is a second one
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -26,6 +33,8 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.caught:
+        if self.caught and time.monotonic() >= self.insisting:
             os._exit(CODES[signal.Signals(number)])
-        self.caught = signal.Signals(number)
+        if not self.caught:
+            self.caught = signal.Signals(number)
+            self.insisting = time.monotonic() + (ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0)

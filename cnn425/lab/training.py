@@ -102,7 +102,7 @@ class Training:
         sums = self.group.total(torch.stack([loss.detach().double(), correct.double()]))
         mean, right = sums[0].item() / len(indices), int(sums[1].item())
         self.optimizer.zero_grad()
-        guards.check_loss(mean, self.model, images, self.at.step + 1, indices)
+        guards.check_loss(mean, lambda: self.group.gathered(guards.first_culprit(self.model, images)), self.at.step + 1, indices)
         (loss * (self.group.world / len(indices))).backward()
         norm = guards.gradient_norm(self.model, self.options.clip)
         guards.check_gradients(norm, self.model, self.at.step + 1, indices)
@@ -168,7 +168,20 @@ class Training:
             "random": self.group.gathered(checkpoint.random_state()),
             "options": meaning(self.options),
             "digest": digest(meaning(self.options)),
+            "surroundings": self.surroundings(),
         }
+
+    def surroundings(self) -> dict[str, Any]:
+        """What decides about the last bits besides the options."""
+        return {"torch": torch.__version__.split("+")[0], "threads": torch.get_num_threads(), "processes": self.group.world}
+
+    def adapt(self, before: dict[str, Any]) -> str:
+        """Compute with as many threads as before, unless the options say how many; what else is different now, in words."""
+        now = self.surroundings()
+        if before.get("processes") == now["processes"] and not self.options.threads and before.get("threads"):
+            torch.set_num_threads(before["threads"])
+            now = self.surroundings()
+        return ", ".join(f"{name} {before[name]} -> {value}" for name, value in now.items() if name in before and before[name] != value)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was called."""
