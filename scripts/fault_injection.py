@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process that forks must not have threads
 
 import contextlib
+import functools
 import random
 import shutil
 import signal
@@ -151,6 +152,13 @@ class Scene:
         self.count += 1
         return self.folder / f"run{self.count}"
 
+    @functools.cached_property
+    def two(self) -> tuple[Outcome, float]:
+        """An undisturbed run of two processes and its seconds; made when the first fault needs it."""
+        whole, begun = self.fresh(), time.monotonic()
+        torchrun(whole).wait(300)
+        return outcome(whole), time.monotonic() - begun
+
     def judge(self, fault: str, folder: Path, remark: str = "", good: bool = True) -> None:
         """Run once more, undisturbed, and compare."""
         code, words = run(folder)
@@ -162,15 +170,17 @@ def killed_at_random(scene: Scene, kills: int) -> None:
     """Kill -9 at random moments; a run gets up to five, one after the other."""
     left = kills
     while left:
-        folder, several = scene.fresh(), min(left, 5)
-        for _ in range(several):
+        folder, hits = scene.fresh(), 0
+        while hits < min(left, 5):
             child = start(folder)
             time.sleep(scene.random.uniform(0.02, scene.seconds))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-            ended(child)
-        left -= several
-        scene.judge(f"{several} kills at random moments", folder)
+            os.kill(child, signal.SIGKILL)
+            if ended(child) != -signal.SIGKILL:
+                break  # it had come to its end before
+            hits += 1
+        left -= hits
+        if hits:
+            scene.judge(f"{hits} kills at random moments", folder)
 
 
 def killed_inside_save(scene: Scene) -> None:
@@ -347,16 +357,21 @@ def remount(folder: Path, how: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True, capture_output=True)
 
 
+# ---- Two processes under torchrun --------------------------------------------------------------------------------------------------------
+
+
 def torchrun(folder: Path, *more: str) -> subprocess.Popen[str]:
-    """Start two workers."""
+    """Start two workers, in a process group of their own as a shell would; their output goes to <folder>.out."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *more, "-m", "experiments.mnist"]
-    return subprocess.Popen(
-        [*words, *WORDS, "--log-dir", str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
+    with Path(f"{folder}.out").open("a") as out:
+        return subprocess.Popen(
+            [*words, *WORDS, "--log-dir", str(folder)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=Path(__file__).parents[1],
+            start_new_session=True,
+        )
 
 
 def workers(parent: int) -> list[int]:
@@ -365,30 +380,87 @@ def workers(parent: int) -> list[int]:
     return [int(number) for number in found]
 
 
+def wait_for_workers(run_of_two: subprocess.Popen[str], folder: Path) -> list[int]:
+    """The two workers, once they have saved something."""
+    wait_for_checkpoint(folder)
+    return workers(run_of_two.pid)
+
+
+def gone(processes: Sequence[int]) -> bool:
+    """Whether these processes end within half a minute."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not any(Path(f"/proc/{number}/cmdline").exists() and Path(f"/proc/{number}/cmdline").read_bytes() for number in processes):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def judge_two(scene: Scene, fault: str, folder: Path, remark: str, good: bool, again: bool = True) -> None:
+    """Run the two once more, undisturbed, and compare with two that were left alone."""
+    if again:
+        torchrun(folder).wait(300)
+    alike = same(outcome(folder), scene.two[0])
+    words = Path(f"{folder}.out").read_text()
+    scene.report.add(fault, f"{remark}; " + ("bit-identical" if alike else "DIFFERENT: " + words[-1500:]), alike and good)
+
+
+def worker_killed(scene: Scene) -> None:
+    """One of two workers dies: both end, with a message; the same command goes on to the same bits."""
+    for name, victim in (("first", 0), ("second", 1)):
+        folder = scene.fresh()
+        run_of_two = torchrun(folder)
+        os.kill(wait_for_workers(run_of_two, folder)[victim], signal.SIGKILL)
+        code = run_of_two.wait(300)
+        words = Path(f"{folder}.out").read_text()
+        told = "has died" in words or "Signal 9" in words or "exitcode  : -9" in words
+        judge_two(scene, f"one of two workers killed, the {name}", folder, f"exit code {code}{', told' * told}", code != 0 and told)
+
+
 def worker_restarted(scene: Scene) -> None:
     """One of two workers dies and torchrun itself starts both again: they end with the same bits."""
-    worker_killed(scene, (("second, with --max-restarts 1", 1, ("--max-restarts", "1")),))
-
-
-def worker_killed(scene: Scene, victims: Sequence[tuple[str, int, Sequence[str]]] = (("first", 0, ()), ("second", 1, ()))) -> None:
-    """One of two workers dies: both end, with a message; the same command goes on to the same bits."""
-    whole = scene.fresh()
-    out, _ = torchrun(whole).communicate()
-    wanted = outcome(whole)
-    for name, victim, more in victims:
+    for name, victim in (("first", 0), ("second", 1)):
         folder = scene.fresh()
-        run_of_two = torchrun(folder, *more)
-        wait_for_checkpoint(folder)
-        os.kill(workers(run_of_two.pid)[victim], signal.SIGKILL)
-        out, _ = run_of_two.communicate(timeout=300)
-        told = "has died" in out or "Signal 9" in out or "exitcode  : -9" in out
-        right = run_of_two.returncode == 0 if more else run_of_two.returncode != 0 and told
-        if not more:
-            torchrun(folder).communicate(timeout=300)
-        alike = same(outcome(folder), wanted)
-        said = ("" if right else ": " + out[-1500:]) if more else ", told" if told else ", NOT told: " + out[-300:]
-        remark = f"exit code {run_of_two.returncode}{said}; "
-        scene.report.add(f"worker killed: {name}", remark + ("bit-identical" if alike else "DIFFERENT"), alike and right)
+        run_of_two = torchrun(folder, "--max-restarts", "1")
+        os.kill(wait_for_workers(run_of_two, folder)[victim], signal.SIGKILL)
+        code = run_of_two.wait(300)
+        resumed = "resuming after step" in Path(f"{folder}.out").read_text()
+        remark = f"exit code {code}{', resumed by torchrun' * resumed}"
+        judge_two(scene, f"worker killed with --max-restarts 1, the {name}", folder, remark, code == 0 and resumed, again=False)
+
+
+def launcher_ended(scene: Scene) -> None:
+    """Torchrun is killed, or gets SIGTERM, or Ctrl-C reaches it and its workers: these finish their step, save, and are gone."""
+    for name, number in (("killed", signal.SIGKILL), ("SIGTERM", signal.SIGTERM), ("Ctrl-C", signal.SIGINT)):
+        folder = scene.fresh()
+        run_of_two = torchrun(folder)
+        children = wait_for_workers(run_of_two, folder)
+        (os.killpg if number == signal.SIGINT else os.kill)(run_of_two.pid, number)
+        code, ended_too = run_of_two.wait(300), gone(children)
+        told = Path(f"{folder}.out").read_text().count("; kept ") == 1
+        remark = f"exit code {code}, workers {'saved and gone' if told and ended_too else 'NOT told or still there'}"
+        judge_two(scene, f"torchrun: {name}", folder, remark, told and ended_too)
+
+
+def killed_of_two(scene: Scene, kills: int) -> None:
+    """Kill -9 of torchrun or of either worker, at random moments from its start to its end; a run gets up to five."""
+    left = kills
+    _, seconds = scene.two
+    while left:
+        folder, hits = scene.fresh(), 0
+        while hits < min(left, 5):
+            run_of_two = torchrun(folder)
+            time.sleep(scene.random.uniform(1, seconds))
+            processes = [run_of_two.pid, *workers(run_of_two.pid)]
+            if run_of_two.poll() is not None:
+                break
+            os.kill(scene.random.choice(processes), signal.SIGKILL)
+            run_of_two.wait(300)
+            gone(processes[1:])
+            hits += 1
+        left -= hits
+        if hits:
+            judge_two(scene, f"{hits} kills at random moments, torchrun or one of two workers", folder, "resumed", True)
 
 
 def main(options: FaultOptions) -> Report:
@@ -404,6 +476,8 @@ def main(options: FaultOptions) -> Report:
         "disk": full_disk,
         "worker": worker_killed,
         "restart": worker_restarted,
+        "launcher": launcher_ended,
+        "pair": lambda scene: killed_of_two(scene, max(1, options.kills // 5)),
     }
     chosen = options.only.split(",") if options.only else list(faults)
     with contextlib.ExitStack() as stack:

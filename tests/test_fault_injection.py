@@ -1,4 +1,4 @@
-"""The quick version of scripts/fault_injection.py, with real kills of real processes; the script itself does fifty and more."""
+"""The quick version of scripts/fault_injection.py, with real kills of real processes; the script itself does fifty and more, and fills disks."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts/fault_injection.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["kills", "save", "signals,two", "damage", "clock", "worker"])
+@pytest.mark.parametrize("fault", ["kills", "save", "signals,two", "damage", "clock", "worker,restart", "launcher"])
 def test_the_same_command_again_ends_with_the_same_bits(fault):
     done = subprocess.run(
         [sys.executable, SCRIPT, "--kills", "4", "--only", fault], capture_output=True, text=True, timeout=500, cwd=SCRIPT.parents[1]

@@ -1,6 +1,7 @@
 """Errors a user can do something about: one sentence each, printed without a traceback."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ class LabError(Exception):
 
 
 class StoppedError(LabError):
-    """A run that was asked to end, by a signal; what it did so far is kept."""
+    """A run that ends before its time, in all its processes at the same step; what it did so far is kept, and the first process says so."""
 
 
 def sentence(error: OSError) -> str:
@@ -39,7 +40,8 @@ def command(main: Callable[[], Any]) -> None:
     try:
         verdict = main()
     except LabError as error:
-        print(error, file=sys.stderr, flush=True)
+        if not isinstance(error, StoppedError) or os.environ.get("RANK", "0") == "0":
+            print(error, file=sys.stderr, flush=True)
         raise SystemExit(error.code) from None
     except OSError as error:
         print(f"stopped: {sentence(error)}", file=sys.stderr, flush=True)

@@ -88,7 +88,8 @@ class Loop:
             raise LabError(f"stopped at step {run.at.step}: {sentence(error)}; {self.what_is_kept()}") from None
         except guards.NotFiniteError as error:
             self.save()
-            raise LabError(f"{error}; {self.what_is_kept()}") from None
+            run.group.wait()  # torchrun ends all processes as soon as one has ended: not while the first is saving
+            raise StoppedError(f"{error}; {self.what_is_kept()}") from None
         finally:
             self.close()
         return run.verdict()
@@ -172,6 +173,7 @@ class Loop:
         if caught or save:
             self.save()
         if caught:
+            run.group.wait()
             name = signal.Signals(caught)
             raise StoppedError(
                 f"stopped by {name.name} after step {run.at.step} (epoch {run.at.epoch + 1}); {self.what_is_kept()}", CODES[name]
