@@ -9,6 +9,7 @@ Times are of the steps alone, from the `speed` curve of a run; accuracy is on he
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from rich.table import Table
 from cnn425.lab import checkpoint
 from cnn425.lab.board import scalars
 from cnn425.lab.progress import watched
+from cnn425.lab.signals import CODES
 
 ROOT = Path(__file__).parents[1]
 WAYS = {
@@ -41,8 +43,10 @@ WAYS = {
 class BenchmarkOptions:
     """How much to measure."""
 
+    dataset: str = "patterns"
+    """As in experiments/mnist.py."""
     examples: int = 6400
-    """Pictures of patterns per epoch."""
+    """Pictures per epoch."""
     epochs: int = 2
     """The first one warms up, the last one counts."""
     model: str = "conv"
@@ -51,20 +55,40 @@ class BenchmarkOptions:
     """Runs per way."""
     ways: str = ",".join([*WAYS, "2 processes"])
     """Which ways to compare; the first is the measure of the others."""
+    interruption: bool = True
+    """Also stop a run half-way, start it again, and tell what that cost."""
     json: bool = False
     """Print JSON instead of tables."""
 
 
-def mnist(folder: Path, options: BenchmarkOptions, *words: str, processes: int = 1) -> float:
-    """One training in a process of its own, or several under torchrun; its duration in seconds, start-up included."""
+def mnist(folder: Path, options: BenchmarkOptions, *words: str, processes: int = 1, stop: bool = False) -> float:
+    """One training in a process of its own, or several under torchrun; its duration in seconds, start-up included.
+
+    With `stop`, it is asked to end as soon as its first epoch is over.
+    """
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    common = ["--dataset", "patterns", "--examples", str(options.examples), "--epochs", str(options.epochs), "--model", options.model]
+    common = ["--dataset", options.dataset, "--examples", str(options.examples), "--epochs", str(options.epochs), "--model", options.model]
     command = [sys.executable, *start, "-m", "experiments.mnist", *common, "--log-dir", str(folder), *words]
     begun = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed: {done.stdout[-500:]}{done.stderr[-500:]}")
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while stop and process.poll() is None and not checkpoint.checkpoints(folder):
+        time.sleep(0.01)
+    if stop:
+        process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate()
+    if process.returncode != (CODES[signal.SIGTERM] if stop else 0):
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}: {said[-1000:]}")
     return time.perf_counter() - begun
+
+
+def interruption(options: BenchmarkOptions, folder: Path) -> list[float]:
+    """Seconds that a run takes longer when it is stopped after an epoch and started again, once per repeat."""
+    costs = []
+    for repeat in range(options.repeats):
+        whole = mnist(folder / f"whole-{repeat}", options)
+        stopped = mnist(folder / f"stopped-{repeat}", options, stop=True)
+        costs.append(stopped + mnist(folder / f"stopped-{repeat}", options) - whole)
+    return costs
 
 
 def curve(folder: Path, tag: str) -> list[float]:
@@ -99,14 +123,16 @@ def measure(options: BenchmarkOptions, folder: Path) -> dict[str, object]:
     first = next(iter(ways))
     speed = {name: statistics.median(numbers["images per second"]) for name, numbers in ways.items()}
     write, read, size = checkpoint_seconds(folder / f"{first}-0".replace(" ", "-"), max(5, options.repeats))
+    again = interruption(options, folder) if options.interruption else []
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "model": options.model,
+        "model": f"{options.model} on {options.examples} of {options.dataset}, {options.epochs} epochs",
         "repeats": options.repeats,
         "images per second": speed,
         "relative to the first": {name: value / speed[first] for name, value in speed.items()},
         "spread": {name: [min(n["images per second"]), max(n["images per second"])] for name, n in ways.items()},
         "held-out accuracy": {name: statistics.median(numbers["accuracy"]) for name, numbers in ways.items()},
+        "stop and resume, seconds": [min(again), statistics.median(again), max(again)] if again else None,
         "checkpoint write, seconds": write,
         "checkpoint read, seconds": read,
         "checkpoint size, bytes": size,
@@ -125,6 +151,9 @@ def show(result: dict[str, object]) -> None:
     Console().print(table)
     for name in ("checkpoint write, seconds", "checkpoint read, seconds", "checkpoint size, bytes"):
         print(f"{name}: {result[name]:.4g}")
+    if again := result["stop and resume, seconds"]:
+        assert isinstance(again, list)
+        print("a run that is stopped and resumed takes {1:.1f} s longer ({0:.1f} to {2:.1f}), importing torch included".format(*again))
     print(f"one checkpoint per epoch of 60,000 pictures costs {result['checkpoint, share of an epoch of 60,000']:.2%} of it")
 
 

@@ -1,4 +1,4 @@
-"""The quick version of scripts/fault_injection.py, with real kills of real processes; the script itself does fifty and more, and fills disks."""
+"""The quick version of scripts/fault_injection.py, with real kills of real processes; the script does fifty and more, and fills disks."""
 
 import subprocess
 import sys
