@@ -44,8 +44,9 @@ def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor
     """The output, `(N, C, *size), (O, C/G, *kernel), (O,) -> (N, O, *positions)`."""
     if small(x, w) and (plan := tiny.for_output(tiny.like(x), tiny.like(w), geometry, groups)):
         return tiny.convolve(x, w, plan, bias)
-    order = layout.memory_format(x, w)
-    return chosen("output", x, w, x.shape, w.shape[0], geometry, groups, order).convolve(x, w, geometry, groups, bias, order)
+    order = layout.memory_format(x, w, geometry, groups)
+    algorithm = chosen("output", x, w, x.shape, w.shape[0], geometry, groups, order)
+    return layout.canonical(algorithm.convolve(x, w, geometry, groups, bias, order), order)
 
 
 def convolve_input_gradient(
@@ -57,7 +58,7 @@ def convolve_input_gradient(
     shape = (gy.shape[0], w.shape[1] * groups, *size)
     order = memory_format or layout.memory_format(gy, w)
     algorithm = chosen("input gradient", gy, w, shape, w.shape[0], geometry, groups, order)
-    return algorithm.convolve_input_gradient(gy, w, geometry, groups, size, order)
+    return layout.canonical(algorithm.convolve_input_gradient(gy, w, geometry, groups, size, order), order)
 
 
 def convolve_weight_gradient(
@@ -68,7 +69,7 @@ def convolve_weight_gradient(
         return tiny.convolve_weight_gradient(gy, x, plan)
     order = memory_format or layout.memory_format(gy, x)
     algorithm = chosen("weight gradient", gy, x, x.shape, gy.shape[1], geometry, groups, order)
-    return algorithm.convolve_weight_gradient(gy, x, geometry, groups, order)
+    return layout.canonical(algorithm.convolve_weight_gradient(gy, x, geometry, groups, order), order)
 
 
 def chosen(

@@ -1,7 +1,7 @@
 """Memory layout: which order of dimensions torch would give the result of a convolution, and results in that order.
 
-Torch's rule: channels last (`NHWC` in memory) if the input or the weight lies so, contiguous otherwise;
-both gradients follow the same rule, whatever the layout of the output gradient. One spatial dimension is always contiguous.
+Torch's rule: channels last (`NHWC` in memory) if the input or the weight lies so, contiguous otherwise; both gradients lie as the output
+does, whatever the layout of the output gradient.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cnn425.windows import Geometry
+
+HALF = (torch.bfloat16, torch.float16)
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -25,11 +28,36 @@ def is_channels_last(x: Tensor) -> bool:
     return True
 
 
-def memory_format(x: Tensor, w: Tensor) -> torch.memory_format:
-    """The layout of a result made from `x` and `w`."""
-    if x.ndim == 5 and x.dtype == torch.float64:
-        return torch.contiguous_format  # torch's three-dimensional kernel for doubles knows no other
+def memory_format(x: Tensor, w: Tensor, geometry: Geometry | None = None, groups: int = 1) -> torch.memory_format:
+    """The layout of the convolution of `x` and `w`; without its geometry, of anything else that is made from two such tensors."""
+    if x.ndim == 5 and (x.dtype == torch.float64 or (geometry is not None and not volumes_keep_their_layout(x, w, geometry, groups))):
+        return torch.contiguous_format
     return FORMATS[x.ndim] if is_channels_last(x) or is_channels_last(w) else torch.contiguous_format
+
+
+def volumes_keep_their_layout(x: Tensor, w: Tensor, geometry: Geometry, groups: int) -> bool:
+    """Whether torch gives this volume to the one of its two kernels that knows channels last (oneDNN's): its own conditions, on a CPU."""
+    if x.device.type != "cpu" or x.dtype in HALF:
+        return True
+    if x.dtype != torch.float32:
+        return False
+    N, C, D, H, _ = x.shape
+    U, V = w.shape[-2:]
+    large = groups > 1 or (U > 3 and V > 3) or N > 1 or N * C * D * H > 20480
+    alone = max(geometry.stride) == max(geometry.dilation) == U == V == 1 and N < 16 and torch.get_num_threads() == 1
+    return large and not alone
+
+
+def canonical(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """`x`, whose numbers lie as `layout` says, with the strides that a tensor made that way has along dimensions of size 1 too."""
+    if layout is torch.contiguous_format or 1 not in x.shape or not x.is_contiguous(memory_format=layout):
+        return x
+    size = x.shape
+    step, strides = 1, [0] * x.ndim
+    for d in (1, *range(x.ndim - 1, 1, -1), 0):
+        strides[d] = step
+        step *= size[d]
+    return x.as_strided(size, strides)
 
 
 def empty(like: Tensor, shape: Sequence[int], layout: torch.memory_format) -> Tensor:

@@ -6,11 +6,13 @@ Windows share pixels where m does not divide n. With one window this is the larg
 it is: how a convolutional network ends. Both pools are those of `cnn425.layers.pool` with other windows, ties and NaNs included.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.algorithms.pool import Bins, Pooling
 from cnn425.layers import pool_arguments as arguments
@@ -21,6 +23,8 @@ from cnn425.layers.pool_functions import average_pool, max_pool, max_pool_with_i
 
 
 def _adaptive_max_pool(dimensions: int, input: Any, output_size: Any, return_indices: Any) -> Any:
+    if has_torch_function_unary(input):
+        return handle_torch_function(ADAPTIVE_MAX[dimensions], (input,), input, output_size, return_indices)
     function = f"adaptive_max_pool{dimensions}d"
     bins = Bins(arguments.output_size(function, input, output_size, dimensions))
     arguments.check_adaptive(function, input, dimensions, bins.positions, input.shape[1:])
@@ -51,13 +55,20 @@ def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = 
 
 
 def _adaptive_avg_pool(dimensions: int, input: Any, output_size: Any) -> Tensor:
+    if has_torch_function_unary(input):
+        return handle_torch_function(ADAPTIVE_AVERAGE[dimensions], (input,), input, output_size)
     function = f"adaptive_avg_pool{dimensions}d"
     bins = Bins(arguments.output_size(function, input, output_size, dimensions))
     size = spatial(input, Pooling(bins))
-    arguments.check_adaptive(function, input, dimensions, bins.positions, input.shape[1:] if dimensions == 3 else size)
     whole = all(count == 1 for count in bins.positions)
-    numbers = (*arguments.FLOATS, torch.complex64, torch.complex128) if whole else arguments.FLOATS
-    arguments.check_dtype(function, input, numbers)
+    nonempty = () if whole else size if dimensions < 3 else input.shape[1:]
+    arguments.check_adaptive(function, input, dimensions, bins.positions, nonempty)
+    if whole:
+        arguments.check_mean(function, input)
+    elif dimensions == 3 or (input.numel() and 0 not in bins.positions) or (input.is_complex() and input.requires_grad):
+        arguments.check_dtype(function, input, arguments.FLOATS)
+    elif not input.is_floating_point():
+        return input.new_empty((*input.shape[:-dimensions], *bins.positions))  # torch does not look at the dtype of nothing
     pooling = Pooling(bins, (dimensions < 3 or whole) and arguments.channels_last(input, dimensions))
     return average_pool(upcast(input, dimensions), pooling, arguments.equal_cells(bins.positions, size), False)
 
@@ -81,6 +92,9 @@ def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
     """The means of `output_size` windows of a volume: `(N, C, D, H, W) -> (N, C, I, J, K)`; see `adaptive_avg_pool2d`."""
     return _adaptive_avg_pool(3, input, output_size)
 
+
+ADAPTIVE_MAX: dict[int, Callable[..., Any]] = {1: adaptive_max_pool1d, 2: adaptive_max_pool2d, 3: adaptive_max_pool3d}
+ADAPTIVE_AVERAGE: dict[int, Callable[..., Tensor]] = {1: adaptive_avg_pool1d, 2: adaptive_avg_pool2d, 3: adaptive_avg_pool3d}
 
 # ---- The Modules -----------------------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from cnn425.windows import Geometry
 
 
+SMALL_INTEGERS = {torch.uint8: "Byte", torch.int8: "Char", torch.int16: "Short", torch.int32: "Int"}
+
+
 def invalid(function: str, name: str, value: object, wanted: str) -> TypeError:
     """The error for an argument of the wrong type, naming argument, what came and what is wanted."""
     return TypeError(
@@ -147,10 +150,13 @@ def check_fits(input: torch.Size, windows: Geometry) -> None:
         raise RuntimeError(f"Only zero batch or zero channel inputs are supported, but got input shape: {list(input)}")
 
 
-def check_same_type(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def check_same_type(input: Tensor, weight: Tensor, bias: Tensor | None, windows: Geometry | None = None) -> None:
     """Input, weight and bias must agree in dtype, and in device."""
     if input.dtype == torch.bool:
         raise NotImplementedError("convolution is not implemented for 'Bool': cast input and weight to a number type")
+    if input.dtype in SMALL_INTEGERS and windows is not None and max(windows.dilation) > 1:
+        name = SMALL_INTEGERS[input.dtype]
+        raise NotImplementedError(f"\"slow_conv_dilated<>\" not implemented for '{name}': a dilated kernel takes int64 or floating point")
     for name, other in (("weight", weight), ("bias", bias)):
         if other is None:
             continue

@@ -16,12 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425 import algorithms
+from cnn425.algorithms import layout
 from cnn425.layers import arguments
 from cnn425.layers.batching import IMAGE, OUTPUT, WEIGHT, over_batch
-from cnn425.layers.function import cast_for_autocast, operation, without_autocast
+from cnn425.layers.function import cast_for_autocast, is_legacy_batched, operation, without_autocast
 from cnn425.windows import Geometry
+
+Order = torch.memory_format | None
 
 # ---- The Functions: mathematics only
 
@@ -41,8 +45,9 @@ class Convolution(Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
         needs_x, needs_w, _, _, needs_b = ctx.needs_input_grad
-        gx = input_gradient(gy, w.conj(), ctx.geometry, ctx.groups, ctx.size) if needs_x else None
-        gw = weight_gradient(gy, x.conj(), ctx.geometry, ctx.groups) if needs_w else None
+        order = gradient_order(gy, x, w, ctx.geometry, ctx.groups)
+        gx = input_gradient(gy, w.conj(), ctx.geometry, ctx.groups, ctx.size, order) if needs_x else None
+        gw = weight_gradient(gy, x.conj(), ctx.geometry, ctx.groups, order) if needs_w else None
         gb = gy.sum((0, *range(2, gy.ndim))) if needs_b else None
         return gx, gw, None, None, gb
 
@@ -69,8 +74,8 @@ class ConvolutionInputGradient(Function):
     """The gradient of the image: `(N, O, *positions), (O, C/groups, *kernel) -> (N, C, *size)`."""
 
     @staticmethod
-    def forward(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...]) -> Tensor:
-        return without_autocast(algorithms.convolve_input_gradient, gy.device, gy, w, geometry, groups, size)
+    def forward(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...], order: Order = None) -> Tensor:
+        return without_autocast(algorithms.convolve_input_gradient, gy.device, gy, w, geometry, groups, size, order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -83,7 +88,7 @@ class ConvolutionInputGradient(Function):
         needs_gy, needs_w = ctx.needs_input_grad[:2]
         ggy = convolution(g, w.conj(), ctx.geometry, ctx.groups, None) if needs_gy else None
         gw = weight_gradient(gy.conj(), g, ctx.geometry, ctx.groups) if needs_w else None
-        return ggy, gw, None, None, None
+        return ggy, gw, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dgy: Tensor, dw: Tensor, *_: None) -> Tensor:
@@ -91,16 +96,16 @@ class ConvolutionInputGradient(Function):
         return input_gradient(dgy, w, ctx.geometry, ctx.groups, ctx.size) + input_gradient(gy, dw, ctx.geometry, ctx.groups, ctx.size)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...]) -> tuple[Tensor, int]:
-        return over_batch(input_gradient, (OUTPUT, WEIGHT, IMAGE), info, in_dims, (gy, w), geometry, groups, size), 0
+    def vmap(info: Any, in_dims: Any, gy: Tensor, w: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+        return over_batch(input_gradient, (OUTPUT, WEIGHT, IMAGE), info, in_dims, (gy, w), *arguments), 0
 
 
 class ConvolutionWeightGradient(Function):
     """The gradient of the weight: `(N, O, *positions), (N, C, *size) -> (O, C/groups, *kernel)`."""
 
     @staticmethod
-    def forward(gy: Tensor, x: Tensor, geometry: Geometry, groups: int) -> Tensor:
-        return without_autocast(algorithms.convolve_weight_gradient, gy.device, gy, x, geometry, groups)
+    def forward(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: Order = None) -> Tensor:
+        return without_autocast(algorithms.convolve_weight_gradient, gy.device, gy, x, geometry, groups, order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -112,7 +117,7 @@ class ConvolutionWeightGradient(Function):
         needs_gy, needs_x = ctx.needs_input_grad[:2]
         ggy = convolution(x.conj(), g, ctx.geometry, ctx.groups, None) if needs_gy else None
         gx = input_gradient(gy.conj(), g, ctx.geometry, ctx.groups, x.shape[2:]) if needs_x else None
-        return ggy, gx, None, None
+        return ggy, gx, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dgy: Tensor, dx: Tensor, *_: None) -> Tensor:
@@ -120,8 +125,8 @@ class ConvolutionWeightGradient(Function):
         return weight_gradient(dgy, x, ctx.geometry, ctx.groups) + weight_gradient(gy, dx, ctx.geometry, ctx.groups)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, gy: Tensor, x: Tensor, geometry: Geometry, groups: int) -> tuple[Tensor, int]:
-        return over_batch(weight_gradient, (OUTPUT, IMAGE, WEIGHT), info, in_dims, (gy, x), geometry, groups), 0
+    def vmap(info: Any, in_dims: Any, gy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+        return over_batch(weight_gradient, (OUTPUT, IMAGE, WEIGHT), info, in_dims, (gy, x), *arguments), 0
 
 
 def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups: int, *_: Any) -> None:
@@ -129,6 +134,13 @@ def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups
     ctx.save_for_backward(first, second)
     ctx.save_for_forward(first, second)
     ctx.geometry, ctx.groups, ctx.size = geometry, groups, first.shape[2:]
+
+
+def gradient_order(gy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, groups: int) -> Order:
+    """The memory layout torch gives both gradients: that of the output; None where the operands of the gradients say the same."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or is_legacy_batched(gy):
+        return None
+    return torch.contiguous_format if x.is_complex() else layout.memory_format(x, w, geometry, groups)
 
 
 convolution = operation(Convolution)
@@ -149,16 +161,32 @@ def _conv(
     groups: Any,
     dimensions: int,
 ) -> Tensor:
+    if has_torch_function_variadic(input, weight, bias):
+        public, settings = PUBLIC[dimensions], (stride, padding, dilation, groups)
+        return handle_torch_function(public, (input, weight, bias), input, weight, bias, *settings)
     arguments.check_tensors(function, input, weight, bias)
     sizes = input.shape, weight.shape, None if bias is None else bias.shape
     geometry = _checked(function, dimensions, *sizes, stride, padding, dilation, groups)
     single = input.ndim == dimensions + 1
     x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
-    arguments.check_same_type(x, w, b)
-    y = convolution(x, w, geometry, groups, b)
+    arguments.check_same_type(x, w, b, geometry)
+    y = _as_torch_stores_it(x, w, geometry, groups, b)
     if x.shape[1] == 0:
         y = y[:, :0]  # torch: without input channels there are no output channels either, whatever the weight says
     return y.squeeze(0) if single else y
+
+
+def _as_torch_stores_it(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tensor | None) -> Tensor:
+    """The convolution, in the precision and the memory layout that torch has for two rare kinds of operands."""
+    if x.dtype == torch.complex32:  # there is no matrix product of such numbers
+        x, w, b = x.to(torch.complex64), w.to(torch.complex64), None if b is None else b.to(torch.complex64)
+        return _as_torch_stores_it(x, w, geometry, groups, b).to(torch.complex32)
+    if torch.compiler.is_compiling() or w.ndim > 3 or w.is_contiguous():
+        return convolution(x, w, geometry, groups, b)
+    if layout.is_channels_last(w.unsqueeze(2)):  # a signal is an image of one row
+        row = Geometry((1, *geometry.kernel), (1, *geometry.stride), ((0, 0), *geometry.padding), (1, *geometry.dilation))
+        return convolution(x.contiguous().unsqueeze(2), w.unsqueeze(2), row, groups, b).squeeze(2)
+    return convolution(x, w, geometry, groups, b)
 
 
 @arguments.remembered
@@ -224,6 +252,9 @@ def conv3d(
 ) -> Tensor:
     """The convolution of a volume: `(N, C, D, H, W)` or `(C, D, H, W)` with weight `(O, C/groups, T, U, V)`. See `conv2d`."""
     return _conv("conv3d", input, weight, bias, stride, padding, dilation, groups, 3)
+
+
+PUBLIC = {1: conv1d, 2: conv2d, 3: conv3d}
 
 
 # ---- The Modules: parameters

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.layers import pool
 from cnn425.layers import pool_arguments as arguments
-
-AVERAGE: dict[int, Callable[..., Tensor]] = {1: pool.avg_pool1d, 2: pool.avg_pool2d, 3: pool.avg_pool3d}
-LARGEST: dict[int, Callable[..., Tensor]] = {1: pool.max_pool1d, 2: pool.max_pool2d, 3: pool.max_pool3d}
 
 # ---- The functions: arguments and checks -----------------------------------------------------------------------------------------------
 
 
 def _lp_pool(dimensions: int, input: Tensor, norm_type: Any, kernel_size: Any, stride: Any, ceil_mode: Any) -> Tensor:
+    if has_torch_function_unary(input):
+        return handle_torch_function(LP[dimensions], (input,), input, norm_type, kernel_size, stride, ceil_mode)
     kernel = arguments.lp_kernel(f"lp_pool{dimensions}d", kernel_size, dimensions)
     if not isinstance(input, Tensor):
         raise AttributeError(
@@ -34,10 +34,10 @@ def _lp_pool(dimensions: int, input: Tensor, norm_type: Any, kernel_size: Any, s
         if norm_type == 0:
             raise ValueError(f"norm_type must be a non-zero value, but got {norm_type}")
         if norm_type == inf:
-            return LARGEST[dimensions](input.abs(), kernel_size, stride, ceil_mode=ceil_mode)
+            return pool.MAX[dimensions](input.abs(), kernel_size, stride, ceil_mode=ceil_mode)
         if norm_type == -inf:
-            return -LARGEST[dimensions](-input.abs(), kernel_size, stride, ceil_mode=ceil_mode)
-    average = AVERAGE[dimensions](input.pow(norm_type), kernel_size, stride, ceil_mode=ceil_mode)
+            return -pool.MAX[dimensions](-input.abs(), kernel_size, stride, ceil_mode=ceil_mode)
+    average = pool.AVERAGE[dimensions](input.pow(norm_type), kernel_size, stride, ceil_mode=ceil_mode)
     if isinstance(kernel[0], (tuple, list)):
         raise TypeError(f"lp_pool1d(): argument 'kernel_size' must be an int, not {type(kernel_size).__name__}")
     return torch.where(average == 0, 0, average).mul(prod(kernel)).pow(1.0 / norm_type)  # unlike masked_fill, keeps channels_last
@@ -65,6 +65,8 @@ def lp_pool3d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = N
     """The p-norm of every window of a volume: `(N, C, D, H, W) -> (N, C, I, J, K)`, with or without N; see `lp_pool2d`."""
     return _lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)
 
+
+LP: dict[int, Callable[..., Tensor]] = {1: lp_pool1d, 2: lp_pool2d, 3: lp_pool3d}
 
 # ---- The Modules -----------------------------------------------------------------------------------------------------------------------
 

@@ -18,11 +18,13 @@ for it lies outside the image, or in another row, and its gradient is written th
 window that is all -inf. Three-dimensional average pools take half precision on the CPU.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.algorithms.pool import Pooling
 from cnn425.layers import pool_arguments as arguments
@@ -47,6 +49,10 @@ def upcast(input: Tensor, dimensions: int) -> Tensor:
 def _max_pool(
     dimensions: int, input: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any, return_indices: Any
 ) -> Any:
+    if has_torch_function_unary(input):
+        settings = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        return handle_torch_function(MAX[dimensions], (input,), input, *settings)
+
     def checked() -> Geometry:
         function = f"max_pool{dimensions}d"
         arguments.check_tensor(function, input)
@@ -59,7 +65,15 @@ def _max_pool(
 
     geometry = arguments.once(checked, "max", dimensions, input, kernel_size, stride, padding, dilation, ceil_mode, bool(return_indices))
     pooling = Pooling(geometry, arguments.channels_last(input, dimensions))
-    return (max_pool_with_indices if return_indices else max_pool)(upcast(input, dimensions), pooling)
+    found = max_pool_with_indices(input, pooling) if return_indices else max_pool(upcast(input, dimensions), pooling)
+    return volume_channels_last(found) if dimensions == 3 and arguments.single_channels_last(input) else found
+
+
+def volume_channels_last(found: Any) -> Any:
+    """Results of a single volume (C, I, J, K), laid out as torch lays them: the channels last, as in the volume."""
+    if isinstance(found, tuple):
+        return tuple(map(volume_channels_last, found))
+    return found.unsqueeze(0).contiguous(memory_format=torch.channels_last_3d).squeeze(0)
 
 
 def max_pool1d(
@@ -114,6 +128,11 @@ def max_pool3d(
 def _avg_pool(
     dimensions: int, input: Any, kernel_size: Any, stride: Any, padding: Any, ceil_mode: Any, count_include_pad: Any, divisor_override: Any
 ) -> Tensor:
+    if has_torch_function_unary(input):
+        settings = (kernel_size, stride, padding, ceil_mode, count_include_pad)
+        settings = settings if dimensions == 1 else (*settings, divisor_override)
+        return handle_torch_function(AVERAGE[dimensions], (input,), input, *settings)
+
     def checked() -> tuple[Geometry, int]:
         function = f"avg_pool{dimensions}d"
         arguments.check_tensor(function, input)
@@ -172,6 +191,9 @@ def avg_pool3d(
     """The mean of every window of a volume: `(N, C, D, H, W) -> (N, C, I, J, K)`, with or without N; see `avg_pool2d`."""
     return _avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
+
+MAX: dict[int, Callable[..., Any]] = {1: max_pool1d, 2: max_pool2d, 3: max_pool3d}
+AVERAGE: dict[int, Callable[..., Tensor]] = {1: avg_pool1d, 2: avg_pool2d, 3: avg_pool3d}
 
 # ---- The Modules -------------------------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ NAMES = {
     torch.complex128: "ComplexDouble",
 }
 COUNTS = {1: "one int", 2: "two ints", 3: "three ints"}
+LARGEST = 2**24  # windows
 AXES = {1: ("W",), 2: ("H", "W"), 3: ("T", "H", "W")}
 
 
@@ -221,6 +222,11 @@ def channels_last(input: Tensor, dimensions: int) -> bool:
     return is_channels_last(input)
 
 
+def single_channels_last(input: Tensor) -> bool:
+    """Whether this is a single volume (C, D, H, W) that keeps its channels last."""
+    return input.ndim == 4 and not input.is_contiguous() and input.movedim(0, -1).is_contiguous()
+
+
 def check_average(function: str, count_include_pad: object, divisor_override: object) -> None:
     """The arguments that only average pools have."""
     if not isinstance(count_include_pad, bool):
@@ -286,6 +292,18 @@ def check_adaptive(function: str, input: Tensor, dimensions: int, positions: Seq
         raise RuntimeError(
             f"{function}(): Expected input to have non-zero size for non-batch dimensions, but input has sizes {shape} "
             f"with dimension {shape.index(0, input.ndim - len(nonempty))} being empty"
+        )
+
+    if prod(positions) > LARGEST:
+        input.new_empty((*input.shape[: input.ndim - d], *positions))  # refuses what does not fit into memory, before windows are listed
+
+
+def check_mean(function: str, input: Tensor) -> None:
+    """One window shows everything: its mean, in torch a mean like any other, which takes complex numbers too."""
+    if not (input.is_floating_point() or input.is_complex()):
+        name = NAMES.get(input.dtype, str(input.dtype).removeprefix("torch."))
+        raise RuntimeError(
+            f"{function}(): mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. Got: {name}"
         )
 
 

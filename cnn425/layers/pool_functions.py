@@ -47,7 +47,10 @@ class MaxPool(Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        return None if gy is None else route(gy, ctx.saved_tensors[0], ctx.pooling, ctx.size), None, None
+        if gy is None:
+            return None, None, None
+        refuse_nothing(gy, ctx.pooling)
+        return route(gy, ctx.saved_tensors[0], ctx.pooling, ctx.size), None, None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: None) -> tuple[Tensor, None]:
@@ -127,6 +130,7 @@ class AveragePool(Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_nothing(gy, ctx.arguments[0])
         return share(gy, *ctx.arguments, ctx.size), None, None, None
 
     @staticmethod
@@ -164,6 +168,16 @@ class Share(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], gy: Tensor, *arguments: Any) -> tuple[Tensor, int]:
         return over_batch(share, info.batch_size, in_dims[:1], (gy,), *arguments), 0
+
+
+def refuse_nothing(gy: Tensor, pooling: Pooling) -> None:
+    """Torch's adaptive pools have an output without windows, but no gradient of it; the mean of everything has one."""
+    bins = pooling.geometry
+    if isinstance(bins, Bins) and 0 in gy.shape[1:] and set(bins.positions) != {1}:
+        raise RuntimeError(
+            f"adaptive_pool{len(bins.positions)}d_backward(): Expected grad_output to have non-zero size for non-batch dimensions, "
+            f"but grad_output has sizes {list(gy.shape)}"
+        )
 
 
 def divided(y: Tensor, pooling: Pooling, size: tuple[int, ...], divisor: int, count_include_pad: bool, in_place: bool = False) -> Tensor:

@@ -1,0 +1,180 @@
+"""What a caller of torch.nn would notice: memory layouts, dtypes and refusals that torch's own suites look at, and other kinds of tensors."""
+
+import pytest
+import torch
+
+import cnn425.nn as nn
+import cnn425.nn.functional as F
+from cnn425.agreement import compare, same_refusal
+
+TORCH = torch.nn.functional
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def image(*size, dtype=torch.float32):
+    return torch.randn(size, generator=torch.Generator().manual_seed(sum(size))).to(dtype)
+
+
+def strides(function, tensors, **named):
+    """Strides of the output and of every gradient, the upstream gradient contiguous."""
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    y = function(*leaves, **named)
+    gradients = torch.autograd.grad(y, leaves, torch.ones(y.shape, dtype=y.dtype))
+    return [t.stride() for t in (y, *gradients)]
+
+
+# ---- memory layout
+
+
+@pytest.mark.parametrize("last", ["input", "weight", "both"])
+@pytest.mark.parametrize(
+    ("shape", "weight", "named"),
+    [
+        ((2, 4, 5, 6), (6, 4, 3, 3), {}),
+        ((2, 1, 5, 6), (1, 1, 3, 3), {"padding": 1}),
+        ((16, 4, 5, 6), (6, 4, 1, 1), {}),
+        ((2, 4, 5, 6), (4, 1, 3, 3), {"groups": 4}),
+        ((2, 3, 4, 5, 6), (4, 3, 3, 3, 3), {}),
+        ((1, 4, 4, 5, 6), (4, 4, 3, 3, 3), {}),
+        ((1, 4, 4, 5, 6), (4, 4, 1, 4, 4), {}),
+    ],
+    ids=str,
+)
+def test_gradients_lie_as_torch_lays_them_whatever_the_layout_of_the_upstream_gradient(shape, weight, named, last):
+    x, w = image(*shape), image(*weight)
+    x = x.to(memory_format=LAST[x.ndim]) if last != "weight" else x
+    w = w.to(memory_format=LAST[w.ndim]) if last != "input" else w
+    name = f"conv{x.ndim - 2}d"
+    assert strides(getattr(F, name), (x, w), **named) == strides(getattr(TORCH, name), (x, w), **named)
+
+
+@pytest.mark.parametrize("transposed", ["input", "weight", "both"])
+def test_a_transposed_signal_is_contiguous_again_unless_the_weight_is_transposed_too(transposed):
+    x, w = image(2, 7, 4), image(5, 3, 4)
+    x = x.transpose(1, 2) if transposed != "weight" else x.transpose(1, 2).contiguous()
+    w = w.transpose(1, 2) if transposed != "input" else w.transpose(1, 2).contiguous()
+    assert strides(F.conv1d, (x, w), padding=1) == strides(TORCH.conv1d, (x, w), padding=1)
+    assert compare(lambda x, w: F.conv1d(x, w, padding=1), lambda x, w: TORCH.conv1d(x, w, padding=1), (x, w))
+
+
+@pytest.mark.parametrize("indices", [False, True])
+def test_a_single_volume_keeps_its_channels_last_and_its_gradient_does_not(indices):
+    x = image(1, 4, 5, 6, 7).to(memory_format=torch.channels_last_3d)[0].requires_grad_()
+    mine, expected = (f(x, 3, 2, return_indices=indices) for f in (F.max_pool3d, TORCH.max_pool3d))
+    for a, b in zip(mine if indices else [mine], expected if indices else [expected], strict=True):
+        assert a.stride() == b.stride()
+        assert torch.equal(a, b)
+    gradients = [torch.autograd.grad(y[0] if indices else y, x, torch.ones(4, 2, 2, 3))[0] for y in (mine, expected)]
+    assert gradients[0].stride() == gradients[1].stride()
+
+
+# ---- dtypes
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_half_precision_complex_numbers_are_convolved(d):
+    f, g = getattr(F, f"conv{d}d"), getattr(TORCH, f"conv{d}d")
+    x, w, b = (torch.complex(image(*s), image(*s).flip(0)).to(torch.complex32) for s in ((2, 4, *[5] * d), (4, 4, *[3] * d), (4,)))
+    assert compare(f, g, (x, w, b))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_small_integers_are_refused_where_torch_has_no_dilated_kernel(dtype, dilation):
+    x, w = torch.ones(1, 2, 6, 6, dtype=dtype), torch.ones(3, 2, 3, 3, dtype=dtype)
+    assert not same_refusal(lambda: F.conv2d(x, w, dilation=dilation), lambda: TORCH.conv2d(x, w, dilation=dilation))
+
+
+@pytest.mark.parametrize("indices", [False, True])
+def test_autocast_raises_the_precision_of_volumes_but_not_where_indices_are_asked_for(indices):
+    x = image(1, 2, 4, 4, 4, dtype=torch.bfloat16)
+    with torch.autocast("cpu"):
+        mine, expected = (f(x, 2, return_indices=indices) for f in (F.max_pool3d, TORCH.max_pool3d))
+    assert (mine[0] if indices else mine).dtype == (expected[0] if indices else expected).dtype
+
+
+# ---- nothing, and far too much
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["avg", "max"])
+def test_no_windows_have_an_output_but_no_gradient(d, kind):
+    name = f"adaptive_{kind}_pool{d}d"
+    x = image(2, 3, *[4] * d).requires_grad_()
+    assert getattr(F, name)(x, 0).shape == (2, 3, *[0] * d)
+    with pytest.raises(RuntimeError, match="Expected grad_output to have non-zero size for non-batch dimensions"):
+        getattr(F, name)(x, 0).sum().backward()
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["avg", "max"])
+def test_more_windows_than_fit_into_memory_are_refused_at_once(d, kind):
+    x = image(2, 2, *[2] * d)
+    for count in (0x3FFFFFFFFFFFFFFF, 10**13):
+        with pytest.raises(RuntimeError):
+            getattr(F, f"adaptive_{kind}_pool{d}d")(x, count)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("size", [(2, 3, 4), (0, 3, 4), (2, 0, 4), (2, 3, 0)], ids=str)
+def test_the_mean_of_everything_takes_what_a_mean_takes(d, dtype, size):
+    name = f"adaptive_avg_pool{d}d"
+    x = torch.ones(size[:2] + size[2:] * d, dtype=dtype)
+    for output in (1, 2):
+        assert not same_refusal(lambda n=output: getattr(F, name)(x, n), lambda n=output: getattr(TORCH, name)(x, n))
+
+
+# ---- other kinds of tensors
+
+CALLS = {
+    **{f"conv{d}d": (lambda f, x, d=d: f(x, torch.ones(2, 3, *[2] * d, dtype=x.dtype)), d) for d in (1, 2, 3)},
+    **{f"{kind}_pool{d}d": (lambda f, x: f(x, 2), d) for d in (1, 2, 3) for kind in ("max", "avg", "adaptive_max", "adaptive_avg")},
+    **{f"lp_pool{d}d": (lambda f, x: f(x, 2, 2), d) for d in (1, 2, 3)},
+    "linear": (lambda f, x: f(x, torch.ones(2, x.shape[-1])), 1),
+    "relu": (lambda f, x: f(x), 1),
+    "sigmoid": (lambda f, x: f(x), 1),
+    "softmax": (lambda f, x: f(x, 1), 1),
+    "cross_entropy": (lambda f, x: f(x, torch.zeros(2, x.shape[-1], dtype=torch.int64)), 1),
+}
+
+
+class Named(torch.Tensor):
+    """A subclass as a user writes it."""
+
+
+class Duck:
+    """Not a tensor, but answers for torch's functions."""
+
+    shape = (2, 3, 4)
+    dtype = torch.float32
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return function.__name__
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_subclass_of_tensor_stays_one(name):
+    call, d = CALLS[name]
+    x = image(2, 3, *[4] * d).as_subclass(Named)
+    mine, expected = call(getattr(F, name), x), call(getattr(TORCH, name), x)
+    assert type(mine) is type(expected) is Named
+    torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_answers_for_torch_functions_is_asked(name):
+    assert CALLS[name][0](getattr(F, name), Duck()) == name
+
+
+def test_a_model_of_our_layers_can_be_traced_symbolically():
+    model = torch.nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), nn.Linear(16, 5), nn.Softmax(1)
+    )
+    graph = torch.fx.symbolic_trace(model)
+    x = image(2, 3, 9, 9)
+    assert torch.equal(graph(x), model(x))
+    calls = [node.target.__name__ for node in graph.graph.nodes if node.op == "call_function"]
+    assert calls == ["conv2d", "relu", "max_pool2d", "adaptive_avg_pool2d", "linear", "softmax"]
