@@ -1,4 +1,4 @@
-"""What a caller of torch.nn would notice: memory layouts, dtypes and refusals that torch's own suites look at, and other kinds of tensors."""
+"""What a caller of torch.nn would notice: layouts, dtypes and refusals that torch's own suites look at, and other kinds of tensors."""
 
 import pytest
 import torch

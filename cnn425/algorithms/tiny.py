@@ -119,7 +119,7 @@ def for_output(x: Like, w: Like, geometry: Geometry, groups: int) -> Plan | None
         return None
     shape = (x.shape[0], w.shape[0], *geometry.positions(x.shape[2:]))
     with no_dispatch(), torch.inference_mode(False):
-        return Plan(table(x.places(), x, geometry, groups), matrix(w.shape[0], groups), shape, order(x, w, None))
+        return Plan(table(x.places(), x, geometry, groups), matrix(w.shape[0], groups), shape, order(x, w, None, geometry, groups))
 
 
 @lru_cache(maxsize=PLANS)
@@ -174,7 +174,7 @@ def matrix(channels: int, groups: int) -> tuple[int, ...]:
     return (channels, -1) if groups == 1 else (groups, channels // groups, -1)
 
 
-def order(a: Like, b: Like, wanted: torch.memory_format | None) -> torch.memory_format:
-    """The memory format of a result made from `a` and `b`."""
-    first, second = (torch.empty_strided(t.shape, t.stride, dtype=t.dtype, device="meta") for t in (a, b))
-    return wanted or layout.memory_format(first, second)
+def order(a: Like, b: Like, wanted: torch.memory_format | None, geometry: Geometry | None = None, groups: int = 1) -> torch.memory_format:
+    """The memory format of a result made from `a` and `b`; of their convolution, if its geometry is given."""
+    first, second = (torch.empty_strided(t.shape, t.stride, dtype=t.dtype, device=t.device) for t in (a, b))
+    return wanted or layout.memory_format(first, second, geometry, groups)

@@ -9,7 +9,6 @@ it is: how a convolutional network ends. Both pools are those of `cnn425.layers.
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.overrides import handle_torch_function, has_torch_function_unary

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from cnn425.windows import Geometry
 
-
 SMALL_INTEGERS = {torch.uint8: "Byte", torch.int8: "Char", torch.int16: "Short", torch.int32: "Int"}
 
 

@@ -129,8 +129,8 @@ def _avg_pool(
     dimensions: int, input: Any, kernel_size: Any, stride: Any, padding: Any, ceil_mode: Any, count_include_pad: Any, divisor_override: Any
 ) -> Tensor:
     if has_torch_function_unary(input):
-        settings = (kernel_size, stride, padding, ceil_mode, count_include_pad)
-        settings = settings if dimensions == 1 else (*settings, divisor_override)
+        divisor = () if dimensions == 1 else (divisor_override,)
+        settings = (kernel_size, stride, padding, ceil_mode, count_include_pad, *divisor)
         return handle_torch_function(AVERAGE[dimensions], (input,), input, *settings)
 
     def checked() -> tuple[Geometry, int]:
