@@ -1,7 +1,12 @@
+import contextlib
 import gzip
 import http.server
+import io
 import struct
+import subprocess
+import sys
 import threading
+import zipfile
 
 import pytest
 import torch
@@ -79,11 +84,13 @@ def test_missing_files_are_one_sentence(published, tmp_path):
         digits.load("mnist", tmp_path)
 
 
+PUBLISHED = {}  # what the mirror has, by name
+ENOUGH = threading.Event()  # ends the waiting of a mirror that is slow
 REAL_PLACE = digits.place
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """A mirror that can be told to fail, to send half, or to send something else."""
+    """A mirror that can be told to fail, to send half or something else, to be slow, or to speak no HTTP."""
 
     plan: list[str] = []
     asked: list[str] = []
@@ -91,13 +98,25 @@ class Server(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.asked.append(self.path)
         mood = self.plan.pop(0) if self.plan else "good"
-        content = PACKED[self.path[1:]]
+        content = PUBLISHED[self.path[1:]]
         if mood == "broken":
             self.send_error(503)
+            return
+        if mood == "garbage":
+            self.wfile.write(b"what?\r\n\r\n")
+            return
+        if mood == "silent":
+            ENOUGH.wait(20)
             return
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        if mood == "drips":
+            with contextlib.suppress(OSError):
+                for place in range(len(content)):
+                    self.wfile.write(content[place : place + 1])
+                    ENOUGH.wait(0.1)
+            return
         self.wfile.write({"good": content, "half": content[: len(content) // 2], "other": b"x" * len(content)}[mood])
 
     def log_message(self, *args):
@@ -110,18 +129,21 @@ def mirror(published, tmp_path, monkeypatch):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     Server.plan, Server.asked = [], []
+    PUBLISHED.clear()
+    PUBLISHED.update(PACKED)
+    ENOUGH.clear()
     monkeypatch.setattr(digits.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
     monkeypatch.setattr(digits, "place", lambda given: (tmp_path, True))
     monkeypatch.setattr(digits, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(digits, "TIMEOUT_SECONDS", 0.5)
     yield tmp_path / "MNIST/raw"
+    ENOUGH.set()
     server.shutdown()
     server.server_close()
     thread.join()
 
 
-@pytest.mark.parametrize(
-    "plan", [[], ["broken"], ["half"], ["other", "half"]], ids=["good", "busy once", "cut off once", "altered, cut off"]
-)
+@pytest.mark.parametrize("plan", [[], ["broken"], ["half"], ["other", "half"], ["silent"], ["drips"], ["garbage"]], ids=", ".join)
 def test_download_tries_again_until_the_digest_is_right(mirror, plan):
     Server.plan = list(plan)
     assert digits.load()[0].labels.tolist() == [3, 9]
@@ -159,6 +181,81 @@ def test_parallel_starts_download_once(mirror):
     for thread in threads:
         thread.join()
     assert len(Server.asked) == 4
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from cnn425.lab import digits
+folder, address, *parts = sys.argv[1:]
+digits.datasets.MNIST.mirrors, digits.datasets.MNIST.resources = [address], [tuple(part.split("=")) for part in parts]
+digits.UNPACKED = {}
+digits.place = lambda given: (Path(folder), True)
+print(digits.load()[0].labels.tolist())
+"""
+
+
+def test_parallel_processes_download_once(mirror, tmp_path):
+    address = digits.datasets.MNIST.mirrors[0]
+    parts = [f"{name}={digits.md5(content)}" for name, content in PACKED.items()]
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path), address, *parts]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [words.splitlines()[-1] for words in said] == ["[3, 9]"] * 3
+    assert len(Server.asked) == 4
+
+
+def test_the_next_mirror_is_asked(mirror, monkeypatch):
+    monkeypatch.setattr(digits.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", *digits.datasets.MNIST.mirrors])
+    assert digits.load()[0].labels.tolist() == [3, 9]
+    assert len(Server.asked) == 4
+
+
+def archive(files):
+    """A zip archive in memory."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as opened:
+        for name, content in files.items():
+            opened.writestr(name, content)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("name", ["fashion", "kmnist", "qmnist", "emnist-letters"])
+def test_siblings_are_downloaded_and_decoded(mirror, monkeypatch, name):
+    """Each in its own published form: labels of eight columns, or transposed pictures and labels from 1 in an archive of all splits."""
+    labels = torch.tensor([3, 9], dtype=torch.uint8)
+    address = digits.datasets.MNIST.mirrors[0]
+    if name == "emnist-letters":
+        files = {}
+        for half, images, classes in (("train", IMAGES, labels), ("test", 255 - IMAGES, 10 - labels)):
+            files[f"gzip/emnist-letters-{half}-images-idx3-ubyte.gz"] = gzip.compress(idx(images.transpose(1, 2).contiguous()))
+            files[f"gzip/emnist-letters-{half}-labels-idx1-ubyte.gz"] = gzip.compress(idx(classes + 1))
+        PUBLISHED["gzip.zip"] = archive(files)
+        monkeypatch.setattr(digits.datasets.EMNIST, "url", address + "gzip.zip")
+        monkeypatch.setattr(digits.datasets.EMNIST, "md5", digits.md5(PUBLISHED["gzip.zip"]))
+    elif name == "qmnist":
+        tables = [torch.cat([column[:, None], torch.zeros(2, 7)], 1).int() for column in (labels, 10 - labels)]
+        packed = [struct.pack(">BBBB2I16i", 0, 0, 12, 2, 2, 8, *table.flatten().tolist()) for table in tables]
+        contents = (idx(IMAGES), packed[0], idx(255 - IMAGES), packed[1])
+        resources = []
+        for file, content in zip(("a-images.gz", "a-labels.gz", "b-images.gz", "b-labels.gz"), contents, strict=True):
+            PUBLISHED[file] = gzip.compress(content)
+            resources.append((address + file, digits.md5(PUBLISHED[file])))
+        monkeypatch.setattr(digits.datasets.QMNIST, "resources", {"train": resources[:2], "test": resources[2:]})
+    else:
+        kind = {"fashion": digits.datasets.FashionMNIST, "kmnist": digits.datasets.KMNIST}[name]
+        contents = (idx(IMAGES), idx(labels), idx(255 - IMAGES), idx(10 - labels))
+        PUBLISHED.update({file: gzip.compress(content) for (file, _), content in zip(kind.resources, contents, strict=True)})
+        monkeypatch.setattr(kind, "mirrors", [address])
+        monkeypatch.setattr(kind, "resources", [(file, digits.md5(PUBLISHED[file])) for file, _ in kind.resources])
+    training, test = digits.load(name)
+    assert training.labels.tolist() == [3, 9]
+    assert test.labels.tolist() == [7, 1]
+    assert torch.equal(training.images[:, 0], IMAGES)
+    assert torch.equal(test.images[:, 0], 255 - IMAGES)
+    asked = len(Server.asked)
+    digits.load(name)
+    assert len(Server.asked) == asked == len(digits.source(name).parts), "downloaded once"
 
 
 def test_no_network_names_the_files_and_the_place(published, tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ import struct
 import time
 import urllib.request
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,7 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torchvision import datasets
 
-from cnn425.lab.errors import LabError, sentence
+from cnn425.lab.errors import LabError, first_line, sentence
 from cnn425.lab.folder import sweep, write_whole
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import watched
@@ -39,6 +40,7 @@ UNPACKED = {  # md5 of MNIST's four files as torchvision unpacks them
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 ATTEMPTS, TIMEOUT_SECONDS, BACKOFF_SECONDS, PIECE = 3, 20.0, 1.0, 1 << 18
+SLOWEST = 4096  # bytes per second, on average, below which a download is given up
 
 
 class Part(NamedTuple):
@@ -190,8 +192,8 @@ def download(part: Part, folder: Path) -> None:
         for address in part.addresses:
             try:
                 content = received(address)
-            except (OSError, ValueError) as error:  # URLError and time-outs are OSErrors
-                reasons.append(f"{address}: {getattr(error, 'reason', error)}")
+            except (OSError, ValueError, HTTPException) as error:  # URLError and time-outs are OSErrors
+                reasons.append(f"{address}: {getattr(error, 'reason', None) or first_line(error)}")
                 continue
             if md5(content) == part.md5:
                 write_whole(folder / part.file, content)
@@ -212,5 +214,19 @@ def received(address: str) -> bytes:
     """What the address answers, with a progress bar."""
     with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer:
         size = int(answer.headers.get("Content-Length") or 0)
-        pieces = iter(lambda: answer.read(PIECE), b"")
-        return b"".join(watched(pieces, f"download {address.rsplit('/', 1)[1]}", max(1, -(-size // PIECE))))
+        return b"".join(watched(pieces(answer), f"download {address.rsplit('/', 1)[1]}", max(1, -(-size // PIECE))))
+
+
+def pieces(answer: HTTPResponse) -> Iterator[bytes]:
+    """The answer, piece by piece; a server that only drips is as good as one that is silent."""
+    piece, size, begun = bytearray(), 0, time.monotonic()
+    while part := answer.read1(PIECE - len(piece)):
+        piece += part
+        size += len(part)
+        seconds = time.monotonic() - begun
+        if seconds > TIMEOUT_SECONDS and size < seconds * SLOWEST:
+            raise TimeoutError(f"only {size} bytes in {seconds:.0f} seconds")
+        if len(piece) == PIECE:
+            yield bytes(piece)
+            piece.clear()
+    yield bytes(piece)
