@@ -42,7 +42,7 @@ def use(name: str) -> Iterator[None]:
 
 def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None = None) -> Tensor:
     """The output, `(N, C, *size), (O, C/G, *kernel), (O,) -> (N, O, *positions)`."""
-    if small(x, w) and (plan := tiny.for_output(tiny.like(x), tiny.like(w), geometry, groups)):
+    if small(x, w) and (plan := tiny.for_output(x, w, geometry, groups)):
         return tiny.convolve(x, w, plan, bias)
     order = layout.memory_format(x, w, geometry, groups)
     algorithm = chosen("output", x, w, x.shape, w.shape[0], geometry, groups, order)
@@ -53,7 +53,7 @@ def convolve_input_gradient(
     gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int], memory_format: torch.memory_format | None = None
 ) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (O, C/G, *kernel) -> (N, C, *size)`; laid out as `gy` and `w`, or as given."""
-    if small(gy, w) and (plan := tiny.for_input_gradient(tiny.like(gy), tiny.like(w), geometry, groups, tuple(size), memory_format)):
+    if small(gy, w) and (plan := tiny.for_input_gradient(gy, w, geometry, groups, size, memory_format)):
         return tiny.convolve_input_gradient(gy, w, plan)
     shape = (gy.shape[0], w.shape[1] * groups, *size)
     order = memory_format or layout.memory_format(gy, w)
@@ -65,7 +65,7 @@ def convolve_weight_gradient(
     gy: Tensor, x: Tensor, geometry: Geometry, groups: int, memory_format: torch.memory_format | None = None
 ) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`; laid out as `gy` and `x`, or as given."""
-    if small(gy, x) and (plan := tiny.for_weight_gradient(tiny.like(gy), tiny.like(x), geometry, groups, memory_format)):
+    if small(gy, x) and (plan := tiny.for_weight_gradient(gy, x, geometry, groups, memory_format)):
         return tiny.convolve_weight_gradient(gy, x, plan)
     order = memory_format or layout.memory_format(gy, x)
     algorithm = chosen("weight gradient", gy, x, x.shape, gy.shape[1], geometry, groups, order)
