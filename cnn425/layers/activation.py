@@ -8,6 +8,7 @@ Each gradient is written with the output alone: the input need not be remembered
 """
 
 import warnings
+from math import prod
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cnn425.layers.function import autocast_dtype, operation
+from cnn425.algorithms.elementwise import by_rows, elementwise
+from cnn425.layers.function import autocast_dtype, is_final, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
 
@@ -67,10 +69,7 @@ class Gate(Function):
 
     @staticmethod
     def forward(g: Tensor, y: Tensor) -> Tensor:
-        if g.dtype != y.dtype:
-            return torch.where(y <= 0, 0, g)
-        bits = BITS[g.itemsize]
-        return y.abs().view(bits).clamp_(max=1).mul_(g.view(bits)).view(g.dtype)
+        return torch.where(y <= 0, 0, g) if g.dtype != y.dtype else elementwise(gated, g, y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -91,12 +90,18 @@ class Gate(Function):
         return gate(g, y), 0
 
 
+def gated(g: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+    """The bits of `g` times 1 or 0."""
+    bits = BITS[g.itemsize]
+    return torch.mul(y.abs().view(bits).clamp_(max=1), g.view(bits), out=None if out is None else out.view(bits)).view(g.dtype)
+
+
 class Logistic(Function):
     """`1 / (1 + exp(-x))`: for very negative x the exponential is infinite and the result 0, as it should be."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return x.neg().exp_().add_(1).reciprocal_()
+        return elementwise(logistic_of, x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -106,6 +111,8 @@ class Logistic(Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
+        if gy.dtype == y.dtype and not y.is_complex() and is_final(gy, y):
+            return elementwise(logistic_gradient, gy, y)
         return gy * ((1 - y) * y).conj()
 
     @staticmethod
@@ -118,6 +125,16 @@ class Logistic(Function):
         return logistic(x), in_dims[0]
 
 
+def logistic_of(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Forward, in four steps."""
+    return torch.reciprocal(x.neg().exp_().add_(1), out=out)
+
+
+def logistic_gradient(gy: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+    """Backward, in three steps."""
+    return torch.mul((1 - y).mul_(y), gy, out=out)
+
+
 class Probabilities(Function):
     """`exp(x) / sum of exp(x)` along `dim`; the largest x is subtracted first, which changes nothing but keeps the exponentials finite."""
 
@@ -125,8 +142,7 @@ class Probabilities(Function):
     def forward(x: Tensor, dim: int) -> Tensor:
         if x.numel() == 0:
             return x.new_empty(x.shape)
-        e = (x - x.amax(dim, keepdim=True)).exp_()
-        return e.div_(e.sum(dim, keepdim=True))
+        return along(dim, probabilities, x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
@@ -137,6 +153,8 @@ class Probabilities(Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
+        if gy.dtype == y.dtype and is_final(gy, y):
+            return along(ctx.dim, probabilities_gradient, gy, y), None
         return y * (gy - (gy * y).sum(ctx.dim, keepdim=True)), None
 
     @staticmethod
@@ -146,6 +164,27 @@ class Probabilities(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, dim: int) -> tuple[Tensor, int]:
         return softmax_along(x.movedim(in_dims[0], 0), dim % max(1, x.ndim - 1) + 1), 0
+
+
+def probabilities(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """The softmax along the second of three dimensions."""
+    e = (x - x.amax(1, keepdim=True)).exp_()
+    return torch.div(e, e.sum(1, keepdim=True), out=out)
+
+
+def probabilities_gradient(gy: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
+    """Its gradient, with the bracket multiplied out, which saves a step."""
+    t = gy * y
+    return torch.addcmul(t, y, t.sum(1, keepdim=True), value=-1, out=out)
+
+
+def along(dim: int, formula: Any, *tensors: Tensor) -> Tensor:
+    """`formula` of the tensors seen as `(before, dim, behind)`."""
+    shape = tensors[0].shape
+    dim %= len(shape)
+    if dim != 1 or len(shape) > 2:
+        tensors = tuple(t.reshape(prod(shape[:dim]), shape[dim], prod(shape[dim + 1 :])) for t in tensors)
+    return by_rows(formula, *(t.contiguous() for t in tensors)).view(shape)
 
 
 rectify = operation(Rectifier)

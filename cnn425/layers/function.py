@@ -41,6 +41,11 @@ def operation(function: type[Function]) -> Callable[..., Any]:
     return apply
 
 
+def is_final(*args: Any) -> bool:
+    """Whether nothing follows a computation with these arguments, as in most backward passes: it may be done in any way, in place too."""
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or is_followed(args))
+
+
 def is_followed(args: Sequence[Any]) -> bool:
     """Whether autograd, forward mode or the older vmap has to know of a computation with these arguments."""
     if forward_ad._current_level >= 0:

@@ -19,48 +19,67 @@ from torch.autograd import Function
 from torch.nn import _reduction  # the names of reductions and the warnings about their old spelling, not a kernel
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from cnn425.algorithms.elementwise import by_rows
 from cnn425.layers.activation import HALF, dtype_name, softmax_along  # one layer defined by another
-from cnn425.layers.function import autocast_dtype, operation
+from cnn425.layers.function import autocast_dtype, is_final, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
 
 
 class CrossEntropy(Function):
-    """The surprise at class `target`, zero where the target is `ignored`: `(N, C, *size), (N, *size) -> (N, *size)`."""
+    """The surprise at class `target`, zero where the target is `ignored`: `(N, C, *size), (N, *size) -> (N, *size)`, or the mean of all.
+
+    Further outputs, for backward alone: the largest score, the sum of the exponentials above it, and how many targets count.
+    """
 
     @staticmethod
-    def forward(x: Tensor, target: Tensor, ignored: int) -> Tensor:
+    def forward(x: Tensor, target: Tensor, ignored: int, mean: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         keep, t = kept(target, ignored)
-        z = x - x.amax(1, keepdim=True)
-        score = pick(z, t)
-        return torch.where(keep, z.exp_().sum(1, keepdim=True).log_().sub_(score), 0).squeeze(1)
+        top = x.amax(1, keepdim=True)
+        total = (x - top).exp_().sum(1, keepdim=True)
+        y = torch.where(keep, total.log().sub_(pick(x, t).sub_(top)), 0).squeeze(1)
+        count = keep.sum()
+        return y.sum() / count if mean else y, top, total, count
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-        x, target, ctx.ignored = inputs
-        ctx.save_for_backward(x, target)
-        ctx.save_for_forward(x, target)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, target, ctx.ignored, ctx.mean = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, target, *output[1:])
+        ctx.save_for_forward(x, target, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None, None]:
-        x, target = ctx.saved_tensors
+    def backward(ctx: Any, gy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if gy is None:
+            return None, None, None, None
+        x, target, top, total, count = ctx.saved_tensors
         keep, t = kept(target, ctx.ignored)
-        g = torch.where(keep, gy.unsqueeze(1), 0)
-        return (g * softmax_along(x, 1)).scatter_add(1, t, -g), None, None
+        g = torch.where(keep, gy / count if ctx.mean else gy.unsqueeze(1), 0)
+        if is_final(gy, x):  # the softmax, from what is known already
+            return by_rows(softmax_times, x, top, g / total).scatter_add_(1, t, -g), None, None, None
+        return (g * softmax_along(x, 1)).scatter_add(1, t, -g), None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor, *_: None) -> Tensor:
-        x, target = ctx.saved_tensors
+    def jvp(ctx: Any, dx: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        x, target, _top, _total, count = ctx.saved_tensors
         keep, t = kept(target, ctx.ignored)
-        return torch.where(keep, (softmax_along(x, 1) * dx).sum(1, keepdim=True) - dx.gather(1, t), 0).squeeze(1)
+        dy = (softmax_along(x, 1) * dx).sum(1, keepdim=True) - dx.gather(1, t)
+        dy = torch.where(keep, dy, 0).squeeze(1)
+        return dy.sum() / count if ctx.mean else dy, None, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, target: Tensor, ignored: int, mean: bool
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         x, target = (
             (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
             for t, dim in zip((x, target), in_dims, strict=False)
         )
-        return surprise_at(x, target, ignored).unflatten(0, (info.batch_size, x.shape[0] // info.batch_size)), 0
+        y, top, total, _ = cross_entropies(x, target, ignored, False)
+        y, top, total, target = (t.unflatten(0, (info.batch_size, t.shape[0] // info.batch_size)) for t in (y, top, total, target))
+        count = (target != ignored).flatten(1).sum(1)
+        return (y.flatten(1).sum(1) / count if mean else y, top, total, count), (0, 0, 0, 0)
 
 
 def kept(target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
@@ -68,6 +87,11 @@ def kept(target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
     target = target.unsqueeze(1)
     keep = target != ignored
     return keep, torch.where(keep, target, 0)
+
+
+def softmax_times(x: Tensor, top: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
+    """The exponentials of `x - top`, times `factor`."""
+    return torch.mul((x - top).exp_(), factor, out=out)
 
 
 def pick(z: Tensor, t: Tensor) -> Tensor:
@@ -110,7 +134,7 @@ class LogSoftmax(Function):
         return log_probabilities(x.flatten(0, 1)).unflatten(0, x.shape[:2]), 0
 
 
-surprise_at = operation(CrossEntropy)
+cross_entropies = operation(CrossEntropy)
 log_probabilities = operation(LogSoftmax)
 
 # ---- The function: arguments and checks -------------------------------------------------------------------------------------------------
@@ -157,6 +181,8 @@ def cross_entropy(
     if x.ndim == 1:
         x, target = x.unsqueeze(0), target.unsqueeze(0) if soft else target.reshape(1)
     total: Any
+    if not soft and reduction == "mean" and weight is None and label_smoothing <= 0 and x.shape[1]:
+        return cross_entropies(x, target.long(), ignore_index, True)[0].to(input.dtype)
     if soft:
         each, total = _of_probabilities(x, target, weight, label_smoothing)
     else:
@@ -178,7 +204,7 @@ def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, 
         if keep.any():
             raise IndexError(f"Target {target[keep][0].item()} is out of bounds.")
         return x.sum(1), keep.sum()
-    each, counts = surprise_at(x, target, ignored), keep
+    each, counts = cross_entropies(x, target, ignored, False)[0], keep
     if weight is not None:
         counts = torch.where(keep, weight.to(x.dtype)[torch.where(keep, target, 0)], 0)
         each = each * counts
