@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py                                  # convolutions, pools, local layers; about ten minutes
     python scripts/benchmark.py --what conv --only 3x3           # some of them
+    python scripts/benchmark.py --what small step                # what a call costs before it computes; a training step of MNIST
     python scripts/benchmark.py --scaling --figures docs/images  # who wins where; cost against size
 
 Rivals are timed in turn, call by call, in one process, so a busy machine slows all of them alike. The table shows medians in milliseconds
@@ -28,6 +29,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+import cnn425.nn
 import cnn425.nn.functional as ours
 
 theirs = torch.nn.functional
@@ -39,7 +41,7 @@ class Options:
     """What to time, how long, and where to put the results."""
 
     what: tuple[str, ...] = ("conv", "pool", "local")
-    """any of conv, pool, local"""
+    """any of conv, pool, local, small, rows, step"""
     only: str = ""
     """cases whose name contains this text"""
     dtype: str = "float32"
@@ -131,6 +133,30 @@ POOLS = (
     ("lp 2x2", "lp_pool2d", (16, 64, 28, 28), {"norm_type": 2.0, "kernel_size": 2}),
     ("lp 3x3 / 2", "lp_pool2d", (8, 64, 33, 33), {"norm_type": 2.0, "kernel_size": 3, "stride": 2}),
     ("lp 1-D 3", "lp_pool1d", (16, 64, 500), {"norm_type": 2.0, "kernel_size": 3}),
+)
+SMALL: tuple[tuple[str, str, tuple[tuple[int, ...], ...], dict[str, Any]], ...] = (
+    ("conv 1x1x8x8", "conv2d", ((1, 1, 8, 8), (1, 1, 3, 3)), {}),
+    ("conv, bias, padding", "conv2d", ((1, 1, 8, 8), (1, 1, 3, 3), (1,)), {"padding": 1}),
+    ("conv, stride 2", "conv2d", ((1, 1, 9, 9), (1, 1, 3, 3), (1,)), {"stride": 2}),
+    ("conv, 2 groups", "conv2d", ((1, 2, 8, 8), (2, 1, 3, 3), (2,)), {"groups": 2}),
+    ("conv 1-D", "conv1d", ((1, 1, 8), (1, 1, 3), (1,)), {"padding": 1}),
+    ("conv 3-D", "conv3d", ((1, 1, 4, 4, 4), (1, 1, 3, 3, 3), (1,)), {"padding": 1}),
+    ("linear 8 to 4", "linear", ((1, 8), (4, 8), (4,)), {}),
+    ("relu 4x4", "relu", ((4, 4),), {}),
+    ("sigmoid 4x4", "sigmoid", ((4, 4),), {}),
+    ("softmax 4x4", "softmax", ((4, 4),), {"dim": 1}),
+    ("cross-entropy 4x4", "cross_entropy", ((4, 4),), {"target": torch.tensor([0, 1, 3, 2])}),
+)
+ROWS: tuple[tuple[str, str, tuple[tuple[int, ...], ...], dict[str, Any]], ...] = (
+    ("linear 9216 to 128", "linear", ((64, 9216), (128, 9216), (128,)), {}),
+    ("linear 1024 to 1024", "linear", ((256, 1024), (1024, 1024), (1024,)), {}),
+    ("relu 64x64x24x24", "relu", ((64, 64, 24, 24),), {}),
+    ("sigmoid 64x64x24x24", "sigmoid", ((64, 64, 24, 24),), {}),
+    ("softmax 128x1000", "softmax", ((128, 1000),), {"dim": 1}),
+    ("softmax 8x21x64x64", "softmax", ((8, 21, 64, 64),), {"dim": 1}),
+    ("cross-entropy 64x10", "cross_entropy", ((64, 10),), {"target": torch.arange(64) % 10}),
+    ("cross-entropy 128x1000", "cross_entropy", ((128, 1000),), {"target": torch.arange(128)}),
+    ("cross-entropy 8x21x64x64", "cross_entropy", ((8, 21, 64, 64),), {"target": torch.arange(8 * 64 * 64).view(8, 64, 64) % 21}),
 )
 LOCALS = (
     Conv("local 3x3 MNIST", (64, 32, 26, 26), 64, (3, 3)),
@@ -240,6 +266,38 @@ def pool(case: tuple[str, str, tuple[int, ...], dict[str, Any]], options: Option
         for side, library in (("ours", ours), ("torch", theirs)):
             rivals[side + (" last" if last else "")] = passes(getattr(library, function), [layout(x, last)], **arguments)
     return {"name": name, "ms": race(rivals, options.seconds)}
+
+
+def function_of(case: tuple[str, str, tuple[tuple[int, ...], ...], dict[str, Any]], options: Options) -> dict[str, Any]:
+    """One row: a function by ours and torch."""
+    name, function, shapes, arguments = case
+    tensors = [torch.randn(shape).to(getattr(torch, options.dtype)) for shape in shapes]
+    rivals = {side: passes(getattr(library, function), tensors, **arguments) for side, library in (("ours", ours), ("torch", theirs))}
+    return {"name": name, "ms": race(rivals, options.seconds)}
+
+
+def network(library: Any) -> torch.nn.Sequential:
+    """The network of the MNIST step: convolutions of 32 and 64 filters, a pool, 128 units, 10 classes."""
+    nn = library
+    first, second = nn.Linear(64 * 12 * 12, 128), nn.Linear(128, 10)
+    convolutions = nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)
+    return torch.nn.Sequential(*convolutions, torch.nn.Flatten(), first, nn.ReLU(), second)
+
+
+def step(options: Options) -> dict[str, Any]:
+    """One row: the loss of 64 images (forward), its gradients (backward), and both, by the network of our layers and torch's."""
+    images, labels = torch.randn(64, 1, 28, 28), torch.arange(64) % 10
+    rivals = {}
+    for side, library in (("ours", cnn425.nn), ("torch", torch.nn)):
+        net, surprise = network(library), library.CrossEntropyLoss()
+        weights = list(net.parameters())
+        rivals[side] = passes(
+            lambda *w, net=net, surprise=surprise: surprise(
+                torch.func.functional_call(net, dict(zip(dict(net.named_parameters()), w, strict=True)), images), labels
+            ),
+            weights,
+        )
+    return {"name": "MNIST step", "ms": race(rivals, options.seconds)}
 
 
 def unfold_and_einsum(x: Tensor, w: Tensor) -> Tensor:
@@ -414,6 +472,16 @@ def main(options: Options) -> dict[str, Any]:
         cases = [c for c in LOCALS if options.only in c.name]
         results["local"] = [local(c, options) for c in track(cases, "local layers", console=console)]
         console.print(versus_others(results["local"]))
+    for what, cases in (("small", SMALL), ("rows", ROWS)):
+        if what in options.what:
+            chosen = [c for c in cases if options.only in c[0]]
+            results[what] = [function_of(c, options) for c in track(chosen, what, console=console)]
+            for part in versus_torch(f"{what}, ours / torch", results[what]):
+                console.print(part)
+    if "step" in options.what:
+        results["step"] = [step(options)]
+        for part in versus_torch("training step, ours / torch", results["step"]):
+            console.print(part)
     if options.scaling:
         results["scaling"] = {
             title: [convolution(c, options, rates) for c in track(sweep, title, console=console)] for title, sweep in SWEEPS.items()

@@ -47,3 +47,14 @@ def test_one_case_from_command_to_file_and_figure(tmp_path, capsys):
     assert row["ms"]["both"].keys() == {"ours", "torch", "ours last", "torch last"}
     assert (tmp_path / "figures" / "convolution_speed.png").stat().st_size > 1000
     assert "geometric mean" in capsys.readouterr().out
+
+
+def test_small_calls_rows_and_the_step_of_a_network_are_timed(capsys):
+    before = torch.get_num_threads()
+    try:
+        options = benchmark.Options(what=("small", "rows", "step"), only="relu", seconds=0, threads=1)
+        results = benchmark.main(options)
+    finally:
+        torch.set_num_threads(before)
+    assert [row["name"] for what in ("small", "rows", "step") for row in results[what]] == ["relu 4x4", "relu 64x64x24x24", "MNIST step"]
+    assert "training step" in capsys.readouterr().out
