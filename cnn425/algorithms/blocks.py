@@ -5,7 +5,8 @@ again into the same few megabytes (`cnn425.algorithms.memory`), which stay in th
 """
 
 from collections.abc import Iterator, Sequence
-from math import prod
+from itertools import product
+from math import gcd, prod
 from typing import NamedTuple
 
 from torch import Tensor
@@ -42,7 +43,7 @@ class Slabs:
     contiguous image.
     """
 
-    def __init__(self, x: Tensor, geometry: Geometry, first: Block, channels_last: bool):
+    def __init__(self, x: Tensor, geometry: Geometry, first: Block, channels_last: bool, copies: bool = True):
         size, d = x.shape[2:], geometry.dimensions
         self.x, self.geometry = x, geometry
         self.positions = geometry.positions(size)
@@ -50,7 +51,7 @@ class Slabs:
         extent = geometry.extent
         padded = [(count - 1) * s + e for count, s, e in zip((first.rows, *self.positions[1:]), geometry.stride, extent, strict=True)]
         self.copy: Tensor | None = None
-        if any(a > 0 or b > 0 for a, b in geometry.overhang(size)) or (channels_last and x.stride(1) != 1):
+        if copies and (any(a > 0 or b > 0 for a, b in geometry.overhang(size)) or (channels_last and x.stride(1) != 1)):
             shape = (first.images, *padded, x.shape[1]) if channels_last else (first.images, x.shape[1], *padded)
             copy = scratch(x, *shape).zero_()
             self.copy = copy.movedim(-1, 1) if channels_last else copy
@@ -99,6 +100,41 @@ def flipped(geometry: Geometry, size: Sequence[int], positions: Sequence[int]) -
     low = [e - 1 - low for e, (low, _) in zip(geometry.extent, geometry.padding, strict=True)]
     high = [n + e - 1 - p - a for n, e, p, a in zip(size, geometry.extent, positions, low, strict=True)]
     return geometry._replace(padding=tuple(zip(low, high, strict=True)), ceil_mode=False)
+
+
+Phase = tuple[tuple[slice, ...], tuple[slice, ...], Geometry | None]
+
+
+def phases(geometry: Geometry, size: Sequence[int], positions: Sequence[int]) -> Iterator[Phase]:
+    """The input gradient as convolutions of stride 1: cells of the kernel, the pixels they reach, and how they meet the output gradient.
+
+    Pixel h = i*s + u*d - p is reached by the cells u that leave the same remainder of u*d, by s, as h + p: every s-th pixel by the same
+    ones. No geometry: no cell reaches these pixels.
+    """
+    each = [
+        [_phase(a, *side) for a in range(side[1])]
+        for side in zip(geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, size, positions, strict=True)
+    ]
+    for sides in product(*each):
+        cells, pixels, kernel, padding, dilation = zip(*sides, strict=True)
+        yield cells, pixels, Geometry(kernel, (1,) * len(kernel), padding, dilation) if all(kernel) else None
+
+
+def _phase(
+    remainder: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int, size: int, positions: int
+) -> tuple[slice, slice, int, tuple[int, int], int]:
+    """Cells, pixels, number of cells, padding and dilation along one dimension."""
+    step, apart = stride // gcd(stride, dilation), dilation // gcd(stride, dilation)
+    start = (remainder - padding[0]) % stride
+    pixels = slice(start, size, stride)
+    first = next((u for u in range(min(kernel, step)) if u * dilation % stride == remainder), None)
+    if first is None:
+        return slice(0, 0), pixels, 0, (0, 0), 1
+    cells = slice(first, kernel, step)
+    count = len(range(first, kernel, step))
+    reach = (count - 1) * apart
+    low = reach - (start + padding[0] - first * dilation) // stride
+    return cells, pixels, count, (low, len(range(start, size, stride)) + reach - positions - low), apart
 
 
 def flip(w: Tensor, groups: int) -> Tensor:

@@ -9,7 +9,7 @@ from math import prod
 from typing import NamedTuple
 
 from cnn425.algorithms import winograd as tiles
-from cnn425.algorithms.im2col import MOVES
+from cnn425.algorithms.col2im import MOVES
 from cnn425.windows import Geometry
 
 MULTIPLY = 2 / 170  # one multiply-add inside a matrix product

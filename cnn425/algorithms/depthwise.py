@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnn425.algorithms import im2col
 from cnn425.algorithms.blocks import Block, Slabs, blocks, flip, flipped
-from cnn425.algorithms.columns import add_columns
 from cnn425.algorithms.layout import empty
 from cnn425.algorithms.memory import scratch
 from cnn425.windows import Geometry
@@ -71,24 +71,7 @@ def convolve_input_gradient(
         return convolve_input_gradient(gy.float(), w.float(), geometry, groups, size, layout).to(gy.dtype)
     if w.shape[0] == groups and all(s == 1 for s in geometry.stride):
         return convolve(gy, flip(w, groups), flipped(geometry, size, gy.shape[2:]), groups, None, layout)
-    gx = empty(gy, (gy.shape[0], groups, *size), layout).zero_()
-    weight = w.view(groups, -1, *(1,) * geometry.dimensions, *geometry.kernel)
-    d, positions = geometry.dimensions, gy.shape[2:]
-    row = groups * prod(geometry.kernel) * prod(positions[1:])
-    parts = list(blocks(gy.shape[0], positions[0], row * gy.element_size()))
-    buffer = scratch(gy, row * parts[0].images * parts[0].rows)
-    for block in parts:
-        part = per_channel(gy, groups, block)
-        shape = (groups, *geometry.kernel, block.images, block.rows, *positions[1:])
-        columns = buffer[: prod(shape)].view(shape)
-        for offset in product(*map(range, geometry.kernel)):
-            at: Any = (..., *offset)
-            cell = columns.movedim(0, d)[offset].transpose(0, 1)
-            for m in range(part.shape[2]):
-                factor = weight[:, m][at]
-                torch.mul(part[:, :, m], factor, out=cell) if m == 0 else cell.addcmul_(part[:, :, m], factor)
-        add_columns(gx, columns, geometry, block, positions, last=False)
-    return gx
+    return im2col.convolve_input_gradient(gy, w, geometry, groups, size, layout)
 
 
 def convolve_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, layout: torch.memory_format) -> Tensor:
