@@ -28,13 +28,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import memory
-from cnn425.algorithms.blocks import Block, Slabs, blocks, flip, flipped
+from cnn425.algorithms.blocks import Block, Slabs, blocks, flipped
 from cnn425.algorithms.layout import empty
 from cnn425.algorithms.memory import scratch
 from cnn425.windows import Geometry
 
-BYTES = 3 << 20
+POINT_BYTES = 19 << 19  # of the kernel's points, of some outputs at a time if all are more
+BLOCK_BYTES = 5 << 20  # of the points of a block of tiles, there and back
 POINTS = (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))
 FEW_POINTS = (Fraction(0), Fraction(1), Fraction(-1))
 
@@ -81,26 +81,37 @@ def _coefficients(roots: Sequence[Fraction]) -> list[Fraction]:
 
 
 @lru_cache(maxsize=64)
-def transforms(kernel: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """A', G and B' for all dimensions at once, their Kronecker products: one larger matrix product is faster than several thin ones."""
+def transforms(kernel: tuple[int, ...], dtype: torch.dtype, device: torch.device, turned: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """A', G and B' for all dimensions at once, their Kronecker products: one larger matrix product is faster than several thin ones.
+
+    `turned`: for the kernel turned around, as the input gradient meets it.
+    """
     each = [matrices(r, len(kernel), dtype, device) for r in kernel]
+    each = [(A, G.flip(1), B) for A, G, B in each] if turned else each
     A, G, B = (reduce(torch.kron, [m[k] for m in each]).contiguous() for k in range(3))
     return A, G, B
 
 
 class Tiles:
-    """The tiles of all images, cut into blocks, and the two buffers between which the tiles of a block are transformed, there and back."""
+    """The tiles of all images, cut into blocks, and the buffers between which the tiles of a block are transformed, there and back.
 
-    def __init__(self, x: Tensor, geometry: Geometry, positions: Sequence[int], outputs: int):
+    `chunks` are the outputs whose kernel points are held at a time.
+    """
+
+    def __init__(self, x: Tensor, geometry: Geometry, positions: Sequence[int], outputs: int, buffers: int):
         each = [matrices(k, geometry.dimensions, x.dtype, x.device)[0] for k in geometry.kernel]
         self.d, self.positions = geometry.dimensions, tuple(positions)
         self.m, self.a = [A.shape[0] for A in each], [A.shape[1] for A in each]
         self.points = prod(self.a)
         self.counts = [-(-p // m) for p, m in zip(positions, self.m, strict=True)]
-        row = prod(self.counts[1:]) * max(x.shape[1], outputs) * self.points
-        room = memory.BYTES * 3 // 4 - self.points * x.shape[1] * outputs * x.element_size()  # the kernel's points need scratch too
-        self.blocks = list(blocks(x.shape[0], self.counts[0], row * x.element_size(), max(BYTES // 6, min(BYTES, room // 3))))
-        self.buffers = [scratch(x, row * self.blocks[0].images * self.blocks[0].rows) for _ in range(2)]
+        channels, bytes_ = x.shape[1], x.element_size()
+        most = max(1, POINT_BYTES // (self.points * channels * bytes_))
+        step = -(-outputs // -(-outputs // most))
+        self.chunks = [slice(o, min(o + step, outputs)) for o in range(0, outputs, step)]
+        row = prod(self.counts[1:]) * max(channels, step) * self.points
+        self.blocks = list(blocks(x.shape[0], self.counts[0], row * bytes_, BLOCK_BYTES // buffers))
+        self.buffers = [scratch(x, row * self.blocks[0].images * self.blocks[0].rows) for _ in range(buffers)]
+        self.kernel = scratch(x, self.points * step * channels)
 
     def slabs(self, x: Tensor, side: Sequence[int], low: Sequence[int]) -> Slabs:
         """The tiles of `side` pixels, m pixels apart, of an image that starts `low` pixels after the first tile."""
@@ -112,13 +123,13 @@ class Tiles:
         out = self.buffers[to][: matrix.shape[0] * x[0].numel()].view(matrix.shape[0], -1)
         return torch.mm(matrix, x.view(matrix.shape[1], -1), out=out)
 
-    def points_of(self, slabs: Slabs, block: Block, matrix: Tensor) -> Tensor:
-        """The tiles of a block, transformed by `matrix`: `(points, tiles, channels)`, in buffer 1."""
-        cells, d = slabs.windows(block), self.d
+    def points_of(self, slabs: Slabs, block: Block, matrix: Tensor, to: int, outputs: slice = slice(None)) -> Tensor:
+        """The tiles of a block, transformed by `matrix`: `(points, tiles, channels)`, in buffer `to`, by way of buffer 0."""
+        cells, d = slabs.windows(block)[:, outputs], self.d
         cells = cells.permute(*range(2 + d, 2 + 2 * d), 0, *range(2, 2 + d), 1)  # u v n i j c
         x = self.buffers[0][: cells.numel()].view(cells.shape)
         x.copy_(cells)
-        return self.transform(matrix, x.flatten(0, d - 1), to=1).view(self.points, -1, cells.shape[-1])
+        return self.transform(matrix, x.flatten(0, d - 1), to).view(self.points, -1, cells.shape[-1])
 
     def lay(self, tiles: Tensor, block: Block, y: Tensor) -> None:
         """Writes the pixels of the tiles of a block, `(pixels, tiles, O)`, to their places in `y`; what hangs over the edge is dropped."""
@@ -127,7 +138,7 @@ class Tiles:
         tiles = tiles.permute(d, *(k for pair in zip(range(d + 1, 2 * d + 1), range(d), strict=True) for k in pair), -1)
         start = block.i * self.m[0]
         out = y[block.n : block.n + block.images, :, start : start + block.rows * self.m[0]].movedim(1, -1)
-        if all(p % m == 0 for p, m in zip(self.positions, self.m, strict=True)):
+        if out.stride(-1) == 1 and all(p % m == 0 for p, m in zip(self.positions, self.m, strict=True)):
             for k in range(d):
                 out = out.unflatten(1 + 2 * k, (-1, self.m[k]))
             out.copy_(tiles)
@@ -147,26 +158,48 @@ def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor
     return y
 
 
-def _convolve(x: Tensor, w: Tensor, geometry: Geometry, bias: Tensor | None, y: Tensor) -> None:
-    O, C, *kernel = w.shape
-    A, G, B = transforms(geometry.kernel, x.dtype, x.device)
-    tiles = Tiles(x, geometry, y.shape[2:], O)
-    slabs = tiles.slabs(x, tiles.a, [low for low, _ in geometry.padding])
-    U = torch.mm(G, w.permute(*range(2, w.ndim), 1, 0).reshape(prod(kernel), -1), out=scratch(x, tiles.points, C * O)).view(-1, C, O)
-    for block in tiles.blocks:
-        V = tiles.points_of(slabs, block, B)
-        M = torch.bmm(V, U, out=tiles.buffers[0][: V.shape[0] * V.shape[1] * O].view(*V.shape[:2], O))
-        Y = tiles.transform(A, M, to=1).view(A.shape[0], -1, O)
-        if bias is not None:
-            Y += bias
-        tiles.lay(Y, block, y)
-
-
 def convolve_input_gradient(
     gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int], layout: torch.memory_format
 ) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (O, C/G, *kernel) -> (N, C, *size)`."""
-    return convolve(gy, flip(w, groups), flipped(geometry, size, gy.shape[2:]), groups, None, layout)
+    O, C = w.shape[0] // groups, w.shape[1]
+    gx = empty(gy, (gy.shape[0], groups * C, *size), layout)
+    turned = flipped(geometry, size, gy.shape[2:])
+    for g in range(groups):
+        o, c = slice(g * O, (g + 1) * O), slice(g * C, (g + 1) * C)
+        _convolve(gy[:, o], w[o].transpose(0, 1), turned, None, gx[:, c], turned=True)
+    return gx
+
+
+def _convolve(x: Tensor, w: Tensor, geometry: Geometry, bias: Tensor | None, y: Tensor, turned: bool = False) -> None:
+    """One group; `w` is `(O, C, *kernel)`, and to be turned around if it says so."""
+    A, G, B = transforms(geometry.kernel, x.dtype, x.device, turned)
+    tiles = Tiles(x, geometry, y.shape[2:], w.shape[0], buffers=2)
+    slabs = tiles.slabs(x, tiles.a, [low for low, _ in geometry.padding])
+    several = len(tiles.chunks) > 1
+    third = scratch(x, tiles.buffers[0].numel()) if several else tiles.buffers[1]  # V stays until all outputs are done
+    tiles.buffers.append(third)
+    U = points_of_kernel(w[tiles.chunks[0]], G, tiles.kernel)
+    for block in tiles.blocks:
+        V = tiles.points_of(slabs, block, B, to=1)
+        for o in tiles.chunks:
+            U = points_of_kernel(w[o], G, tiles.kernel) if several else U
+            M = torch.bmm(V, U, out=tiles.buffers[0][: V[..., 0].numel() * U.shape[2]].view(*V.shape[:2], -1))
+            Y = tiles.transform(A, M, to=2).view(A.shape[0], -1, U.shape[2])
+            if bias is not None:
+                Y += bias[o]
+            tiles.lay(Y, block, y[:, o])
+
+
+def points_of_kernel(w: Tensor, G: Tensor, memory: Tensor) -> Tensor:
+    """The kernel `(O, C, *kernel)` at all points, `(points, C, O)`; its two channels keep the order in which they lie in memory."""
+    exchanged = w.stride(0) < w.stride(1)
+    if exchanged:
+        w = w.transpose(0, 1)
+    cells = w.flatten(2).permute(2, 0, 1).reshape(G.shape[1], -1)
+    points = torch.mm(G, cells, out=memory[: G.shape[0] * cells.shape[1]].view(G.shape[0], -1))
+    points = points.view(G.shape[0], *w.shape[:2])
+    return points if exchanged else points.mT
 
 
 def convolve_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, layout: torch.memory_format) -> Tensor:
@@ -174,23 +207,26 @@ def convolve_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: 
     O, C = gy.shape[1] // groups, x.shape[1] // groups
     gw = empty(x, (groups * O, C, *geometry.kernel), layout)
     for g in range(groups):
-        part = _weight_gradient(gy[:, g * O : (g + 1) * O], x[:, g * C : (g + 1) * C], geometry)
-        gw[g * O : (g + 1) * O] = part.permute(-1, -2, *range(geometry.dimensions))
+        o = slice(g * O, (g + 1) * O)
+        _weight_gradient(gy[:, o], x[:, g * C : (g + 1) * C], geometry, gw[o])
     return gw
 
 
-def _weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient for one group, `(*kernel, C, O)`."""
-    C, O = x.shape[1], gy.shape[1]
+def _weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, gw: Tensor) -> None:
+    """The gradient for one group, written to `gw` `(O, C, *kernel)`."""
     A, G, B = transforms(geometry.kernel, x.dtype, x.device)
-    tiles = Tiles(x, geometry, gy.shape[2:], O)
+    tiles = Tiles(x, geometry, gy.shape[2:], gy.shape[1], buffers=3)
     pixels = tiles.slabs(x, tiles.a, [low for low, _ in geometry.padding])
     gradients = tiles.slabs(gy, tiles.m, [0] * tiles.d)
-    gU = scratch(x, tiles.points, C, O)
-    keep = scratch(x, tiles.buffers[1].numel())
-    for k, block in enumerate(tiles.blocks):
-        V = tiles.points_of(pixels, block, B)
-        tiles.buffers[1], keep = keep, tiles.buffers[1]  # V stays where it is
-        gM = tiles.points_of(gradients, block, A.t())
-        torch.baddbmm(gU, V.mT, gM, beta=float(k > 0), out=gU)
-    return torch.mm(G.t(), gU.view(tiles.points, -1)).view(*geometry.kernel, C, O)
+    V: Tensor | None = None
+    for o in tiles.chunks:
+        gU = tiles.kernel[: tiles.points * (o.stop - o.start) * x.shape[1]].view(tiles.points, o.stop - o.start, -1)
+        for k, block in enumerate(tiles.blocks):
+            V = tiles.points_of(pixels, block, B, to=1) if V is None or len(tiles.blocks) > 1 else V
+            gM = tiles.points_of(gradients, block, A.t(), to=2, outputs=o)
+            if k:
+                gU.baddbmm_(gM.mT, V)
+            else:
+                torch.bmm(gM.mT, V, out=gU)
+        part = torch.mm(G.t(), gU.view(tiles.points, -1)).view(*geometry.kernel, *gU.shape[1:])
+        gw[o].copy_(part.movedim((-2, -1), (0, 1)))
