@@ -9,18 +9,19 @@ from math import prod
 from typing import NamedTuple
 
 from cnn425.algorithms import winograd as tiles
-from cnn425.algorithms.col2im import MOVES
+from cnn425.algorithms.col2im import MOVES, pays
 from cnn425.windows import Geometry
 
-MULTIPLY = 2 / 170  # one multiply-add inside a matrix product
-COPY = 0.2  # one number copied along memory, inside the cache
-TURN = 0.5  # one number copied across memory (transposed)
-ADD = 0.15  # one number added to another inside the cache
-CALL = 4000.0  # one operation of torch with its views
+MULTIPLY = 2 / 165  # one multiply-add inside a matrix product
+THIN = 12  # a product with so few outputs runs at half that rate
+COPY = 0.17  # one number copied along memory, inside the cache
+TURN = 0.6  # one number copied across memory (transposed)
+ADD = 0.15  # one number of a result read and written once more by a product
+CALL = 6000.0  # one operation of torch with its views
 
 
 class Work(NamedTuple):
-    """A convolution, with the roles as the algorithm meets them: an input gradient at stride 1 is a convolution from outputs to inputs."""
+    """A convolution, with the roles as the algorithm meets them: an input gradient is a convolution from outputs to inputs."""
 
     images: int
     channels: int  # per group
@@ -46,27 +47,40 @@ class Work(NamedTuple):
         """Windows of all groups and images."""
         return self.images * self.groups * prod(self.positions)
 
+    @property
+    def spread(self) -> bool:
+        """Whether windows are not copied but added to their pixels."""
+        return self.result != "weight gradient" and pays(self.channels * self.groups, self.outputs * self.groups, self.geometry)
+
+    def products(self, cells: int, parts: int = 1) -> float:
+        """Products of all windows of `cells` cells with the kernel, in so many parts."""
+        few = self.channels if self.result == "input gradient" and any(s > 1 for s in self.geometry.stride) else self.outputs
+        few = cells // parts * self.outputs if self.spread else few
+        return self.windows * cells * self.channels * self.outputs * MULTIPLY * (1 + THIN / few)
+
+    def lowered(self, cells: int) -> float:
+        """Copies of `cells` cells of every window: short runs along memory are dear."""
+        if cells == 1 and all(s == 1 for s in self.geometry.stride):
+            return 0.0
+        run = self.positions[-1]
+        if self.last:
+            run = self.channels * (self.geometry.kernel[-1] if self.groups == 1 else 1)
+        numbers = cells * (self.outputs * MOVES if self.spread else self.channels)
+        return self.windows * numbers * (COPY + 2 / max(1, run))
+
 
 def im2col(work: Work) -> float:
-    """Every window copied, one product; or one product, every cell of a window added to its pixel."""
+    """Every window copied, one product."""
     cells = prod(work.geometry.kernel)
-    inputs, outputs = work.channels * COPY, work.outputs * COPY * MOVES
-    strided = any(s > 1 for s in work.geometry.stride)
-    moved = outputs / MOVES * 2 if work.result == "weight gradient" and not strided else outputs  # the roles may be exchanged
-    moved = inputs if strided and work.result != "input gradient" else min(inputs, moved)
-    moved *= 0 if cells == 1 and not strided else cells
-    multiplied = cells * work.channels * work.outputs * MULTIPLY
-    return work.windows * (moved + multiplied) + CALL * 8
+    return work.lowered(cells) + work.products(cells) + CALL * 8
 
 
 def shifted(work: Work) -> float:
-    """One line per row of the kernel copied; as many products as the kernel is wide."""
-    *rows, width = work.geometry.kernel
-    longer = (work.positions[-1] + work.geometry.extent[-1] - 1) / work.positions[-1]
-    lines = prod(rows) * work.channels * (TURN if work.last else COPY)
-    added = work.outputs * (width * ADD + (TURN if work.last else COPY))
-    multiplied = prod(rows) * width * work.channels * work.outputs * MULTIPLY
-    return work.windows * longer * (lines + added + multiplied) + CALL * (8 + 2 * width * work.groups)
+    """Every row of a window copied; as many products as rows, each but the first on top of the one before."""
+    rows, *rest = work.geometry.kernel
+    extra = 1 + (rows - 1) * work.geometry.dilation[0] / work.geometry.stride[0] / work.positions[0]
+    again = work.windows * (rows - 1) * work.outputs * ADD
+    return work.lowered(prod(rest)) * extra + work.products(rows * prod(rest), rows) + again + CALL * (8 + rows)
 
 
 def winograd(work: Work) -> float:
@@ -76,8 +90,8 @@ def winograd(work: Work) -> float:
     a = [n + k - 1 for n, k in zip(m, work.geometry.kernel, strict=True)]
     points, pixels = prod(a), prod(m)
     count = work.images * prod(-(-p // n) for p, n in zip(work.positions, m, strict=True))
-    cut = work.channels * points * (COPY + points * MULTIPLY) + work.channels * pixels * (COPY if work.last else TURN)
-    back = work.outputs * pixels * (points * MULTIPLY + (COPY if work.last else 2 * TURN))
-    multiplied = points * work.channels * work.outputs * MULTIPLY
-    kernel = points * work.channels * work.outputs * (prod(work.geometry.kernel) * MULTIPLY + 4 * TURN)
-    return work.groups * (count * (cut + multiplied + back) + kernel + CALL * 25)
+    cut = work.channels * (points * (2 * COPY + points * MULTIPLY) + pixels * (COPY if work.last else TURN))
+    back = work.outputs * (pixels * points * MULTIPLY + points * COPY + pixels * (COPY if work.last else 2 * TURN))
+    multiplied = points * work.channels * work.outputs * MULTIPLY * (1 + THIN / work.outputs)
+    kernel = points * work.channels * work.outputs * (prod(work.geometry.kernel) * MULTIPLY + 2 * COPY)
+    return work.groups * (count * (cut + multiplied + back) * 1.15 + kernel + CALL * 25)

@@ -17,7 +17,7 @@ Cost: a/m multiplications per output and dimension instead of r: F(4x4, 3x3) nee
 tiles moves and multiplies about 36 / 16 * 36 numbers per pixel and channel, so it needs some 16 channels on both sides to pay. Accuracy:
 the points 0, 3/4, -3/4, 3/2, -3/2, infinity keep the rounding error of F(4x4, 3x3) at about six times that of a dot product (0, 1, -1, 2,
 -2: ten times); a third dimension would multiply it again, so there tiles have two outputs. An infinity or NaN spreads over its whole
-tile. Applies to float32 and float64, stride 1, no dilation, kernels of at most five cells (three in three dimensions) along each side.
+tile: results that are not finite are computed again by im2col. Applies to float32 and float64, stride 1, no dilation, kernels of at most five cells (three in three dimensions) along each side.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from cnn425.algorithms import im2col, memory
 from cnn425.algorithms.blocks import Block, Slabs, blocks, flipped
 from cnn425.algorithms.layout import empty
 from cnn425.algorithms.memory import scratch
@@ -154,7 +155,9 @@ def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor
     O, C = w.shape[0] // groups, w.shape[1]
     for g in range(groups):
         o, c = slice(g * O, (g + 1) * O), slice(g * C, (g + 1) * C)
-        _convolve(x[:, c], w[o], geometry, None if bias is None else bias[o], y[:, o])
+        if not _convolve(x[:, c], w[o], geometry, None if bias is None else bias[o], y[:, o]):
+            memory.begin()
+            return im2col.convolve(x, w, geometry, groups, bias, layout)
     return y
 
 
@@ -167,12 +170,14 @@ def convolve_input_gradient(
     turned = flipped(geometry, size, gy.shape[2:])
     for g in range(groups):
         o, c = slice(g * O, (g + 1) * O), slice(g * C, (g + 1) * C)
-        _convolve(gy[:, o], w[o].transpose(0, 1), turned, None, gx[:, c], turned=True)
+        if not _convolve(gy[:, o], w[o].transpose(0, 1), turned, None, gx[:, c], turned=True):
+            memory.begin()
+            return im2col.convolve_input_gradient(gy, w, geometry, groups, size, layout)
     return gx
 
 
-def _convolve(x: Tensor, w: Tensor, geometry: Geometry, bias: Tensor | None, y: Tensor, turned: bool = False) -> None:
-    """One group; `w` is `(O, C, *kernel)`, and to be turned around if it says so."""
+def _convolve(x: Tensor, w: Tensor, geometry: Geometry, bias: Tensor | None, y: Tensor, turned: bool = False) -> bool:
+    """One group, `w` is `(O, C, *kernel)`, and to be turned around if it says so; whether all numbers are finite."""
     A, G, B = transforms(geometry.kernel, x.dtype, x.device, turned)
     tiles = Tiles(x, geometry, y.shape[2:], w.shape[0], buffers=2)
     slabs = tiles.slabs(x, tiles.a, [low for low, _ in geometry.padding])
@@ -180,6 +185,7 @@ def _convolve(x: Tensor, w: Tensor, geometry: Geometry, bias: Tensor | None, y: 
     third = scratch(x, tiles.buffers[0].numel()) if several else tiles.buffers[1]  # V stays until all outputs are done
     tiles.buffers.append(third)
     U = points_of_kernel(w[tiles.chunks[0]], G, tiles.kernel)
+    total = x.new_zeros(())
     for block in tiles.blocks:
         V = tiles.points_of(slabs, block, B, to=1)
         for o in tiles.chunks:
@@ -188,7 +194,9 @@ def _convolve(x: Tensor, w: Tensor, geometry: Geometry, bias: Tensor | None, y: 
             Y = tiles.transform(A, M, to=2).view(A.shape[0], -1, U.shape[2])
             if bias is not None:
                 Y += bias[o]
+            total += Y.sum()
             tiles.lay(Y, block, y[:, o])
+    return bool(total.isfinite())
 
 
 def points_of_kernel(w: Tensor, G: Tensor, memory: Tensor) -> Tensor:
@@ -209,6 +217,9 @@ def convolve_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: 
     for g in range(groups):
         o = slice(g * O, (g + 1) * O)
         _weight_gradient(gy[:, o], x[:, g * C : (g + 1) * C], geometry, gw[o])
+    if not gw.sum().isfinite():
+        memory.begin()
+        return im2col.convolve_weight_gradient(gy, x, geometry, groups, layout)
     return gw
 
 
