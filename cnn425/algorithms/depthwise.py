@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import im2col
-from cnn425.algorithms.blocks import Block, Slabs, blocks, flip, flipped
+from cnn425.algorithms.blocks import Block, Slabs, blocks, flip, flipped, phases
 from cnn425.algorithms.layout import empty
-from cnn425.algorithms.memory import scratch
+from cnn425.algorithms.memory import begin, scratch
 from cnn425.windows import Geometry
 
 HALF = (torch.bfloat16, torch.float16)
@@ -35,32 +34,42 @@ def cut(x: Tensor, geometry: Geometry, layout: torch.memory_format) -> tuple[Sla
     return Slabs(x, geometry, parts[0], channels_last=layout is not torch.contiguous_format), parts
 
 
-def per_channel(t: Tensor, channels: int, block: Block) -> Tensor:
-    """The block's part of an output, `(images, C, O/C, rows, *positions[1:])`."""
-    return t[block.n : block.n + block.images, :, block.i : block.i + block.rows].unflatten(1, (channels, -1))
+def part_of(t: Tensor, block: Block) -> Tensor:
+    """The block's part of an output."""
+    return t[block.n : block.n + block.images, :, block.i : block.i + block.rows]
 
 
 def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, layout: torch.memory_format) -> Tensor:
     """The output, `(N, C, *size), (O, 1, *kernel), (O,) -> (N, O, *positions)`."""
     if x.dtype in HALF:
         return convolve(x.float(), w.float(), geometry, groups, None if bias is None else bias.float(), layout).to(x.dtype)
-    d, C = geometry.dimensions, x.shape[1]
-    if in_lines(geometry, layout) and w.shape[0] == C:
+    if in_lines(geometry, layout) and w.shape[0] == x.shape[1]:
         return _convolve_lines(x, w, geometry, bias)
     y = empty(x, (x.shape[0], w.shape[0], *geometry.positions(x.shape[2:])), layout)
-    slabs, parts = cut(x, geometry, layout)
-    weight = w.view(C, -1, *(1,) * d, *geometry.kernel)
-    start = None if bias is None else bias.view(C, -1, *(1,) * d)
-    for block in parts:
-        cells = slabs.windows(block)
-        out = per_channel(y, C, block)
-        for m in range(out.shape[2]):
-            sum_ = out[:, :, m]
-            sum_.copy_(start[:, m].expand_as(sum_)) if start is not None else sum_.zero_()
-            for offset in product(*map(range, geometry.kernel)):
-                at: Any = (..., *offset)
-                sum_.addcmul_(cells[at], weight[:, m][at])
+    times = w.shape[0] // groups
+    for m in range(times):
+        begin()
+        sweep(x, w[m::times, 0], geometry, y[:, m::times], layout)
+        if bias is not None:
+            y[:, m::times] += bias[m::times].view(-1, *(1,) * geometry.dimensions)
     return y
+
+
+def sweep(x: Tensor, w: Tensor, geometry: Geometry, y: Tensor, layout: torch.memory_format, add: bool = False) -> None:
+    """Writes, or adds, to `y` the image `(N, C, *size)`, each channel swept by its own kernel of `w` `(C, *kernel)`."""
+    d, width = geometry.dimensions, y.shape[-1] if layout is not torch.contiguous_format else 1
+    weight = scratch(x, *geometry.kernel, width, x.shape[1])  # of a whole row of windows, so that a sweep runs on from one to the next
+    weight.copy_(w.movedim(0, -1).unsqueeze(-2).expand(weight.shape))
+    factors = weight.movedim(-1, d).unflatten(d + 1, (*(1,) * (d - 1), width))  # u v c 1 j
+    slabs, parts = cut(x, geometry, layout)
+    for block in parts:
+        cells, out = slabs.windows(block), part_of(y, block)
+        for k, offset in enumerate(product(*map(range, geometry.kernel))):
+            at: Any = (..., *offset)
+            if k == 0 and not add:
+                torch.mul(cells[at], factors[offset], out=out)
+            else:
+                out.addcmul_(cells[at], factors[offset])
 
 
 def convolve_input_gradient(
@@ -71,7 +80,17 @@ def convolve_input_gradient(
         return convolve_input_gradient(gy.float(), w.float(), geometry, groups, size, layout).to(gy.dtype)
     if w.shape[0] == groups and all(s == 1 for s in geometry.stride):
         return convolve(gy, flip(w, groups), flipped(geometry, size, gy.shape[2:]), groups, None, layout)
-    return im2col.convolve_input_gradient(gy, w, geometry, groups, size, layout)
+    gx = empty(gy, (gy.shape[0], groups, *size), layout)
+    times = w.shape[0] // groups
+    for cells, pixels, part in phases(geometry, size, gy.shape[2:]):
+        target = gx[(slice(None), slice(None), *pixels)]
+        if part is None:
+            target.zero_()
+        for m in range(times if part is not None and target.numel() else 0):
+            begin()
+            turned = w[(slice(m, None, times), 0, *cells)].flip(*range(1, 1 + geometry.dimensions))
+            sweep(gy[:, m::times], turned, part or geometry, target, layout, add=m > 0)
+    return gx
 
 
 def convolve_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, layout: torch.memory_format) -> Tensor:
@@ -81,16 +100,20 @@ def convolve_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: 
     if in_lines(geometry, layout) and gy.shape[1] == groups:
         return _weight_gradient_lines(gy, x, geometry)
     gw = empty(x, (gy.shape[1], 1, *geometry.kernel), layout).zero_()
-    weight = gw.view(groups, -1, *geometry.kernel)
+    times = gy.shape[1] // groups
     slabs, parts = cut(x, geometry, layout)
+    last = layout is not torch.contiguous_format
+    buffer = scratch(x, part_of(gy, parts[0]).numel() // times)
     for block in parts:
         cells = slabs.windows(block)
-        part = per_channel(gy, groups, block)
-        for m in range(part.shape[2]):
+        for m in range(times):
+            part = part_of(gy, block)[:, m::times]
+            products = buffer[: part.numel()]
+            products = products.view(part.movedim(1, -1).shape).movedim(-1, 1) if last else products.view(part.shape)
             for offset in product(*map(range, geometry.kernel)):
                 at: Any = (..., *offset)
-                products = part[:, :, m] * cells[at]
-                weight[:, m][at].add_(products.sum((0, *range(2, products.ndim))))
+                torch.mul(part, cells[at], out=products)
+                gw[m::times, 0][at].add_(products.sum((0, *range(2, products.ndim))))
     return gw
 
 
