@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import costs, definition, depthwise, im2col, layout, memory, shifted, tiny, winograd
+from cnn425.algorithms import costs, definition, depthwise, fft, im2col, layout, memory, merged, shifted, tiny, winograd
 from cnn425.windows import Geometry
 
 ALGORITHMS: dict[str, ModuleType] = {
@@ -16,6 +16,8 @@ ALGORITHMS: dict[str, ModuleType] = {
     "im2col": im2col,
     "shifted": shifted,
     "winograd": winograd,
+    "fft": fft,
+    "merged": merged,
     "depthwise": depthwise,
 }
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -100,7 +102,9 @@ def applicable(name: str, dtype: torch.dtype, geometry: Geometry, channels: int,
     """Whether the algorithm of this name can compute such a convolution."""
     if name == "depthwise":
         return channels == groups
-    return name not in ("shifted", "winograd") or bool(ALGORITHMS[name].applies(dtype, geometry))
+    if name == "merged":
+        return groups > 1 and shifted.applies(dtype, geometry)
+    return name not in ("shifted", "winograd", "fft") or bool(ALGORITHMS[name].applies(dtype, geometry))
 
 
 @lru_cache(maxsize=4096)
@@ -112,10 +116,14 @@ def cheapest(
         return depthwise
     if cuda or dtype not in (torch.float32, torch.float64):
         return im2col
+    if last and merged.together(shape[1] // groups, outputs // groups, groups) > 1:
+        return merged
     work = costs.Work.of(result, shape, outputs, geometry, groups, last)
     estimates = {im2col: costs.im2col(work)}
     if shifted.applies(dtype, geometry):
         estimates[shifted] = costs.shifted(work)
     if dtype == torch.float32 and geometry.dimensions < 3 and winograd.applies(dtype, geometry):
         estimates[winograd] = costs.winograd(work)
+    if fft.applies(dtype, geometry):
+        estimates[fft] = costs.fft(work)
     return min(estimates, key=lambda algorithm: estimates[algorithm])

@@ -5,7 +5,7 @@ roundings from run to run. Only their ratios matter.
 """
 
 from collections.abc import Sequence
-from math import prod
+from math import log2, prod
 from typing import NamedTuple
 
 from cnn425.algorithms import winograd as tiles
@@ -17,6 +17,7 @@ THIN = 12  # a product with so few outputs runs at half that rate
 COPY = 0.17  # one number copied along memory, inside the cache
 TURN = 0.6  # one number copied across memory (transposed)
 ADD = 0.15  # one number of a result read and written once more by a product
+FOURIER = 0.3  # one number, per doubling of the size of a transform
 CALL = 6000.0  # one operation of torch with its views
 
 
@@ -95,3 +96,12 @@ def winograd(work: Work) -> float:
     multiplied = points * work.channels * work.outputs * MULTIPLY * (1 + THIN / work.outputs)
     kernel = points * work.channels * work.outputs * (prod(work.geometry.kernel) * MULTIPLY + 2 * COPY)
     return work.groups * (count * (cut + multiplied + back) * 1.15 + kernel + CALL * 25)
+
+
+def fft(work: Work) -> float:
+    """Images, kernels and outputs there and back, and a complex product per frequency."""
+    pixels = prod(n + low + high for n, (low, high) in zip(work.size, work.geometry.padding, strict=True))
+    pixels = max(1, pixels if work.result != "input gradient" else prod(p + e - 1 for p, e in zip(work.positions, work.geometry.extent, strict=True)))
+    images = work.images * (work.channels + work.outputs) + work.channels * work.outputs
+    transforms = work.groups * images * pixels * (log2(pixels + 1) * FOURIER + 4 * TURN)
+    return transforms + work.groups * pixels * work.images * work.channels * work.outputs * 4 * MULTIPLY + CALL * 20
