@@ -225,7 +225,9 @@ def test_inference_mode_does_not_spoil_the_scratch():
 
 def test_use_refuses_unknown_names():
     with (
-        pytest.raises(ValueError, match=r"no algorithm 'magic'; the algorithms are definition, im2col, shifted, winograd, fft, merged, depthwise"),
+        pytest.raises(
+            ValueError, match=r"no algorithm 'magic'; the algorithms are definition, im2col, shifted, winograd, fft, merged, depthwise"
+        ),
         algorithms.use("magic"),
     ):
         pass

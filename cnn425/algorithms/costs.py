@@ -101,7 +101,9 @@ def winograd(work: Work) -> float:
 def fft(work: Work) -> float:
     """Images, kernels and outputs there and back, and a complex product per frequency."""
     pixels = prod(n + low + high for n, (low, high) in zip(work.size, work.geometry.padding, strict=True))
-    pixels = max(1, pixels if work.result != "input gradient" else prod(p + e - 1 for p, e in zip(work.positions, work.geometry.extent, strict=True)))
+    pixels = max(
+        1, pixels if work.result != "input gradient" else prod(p + e - 1 for p, e in zip(work.positions, work.geometry.extent, strict=True))
+    )
     images = work.images * (work.channels + work.outputs) + work.channels * work.outputs
     transforms = work.groups * images * pixels * (log2(pixels + 1) * FOURIER + 4 * TURN)
     return transforms + work.groups * pixels * work.images * work.channels * work.outputs * 4 * MULTIPLY + CALL * 20

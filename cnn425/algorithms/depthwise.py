@@ -88,7 +88,8 @@ def convolve_input_gradient(
             target.zero_()
         for m in range(times if part is not None and target.numel() else 0):
             begin()
-            turned = w[(slice(m, None, times), 0, *cells)].flip(*range(1, 1 + geometry.dimensions))
+            at: Any = (slice(m, None, times), 0, *cells)
+            turned = w[at].flip(*range(1, 1 + geometry.dimensions))
             sweep(gy[:, m::times], turned, part or geometry, target, layout, add=m > 0)
     return gx
 

@@ -18,6 +18,7 @@ with stride 1.
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,13 +72,15 @@ class Plan:
         """The spectra of a kernel `(O, C, *kernel)`, its cells as far apart as the dilation says."""
         if any(step > 1 for step in self.geometry.dilation):
             apart = w.new_zeros(*w.shape[:2], *self.geometry.extent)
-            apart[(..., *(slice(None, None, step) for step in self.geometry.dilation))] = w
+            at: Any = (..., *(slice(None, None, step) for step in self.geometry.dilation))
+            apart[at] = w
             w = apart
         return self.spectrum(w)
 
     def crop(self, y: Tensor, low: Sequence[int], count: Sequence[int], step: Sequence[int]) -> Tensor:
         """`count` pixels from `low` on, every `step`-th."""
-        return y[(..., *(slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(low, count, step, strict=True)))]
+        at: Any = (..., *(slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(low, count, step, strict=True)))
+        return y[at]
 
 
 def parts(count: int, step: int) -> list[slice]:

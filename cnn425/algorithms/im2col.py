@@ -49,9 +49,7 @@ def unit(geometry: Geometry) -> bool:
     return all(s == 1 for s in geometry.stride)
 
 
-def write(
-    x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, y: Tensor, last: bool, shifted: bool
-) -> None:
+def write(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, y: Tensor, last: bool, shifted: bool) -> None:
     """The convolution written to `y`, which may lie in memory with gaps."""
     lowering = Lowering(x, geometry, groups, last, shifted)
     weights = lowering.weights(w)
@@ -80,7 +78,9 @@ def convolve_weight_gradient(
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`."""
     O, C, last = gy.shape[1] // groups, x.shape[1] // groups, layout is not CONTIGUOUS
     gw = empty(x, (groups * O, C, *geometry.kernel), layout)
-    if unit(geometry) and prod(geometry.kernel) > 1 and 2 * gy.shape[1] <= x.shape[1]:  # fewer windows to copy: those of the output gradient over the input
+    if (
+        unit(geometry) and prod(geometry.kernel) > 1 and 2 * gy.shape[1] <= x.shape[1]
+    ):  # fewer windows to copy: those of the output gradient over the input
         turned = flipped(geometry, x.shape[2:], gy.shape[2:])
         return gw.copy_(flip(convolve_weight_gradient(x, gy, turned, groups, layout, shifted), groups))
     small = groups * O * C * prod(geometry.kernel) <= SMALL_WEIGHT

@@ -31,43 +31,29 @@ FEW_POSITIONS = 400  # with fewer windows per image, a product per image would b
 class Lowering:
     """The matrices of all blocks of `x`, one block after the other in the same memory."""
 
-    def __init__(self, x: Tensor, geometry: Geometry, groups: int, last: bool, shifted: bool, together: bool | None = None, copies: bool = True):
-        d = geometry.dimensions
-        self.geometry, self.groups, self.last, self.shifted = geometry, groups, last, shifted
+    def __init__(
+        self, x: Tensor, geometry: Geometry, groups: int, last: bool, shifted: bool, together: bool | None = None, copies: bool = True
+    ):
+        self.x, self.geometry, self.groups, self.last, self.shifted = x, geometry, groups, last, shifted
         self.positions = geometry.positions(x.shape[2:])
-        self.channels = x.shape[1] // groups
         self.row = prod(self.positions[1:])
-        windows = geometry
-        self.lag = 0
-        steps = [(0, 0)]
-        if shifted:
-            step, dilation = geometry.stride[0], geometry.dilation[0]
-            steps = [(u * dilation % step, u * dilation // step) for u in range(geometry.kernel[0])]
-            self.lag = steps[-1][1]
-            rows = (self.positions[0] + self.lag) * step
-            low = geometry.padding[0][0]
-            windows = geometry._replace(
-                kernel=(step, *geometry.kernel[1:]), dilation=(1, *geometry.dilation[1:]),
-                padding=((low, rows - low - x.shape[2]), *geometry.padding[1:]), ceil_mode=False,
-            )  # fmt: skip
-        self.steps = steps
-        self.windows = windows
-        self.phases = windows.kernel[0] if shifted else 1
-        self.cells = self.channels * prod(windows.kernel) // self.phases
-        count = self.row * (self.positions[0] + self.lag)
+        self.channels = x.shape[1] // groups
+        # The windows that are copied out, and for every shift the phase and the number of rows it skips.
+        self.windows, self.steps = row_by_row(geometry, x.shape[2:]) if shifted else (geometry, [(0, 0)])
+        self.lag = self.steps[-1][1]
+        self.phases = self.windows.kernel[0] if shifted else 1
+        self.cells = self.channels * prod(self.windows.kernel) // self.phases
         row_bytes = groups * self.cells * self.phases * self.row * x.element_size()
-        lag_bytes = self.lag * row_bytes
-        free = copies and self._is_view(x, windows)
+        free = copies and self._is_view(x, self.windows)
         if together is None:
-            together = last and groups > 1 or (count < FEW_POSITIONS and not free)
-        self.together = together and not (free and groups == 1)
-        self.blocks = list(blocks(x.shape[0], self.positions[0], row_bytes, (1 << 40) if free else max(BYTES - lag_bytes, row_bytes)))
-        if self.blocks and self.blocks[0].rows < self.positions[0]:
-            self.together = self.together or groups > 1
-        self.order = self._order(d)
+            together = (last and groups > 1) or (self.row * (self.positions[0] + self.lag) < FEW_POSITIONS and not free)
+        room = 1 << 40 if free else max(BYTES - self.lag * row_bytes, row_bytes)
+        self.blocks = list(blocks(x.shape[0], self.positions[0], row_bytes, room))
+        part_of_image = self.blocks[0].rows < self.positions[0]
+        self.together = (together and not (free and groups == 1)) or (part_of_image and groups > 1)
+        self.order = self._order(geometry.dimensions)
         self.buffer: Tensor | None = None
-        self.x = x
-        self.slabs = Slabs(x, windows, self.lines(self.blocks[0]), last) if copies else None
+        self.slabs = Slabs(x, self.windows, self.lines(self.blocks[0]), last) if copies else None
 
     def _is_view(self, x: Tensor, windows: Geometry) -> bool:
         """Whether the image is its own matrices: nothing to copy, whatever the number of images."""
@@ -164,13 +150,12 @@ class Lowering:
 
     def as_matrices(self, part: Tensor) -> Tensor | None:
         """A part as matrices `(B, O, L)`, or `(B, L, O)` with the channels last; None if it does not lie so in memory."""
-        d = self.geometry.dimensions
         batch = 1 if self.together else 2
         split = part.ndim - 1 if self.last else batch + 1
         shape = (prod(part.shape[:batch]), prod(part.shape[batch:split]), prod(part.shape[split:]))
         if part.is_contiguous():
             return part.view(shape)
-        if shape[0] > 1 or d < 1:
+        if shape[0] > 1:
             return None
         flat = part.reshape(part.shape[batch:]) if batch == 1 else part[0, 0]
         at = split - batch
@@ -183,6 +168,20 @@ class Lowering:
         """Every block with its matrices."""
         for block in self.blocks:
             yield block, self.matrices(block)
+
+
+def row_by_row(geometry: Geometry, size: Sequence[int]) -> tuple[Geometry, list[tuple[int, int]]]:
+    """Windows of one row each, at every row of the image; and for each row u of the kernel, where its rows begin: phase and row."""
+    step, dilation, low = geometry.stride[0], geometry.dilation[0], geometry.padding[0][0]
+    steps = [(u * dilation % step, u * dilation // step) for u in range(geometry.kernel[0])]
+    rows = (geometry.positions(size)[0] + steps[-1][1]) * step
+    windows = geometry._replace(
+        kernel=(step, *geometry.kernel[1:]),
+        dilation=(1, *geometry.dilation[1:]),
+        padding=((low, rows - low - size[0]), *geometry.padding[1:]),
+        ceil_mode=False,
+    )
+    return windows, steps
 
 
 def mergeable(size: Sequence[int], stride: Sequence[int]) -> int | None:

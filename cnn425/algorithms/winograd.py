@@ -17,7 +17,8 @@ Cost: a/m multiplications per output and dimension instead of r: F(4x4, 3x3) nee
 tiles moves and multiplies about 36 / 16 * 36 numbers per pixel and channel, so it needs some 16 channels on both sides to pay. Accuracy:
 the points 0, 3/4, -3/4, 3/2, -3/2, infinity keep the rounding error of F(4x4, 3x3) at about six times that of a dot product (0, 1, -1, 2,
 -2: ten times); a third dimension would multiply it again, so there tiles have two outputs. An infinity or NaN spreads over its whole
-tile: results that are not finite are computed again by im2col. Applies to float32 and float64, stride 1, no dilation, kernels of at most five cells (three in three dimensions) along each side.
+tile: results that are not finite are computed again by im2col. Applies to float32 and float64, stride 1, no dilation, kernels of
+at most five cells (three in three dimensions) along each side.
 """
 
 from collections.abc import Sequence
