@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cnn425.lab import digits
-from cnn425.lab.errors import command
+from cnn425.lab.errors import LabError, command
 from cnn425.lab.loop import default_folder, say, show_board, train
 from cnn425.lab.models import build
 from cnn425.lab.options import Options, parse
@@ -39,6 +39,12 @@ class DigitOptions(Options):
     """The folder that holds MNIST/raw/... Default: CNN425_DATA_DIR, else the user's cache, into which missing files are downloaded."""
     download: bool = False
     """Download missing files into --data-dir or CNN425_DATA_DIR too, as `download=True` does in torchvision."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        super().__post_init__()
+        if self.examples < 0:
+            raise LabError(f"--examples is {self.examples}; it must be at least 0", 2)
 
 
 class DigitVerdict(NamedTuple):
@@ -76,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> DigitVerdict:
     holds = result.held_out_accuracy >= goal
     say(
         f"{options.model} of {options.layers} layers, {result.parameters} parameters, {result.steps} steps: "
-        f"{result.held_out_accuracy:.2%} of {len(test.labels)} test pictures"
+        f"{result.held_out_accuracy:.2%} of {len(test.labels) if not options.dry_run else 'two batches of'} test pictures"
         + (f" ({'at least' if holds else 'below'} the goal of {goal:.1%})" if goal else "")
     )
     if not options.dry_run:

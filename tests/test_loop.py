@@ -200,7 +200,8 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path):
     images = EXAMPLES.images.clone()
     images[13] = math.nan
     with pytest.raises(
-        LabError, match=r"stopped before step \d: the loss is nan, first seen in the images themselves, for examples .*13.*kept"
+        LabError,
+        match=r"stopped before step \d: the loss is nan, first seen in the images themselves, for examples .*13.*kept .*stop here again",
     ):
         run(tmp_path, examples=Pictures(images, EXAMPLES.labels, EXAMPLES.classes))
     state = checkpoint.read(checkpoint.checkpoints(tmp_path)[0])
@@ -219,8 +220,15 @@ def batch_of(state):
 
 def test_early_stopping_ends_when_the_held_out_loss_no_longer_falls(tmp_path):
     wild = Options(**{**vars(OPTIONS), "epochs": 50, "patience": 2, "lr": 1e-30, "schedule": "constant", "optimizer": "sgd"})
-    verdict, _ = run(tmp_path, wild)
+    verdict, words = run(tmp_path, wild)
+    assert "stopped early, the held-out loss has not fallen for 2 epochs" in words
     assert verdict.steps == 3 * 4, "one epoch that is the best so far, two that are not better"
+
+
+def test_no_epochs_are_an_evaluation(tmp_path):
+    verdict, _ = run(tmp_path, Options(**{**vars(OPTIONS), "epochs": 0}))
+    assert verdict.steps == 0
+    assert 0 < verdict.held_out_loss < math.inf
 
 
 def test_learning_rate_rises_and_falls_to_nothing(tmp_path):

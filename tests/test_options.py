@@ -70,6 +70,8 @@ def test_resume_of_nothing_is_one_sentence(tmp_path):
         (["--batch-size", "0"], "at least 1"),
         (["--lr", "0"], "must be positive"),
         (["--lr", "nan"], "positive"),
+        (["--clip", "-1"], "--clip is -1.0; it must be at least 0"),
+        (["--checkpoint-seconds", "nan"], "--checkpoint-seconds is nan"),
     ],
 )
 def test_numbers_that_mean_nothing_are_refused(words, match):

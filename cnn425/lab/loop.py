@@ -89,7 +89,11 @@ class Loop:
         except guards.NotFiniteError as error:
             self.save()
             run.group.wait()  # torchrun ends all processes as soon as one has ended: not while the first is saving
-            raise StoppedError(f"{error}; {self.what_is_kept()}") from None
+            kept = next(iter(checkpoint.checkpoints(run.folder)), run.folder)
+            raise StoppedError(
+                f"{error}; kept {kept} from before it; the same command would stop here again, so try a lower --lr, or --clip, in another "
+                "--log-dir"
+            ) from None
         finally:
             self.close()
         return run.verdict()
@@ -139,7 +143,7 @@ class Loop:
     def steps(self) -> None:
         """All epochs that are left."""
         run = self.training
-        while not run.at.finished:
+        while not run.at.finished and run.options.epochs:
             while not run.order.epoch_is_over:
                 indices = run.order.current()
                 row = run.step(indices)
@@ -153,6 +157,10 @@ class Loop:
             self.log_evaluation(result)
             if self.milestone(run.at.epoch):
                 self.report_epoch(result)
+            if run.at.finished and run.at.epoch < run.options.epochs:
+                self.reporter.say(
+                    f"{self.title}: stopped early, the held-out loss has not fallen for {run.at.epochs_without_better} epochs"
+                )
             if not run.at.finished:
                 run.at.seen, run.at.loss, run.at.correct = 0, 0.0, 0
                 run.order.next_epoch()

@@ -81,8 +81,9 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
-        for name, least in (("epochs", 0), ("batch_size", 1), ("log_every", 1), ("threads", 0), ("patience", 0)):
-            if getattr(self, name) < least:
+        leasts = {"epochs": 0, "batch_size": 1, "log_every": 1, "threads": 0, "patience": 0, "clip": 0, "checkpoint_seconds": 0}
+        for name, least in leasts.items():
+            if not getattr(self, name) >= least:  # NaN is refused too
                 raise LabError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}", 2)
         if not 0 < self.warmup < 1:
             raise LabError(f"--warmup is {self.warmup}; it must lie between 0 and 1", 2)
