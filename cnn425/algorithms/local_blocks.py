@@ -31,11 +31,8 @@ class Cells(NamedTuple):
 def cells_of(order: Sequence[int], shape: Sequence[int], dimensions: int, batch: int) -> Cells:
     """The cells of a weight of `shape` whose dimensions lie in memory in `order`."""
     cells = tuple(dim - dimensions - 1 for dim in order if dim > dimensions)
-    wide = [cell for cell in cells if shape[cell + dimensions + 1] > 1]
-    space = range(2, dimensions + 2)
-    if not wide or wide[-1] == 0:
-        return Cells(cells, (0, *space, 1), False)
-    return Cells(cells, (1, *space, 0), True) if batch >= MANY else Cells(cells, (0, 1, *space), False)
+    image = tuple(cell + 1 for cell in cells)
+    return Cells(cells, (*image, 0), True) if batch >= MANY else Cells(cells, (0, *image), False)
 
 
 def memory_order(w: Tensor) -> tuple[int, ...]:
@@ -86,6 +83,15 @@ def window_view(padded: Tensor, geometry: Geometry, groups: int, cells: Cells) -
     return view.permute(*range(3, 3 + d), 1, *((*inner, 0) if cells.batch_inside else (0, *inner)))
 
 
+def line_view(padded: Tensor, geometry: Geometry, groups: int, cells: Cells) -> Tensor:
+    """The lines of pixels that the windows lie in: `window_view` without its last positions, and all pixels in place of the last offset."""
+    d = geometry.dimensions
+    kernel, stride, dilation = ((*values[:-1], 1) for values in (geometry.kernel, geometry.stride, geometry.dilation))
+    pixels = geometry._replace(kernel=kernel, stride=stride, dilation=dilation)
+    view = window_view(padded, pixels, groups, cells)
+    return view.transpose(d - 1, d + 1 + (not cells.batch_inside) + cells.order.index(d)).squeeze(d - 1)
+
+
 def weight_view(w: Tensor, dimensions: int, groups: int, cells: Cells) -> Tensor:
     """The weight as `(*positions, g, o, *cells)`."""
     d = dimensions
@@ -93,8 +99,8 @@ def weight_view(w: Tensor, dimensions: int, groups: int, cells: Cells) -> Tensor
 
 
 def output_view(y: Tensor, groups: int) -> Tensor:
-    """The output as `(*positions, g, n, o)`."""
-    return split(y, 1, groups).permute(*range(3, y.ndim + 1), 1, 0, 2)
+    """The output as `(*positions, g, o, n)`."""
+    return split(y, 1, groups).permute(*range(3, y.ndim + 1), 1, 2, 0)
 
 
 def split(t: Tensor, dim: int, groups: int) -> Tensor:

@@ -1,23 +1,24 @@
 """A local layer as one matrix product per position, the positions of a block in one batched call.
 
-At position (i, j) the layer is a fully connected one: the N windows there, rows of K = C/G*U*V cells, meet a matrix of O such rows.
+At position (i, j) the layer is a fully connected one: a matrix of O rows of K = C/G*U*V weights meets the N windows there, its columns.
 
-    output            y[ij]     =  rows[ij]  w[ij]'         (N, K) (K, O)  -> (N, O)
-    weight gradient   gw[ij]    =  gy[ij]'   rows[ij]       (O, N) (N, K)  -> (O, K)
-    window gradient   grows[ij] =  gy[ij]    w[ij]          (N, O) (O, K)  -> (N, K)       then added to the pixels the cells came from
+    output            y[ij]     =  w[ij]   x[ij]         (O, K) (K, N)  -> (O, N)
+    weight gradient   gw[ij]    =  gy[ij]  x[ij]'        (O, N) (N, K)  -> (O, K)
+    window gradient   gx[ij]    =  w[ij]'  gy[ij]        (K, O) (O, N)  -> (K, N)       then added to the pixels the cells came from
 
-The weight is not copied: cells are taken in the order in which they lie in its memory, and the windows are cut in that order too. To cut
-them quickly the image is first laid out so that neighbours in a row are neighbours in the image: channels innermost, (N, H, W, C), if the
-weight's innermost cells are channels; else the batch innermost, (C, H, W, N), if it is large enough to gain by it. Rows exist for one block
-of positions at a time, small enough to stay in the cache.
+The weight is not copied: cells are taken in the order in which they lie in its memory, and the windows are cut in that order too, from an
+image laid out in that order, with the batch innermost, (C, H, W, N): what is copied are runs of V*N numbers, and all three products meet
+their rows in the order that a matrix product likes best. Of fewer images than fill a vector register the batch stays outermost, and the
+columns are rows in memory. Windows exist for one block of positions at a time, small enough to stay in the cache. Their gradients return in
+two steps: along each line, as many windows at once as do not overlap; then the lines of all U offsets. That is U + V additions per block.
 
 Cost per map: 2*N*O*K operations per position at the rate of a batched product; one reading (or writing) of the weight; N*K cells moved
 within the cache; one change of layout of image and output. Extra memory: an image in the other layout, and a block. Accuracy: that of one
 product per position; in half precision the input gradient is added up in float32.
 """
 
+import itertools
 from collections.abc import Iterator
-from itertools import product
 from math import prod
 
 import torch
@@ -25,23 +26,21 @@ from torch import Tensor
 
 from cnn425.algorithms import local_blocks as local
 from cnn425.algorithms.local_blocks import Block, Cells
-from cnn425.windows import Geometry
+from cnn425.windows import Geometry, windows
 
 BLOCK = 2 << 20  # bytes of rows at a time on a CPU: the second-level caches of two cores
 BLOCK_ON_DEVICE = 8 << 20
-PIECE = 1 << 16  # numbers
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, y: Tensor) -> None:
     """Fill `y` `(N, O, *positions)`; the bias is `(1, O, *positions)`."""
     cells = local.cells_of(local.memory_order(w), w.shape, geometry.dimensions, len(x))
-    windows = local.window_view(local.padded_image(x, geometry, cells), geometry, groups, cells)
+    views = local.window_view(local.padded_image(x, geometry, cells), geometry, groups, cells)
     weights, outputs = local.weight_view(w, geometry.dimensions, groups, cells), local.output_view(y, groups)
-    n, o = x.shape[0], y.shape[1] // groups
     biases = None if bias is None else local.output_view(bias, groups)
-    for block in fitting(windows, geometry):
+    for block in fitting(views, geometry):
         target = outputs[block]
-        result = torch.bmm(rows(windows[block], cells, n), matrices(weights[block], o).mT).view(target.shape)
+        result = product(matrices(weights[block]), columns(views[block], cells), cells).view(target.shape)
         if biases is None:
             target.copy_(result)
         else:
@@ -53,75 +52,85 @@ def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, gx: T
     cells = local.cells_of(local.memory_order(w), w.shape, geometry.dimensions, len(gy))
     exact = torch.float32 if gx.dtype in (torch.float16, torch.bfloat16) else gx.dtype
     padded = local.image(gx.shape, geometry, cells, exact, gx.device).zero_()
-    windows = local.window_view(padded, geometry, groups, cells)
-    weights, gradients = local.weight_view(w, geometry.dimensions, groups, cells), local.output_view(channels_innermost(gy), groups)
-    n, o = gy.shape[0], gy.shape[1] // groups
-    for block in fitting(windows, geometry):
-        left, right = packed(gradients[block], n, o), matrices(weights[block], o)
-        target = windows[block]
-        result = torch.bmm(right.mT, left.mT) if cells.batch_inside else torch.bmm(left, right)
-        add_cells(target, result.view(target.shape), geometry, cells)
+    views, lines = local.window_view(padded, geometry, groups, cells), local.line_view(padded, geometry, groups, cells)
+    weights, gradients = local.weight_view(w, geometry.dimensions, groups, cells), local.output_view(suited(gy), groups)
+    for block in fitting(views, geometry):
+        result = product(matrices(weights[block]).mT, packed(gradients[block]), cells)
+        add_windows(lines, (result if cells.batch_inside else result.mT).view(views[block].shape), block, geometry, cells)
     inside, seen = local.real_pixels(padded, gx, geometry)
     if seen.shape != gx.shape:
         gx.zero_()
-    step = max(1, PIECE // seen[:, :1].numel()) if cells.batch_inside else gx.shape[1]
-    for start in range(0, gx.shape[1], step):  # so many channels at a time that their transposition stays in the cache
-        seen[:, start : start + step].copy_(inside[:, start : start + step])
+    seen.copy_(inside)
 
 
 def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, gw: Tensor) -> None:
     """Fill `gw` `(*positions, O, C/G, *kernel)`."""
     cells = local.cells_of(local.memory_order(gw), gw.shape, geometry.dimensions, len(x))
-    windows = local.window_view(local.padded_image(x, geometry, cells), geometry, groups, cells)
-    weights, gradients = local.weight_view(gw, geometry.dimensions, groups, cells), local.output_view(channels_innermost(gy), groups)
-    n, o = gy.shape[0], gy.shape[1] // groups
-    for block in fitting(windows, geometry):
-        target = weights[block]
-        left, right = packed(gradients[block], n, o).mT, rows(windows[block], cells, n)
+    views = local.window_view(local.padded_image(x, geometry, cells), geometry, groups, cells)
+    weights, gradients = local.weight_view(gw, geometry.dimensions, groups, cells), local.output_view(suited(gy), groups)
+    multiply = torch.mul if len(x) == 1 else torch.bmm  # of one image: an outer product
+    for block in fitting(views, geometry):
+        target, left, right = weights[block], packed(gradients[block]), columns(views[block], cells).mT
         if target.is_contiguous():
-            torch.bmm(left, right, out=target.view(-1, o, right.shape[2]))
+            multiply(left, right, out=target.view(-1, left.shape[1], right.shape[2]))
         else:
-            target.copy_(torch.bmm(left, right).view(target.shape))
+            target.copy_(multiply(left, right).view(target.shape))
 
 
 def fitting(windows: Tensor, geometry: Geometry) -> Iterator[Block]:
-    """Blocks of positions whose rows fit into the cache."""
+    """Blocks of positions whose windows fit into the cache."""
     d = geometry.dimensions
     room = BLOCK if windows.device.type == "cpu" else BLOCK_ON_DEVICE
     return local.blocks(windows.shape[:d], room // max(1, prod(windows.shape[d:]) * windows.element_size()))
 
 
-def rows(windows: Tensor, cells: Cells, n: int) -> Tensor:
-    """The windows of a block as one matrix per position and group, `(B, N, K)`: copied, unless a window is one stretch of memory."""
+def suited(gy: Tensor) -> Tensor:
+    """`gy` laid out so that its part at a position is a matrix: the batch innermost if there are many images, else the channels."""
+    inner = 0 if len(gy) >= local.MANY else 1
+    return gy.movedim(inner, -1).contiguous().movedim(-1, inner)
+
+
+def product(left: Tensor, right: Tensor, cells: Cells) -> Tensor:
+    """The products of matrices, in memory with the batch innermost or outermost, as the cells say."""
+    return torch.bmm(left, right) if cells.batch_inside else torch.bmm(right.mT, left.mT).mT
+
+
+def columns(windows: Tensor, cells: Cells) -> Tensor:
+    """The windows of a block as one matrix per position and group, `(B, K, N)`: copied, unless a window is one stretch of memory."""
     k = len(cells.order)
     if cells.batch_inside:
-        return packed(windows, prod(windows.shape[-k - 1 : -1]), n).mT
-    return packed(windows, n, prod(windows.shape[-k:]))
+        return packed(windows.flatten(-k - 1, -2))
+    return packed(windows.flatten(-k)).mT
 
 
-def matrices(weights: Tensor, o: int) -> Tensor:
+def matrices(weights: Tensor) -> Tensor:
     """The weights of a block as one matrix per position and group, `(B, O, K)`: a view, if the positions come first in memory."""
-    return packed(weights, o, prod(weights.shape[(weights.ndim - 3) // 2 + 2 :]))
+    return packed(weights.flatten((weights.ndim - 3) // 2 + 2))
 
 
-def channels_innermost(y: Tensor) -> Tensor:
-    """`y` with its channels innermost in memory, copied if they are not: rows of O numbers can then be taken from it quickly."""
-    return y.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def packed(t: Tensor, height: int, width: int) -> Tensor:
+def packed(t: Tensor) -> Tensor:
     """`t` as matrices `(B, height, width)` with rows or columns that are stretches of memory (others the product copies one by one)."""
-    matrix = t.reshape(-1, height, width)
+    matrix = t.flatten(0, -3)
+    _, height, width = matrix.shape
     _, down, across = matrix.stride()
     ready = (across == 1 and (height == 1 or down >= width)) or (down == 1 and (width == 1 or across >= height))
     return matrix if ready else matrix.contiguous()
 
 
-def add_cells(target: Tensor, result: Tensor, geometry: Geometry, cells: Cells) -> None:
-    """Add each cell of the windows `result` to the pixel that it is in the windows `target`, one offset after the other."""
-    first = target.ndim - len(cells.order) - cells.batch_inside
+def add_windows(lines: Tensor, result: Tensor, block: Block, geometry: Geometry, cells: Cells) -> None:
+    """Add the windows `result` of a block to `lines` of pixels: along a line those at once that do not overlap, then whole lines."""
+    d, stride, (start, stop) = geometry.dimensions, geometry.stride[-1], (block[-1].start, block[-1].stop)
+    first = d + (not cells.batch_inside)
+    across = first + cells.order.index(d)
+    target = lines[block[:-1]].narrow(across, start * stride, (stop - start - 1) * stride + geometry.extent[-1])
+    rows = torch.zeros(target.shape, dtype=target.dtype, device=target.device)
+    seen = windows(rows.movedim(across, -1), Geometry(geometry.kernel[-1:], (stride,), ((0, 0),), geometry.dilation[-1:]))
+    said = result.movedim((d - 1, across + 1), (-2, -1))
+    apart = -(-geometry.extent[-1] // stride)
+    for phase in range(min(apart, stop - start)):
+        seen[..., phase::apart, :].add_(said[..., phase::apart, :])
     index: list[slice | int] = [slice(None)] * target.ndim
-    for offset in product(*map(range, geometry.kernel)):
+    for offset in itertools.product(*map(range, geometry.kernel[:-1])):
         for dimension, u in enumerate(offset):
             index[first + cells.order.index(dimension + 1)] = u
-        target[tuple(index)].add_(result[tuple(index)])
+        target[tuple(index)].add_(rows[tuple(index)])
