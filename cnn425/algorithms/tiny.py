@@ -81,7 +81,7 @@ def image(w: Tensor, columns: Tensor, plan: Plan, bias: Tensor | None) -> Tensor
     else:
         y = w.mm(columns) if bias is None else torch.addmm(bias.view(-1, 1), w, columns)
     if not plan.exchange:
-        return arranged(y.view(plan.shape), plan)
+        return y.view(plan.shape) if plan.order is None else arranged(y.view(plan.shape), plan)
     images, channels, *size = plan.shape
     return arranged(y.view(channels, images, *size).transpose(0, 1), plan)
 

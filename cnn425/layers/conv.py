@@ -22,7 +22,7 @@ from cnn425 import algorithms
 from cnn425.algorithms import layout
 from cnn425.layers import arguments
 from cnn425.layers.batching import IMAGE, OUTPUT, WEIGHT, over_batch
-from cnn425.layers.function import cast_for_autocast, is_legacy_batched, operation, without_autocast
+from cnn425.layers.function import cast_for_autocast, is_final, is_legacy_batched, operation, without_autocast
 from cnn425.windows import Geometry
 
 Order = torch.memory_format | None
@@ -46,8 +46,12 @@ class Convolution(Function):
         x, w = ctx.saved_tensors
         needs_x, needs_w, _, _, needs_b = ctx.needs_input_grad
         order = gradient_order(gy, x, w, ctx.geometry, ctx.groups)
-        gx = input_gradient(gy, w.conj(), ctx.geometry, ctx.groups, ctx.size, order) if needs_x else None
-        gw = weight_gradient(gy, x.conj(), ctx.geometry, ctx.groups, order) if needs_w else None
+        if is_final(gy, x, w) and not x.is_complex():  # no Function, and so no bookkeeping
+            to_input, to_weight = ConvolutionInputGradient.forward, ConvolutionWeightGradient.forward
+        else:
+            to_input, to_weight, x, w = input_gradient, weight_gradient, x.conj(), w.conj()
+        gx = to_input(gy, w, ctx.geometry, ctx.groups, ctx.size, order) if needs_x else None
+        gw = to_weight(gy, x, ctx.geometry, ctx.groups, order) if needs_w else None
         gb = gy.sum((0, *range(2, gy.ndim))) if needs_b else None
         return gx, gw, None, None, gb
 
@@ -140,7 +144,9 @@ def gradient_order(gy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, groups:
     """The memory layout torch gives both gradients: that of the output; None where the operands of the gradients say the same."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or is_legacy_batched(gy):
         return None
-    return torch.contiguous_format if x.is_complex() else layout.memory_format(x, w, geometry, groups)
+    if x.is_complex() or all(t.is_contiguous() and t.shape[-1] > 1 and t.stride(1) > 1 for t in (x, w)):
+        return torch.contiguous_format  # the common case, quickly: pixels of one row are neighbours, and channels are not
+    return layout.memory_format(x, w, geometry, groups)
 
 
 convolution = operation(Convolution)
