@@ -34,11 +34,11 @@ class CrossEntropy(Function):
 
     @staticmethod
     def forward(x: Tensor, target: Tensor, ignored: int, mean: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        keep, t = kept(target, ignored)
+        drop, t = dropped(target, ignored)
         top = x.amax(1, keepdim=True)
         total = (x - top).exp_().sum(1, keepdim=True)
-        y = torch.where(keep, total.log().sub_(pick(x, t).sub_(top)), 0).squeeze(1)
-        count = keep.sum()
+        y = total.log().sub_(pick(x, t).sub_(top)).masked_fill_(drop, 0).squeeze(1)
+        count = target.numel() - drop.sum()
         return y.sum() / count if mean else y, top, total, count
 
     @staticmethod
@@ -54,8 +54,8 @@ class CrossEntropy(Function):
         if gy is None:
             return None, None, None, None
         x, target, top, total, count = ctx.saved_tensors
-        keep, t = kept(target, ctx.ignored)
-        g = torch.where(keep, gy / count if ctx.mean else gy.unsqueeze(1), 0)
+        drop, t = dropped(target, ctx.ignored)
+        g = ((gy / count).expand(t.shape) if ctx.mean else gy.unsqueeze(1)).masked_fill(drop, 0)
         if is_final(gy, x):  # the softmax, from what is known already
             return by_rows(softmax_times, x, top, g / total).scatter_add_(1, t, -g), None, None, None
         return (g * softmax_along(x, 1)).scatter_add(1, t, -g), None, None, None
@@ -63,9 +63,9 @@ class CrossEntropy(Function):
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         x, target, _top, _total, count = ctx.saved_tensors
-        keep, t = kept(target, ctx.ignored)
+        drop, t = dropped(target, ctx.ignored)
         dy = (softmax_along(x, 1) * dx).sum(1, keepdim=True) - dx.gather(1, t)
-        dy = torch.where(keep, dy, 0).squeeze(1)
+        dy = dy.masked_fill(drop, 0).squeeze(1)
         return dy.sum() / count if ctx.mean else dy, None, None, None
 
     @staticmethod
@@ -82,11 +82,11 @@ class CrossEntropy(Function):
         return (y.flatten(1).sum(1) / count if mean else y, top, total, count), (0, 0, 0, 0)
 
 
-def kept(target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
-    """Which targets count, and the targets with class 0 for those that do not; both `(N, 1, *size)`."""
+def dropped(target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """Which targets count for nothing, and the targets with class 0 for those; both `(N, 1, *size)`."""
     target = target.unsqueeze(1)
-    keep = target != ignored
-    return keep, torch.where(keep, target, 0)
+    drop = target == ignored
+    return drop, target.masked_fill(drop, 0)
 
 
 def softmax_times(x: Tensor, top: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
