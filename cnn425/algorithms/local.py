@@ -52,7 +52,7 @@ def local_output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Te
     y = _room((x.shape[0], w.shape[d], *w.shape[:d]), x)
     if x.numel() == 0 or w.numel() == 0:
         return y.copy_(bias.expand(y.shape)) if bias is not None else y.zero_()
-    _algorithm(w, geometry, groups, len(x)).output(x, w, geometry, groups, bias, y)
+    _algorithm(w, geometry, groups, x.shape[0]).output(x, w, geometry, groups, bias, y)
     return y
 
 
@@ -62,7 +62,7 @@ def local_input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int,
     gx = _room((gy.shape[0], w.shape[d + 1] * groups, *size), gy)
     if gy.numel() == 0 or w.numel() == 0:
         return gx.zero_()
-    _algorithm(w, geometry, groups, len(gy)).input_gradient(gy, w, geometry, groups, gx)
+    _algorithm(w, geometry, groups, gy.shape[0]).input_gradient(gy, w, geometry, groups, gx)
     return gx
 
 
@@ -72,7 +72,7 @@ def local_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int
     gw = empty(shape, order or range(len(shape)), gy.dtype, gy.device)
     if gy.numel() == 0 or x.numel() == 0:
         return gw.zero_()
-    _algorithm(gw, geometry, groups, len(gy)).weight_gradient(gy, x, geometry, groups, gw)
+    _algorithm(gw, geometry, groups, gy.shape[0]).weight_gradient(gy, x, geometry, groups, gw)
     return gw
 
 

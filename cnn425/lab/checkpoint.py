@@ -54,7 +54,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types on foreign files
-        raise LabError(f"{path} is not a checkpoint: {first_line(error)}") from None
+        raise LabError(f"{path} is not a checkpoint; torch.load says {first_line(error)!r}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise LabError(f"{path} is not a checkpoint of this program (format {FORMAT})")
     return state

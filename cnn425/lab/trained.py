@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from cnn425.lab import checkpoint, digits
@@ -49,13 +50,12 @@ def load(path: Path) -> Trained:
 def picture(path: Path) -> Tensor:
     """Any picture as MNIST draws its digits: bright ink on black, scaled to 20x20 pixels, centred by mass in 28x28; `(1, 1, 28, 28)`."""
     try:
-        with Image.open(path) as image:
-            flat = Image.new("RGBA", image.size, "white")
-            flat.alpha_composite(image.convert("RGBA"))
-            grey = flat.convert("L")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        with Image.open(path) as opened:
+            ink = brightness(ImageOps.exif_transpose(opened))
+    except OSError as error:
+        raise LabError(f"{path} cannot be read as a picture: {error.strerror or first_line(error)}") from None
+    except (Image.DecompressionBombError, ValueError, SyntaxError, EOFError, MemoryError) as error:
         raise LabError(f"{path} cannot be read as a picture: {first_line(error)}") from None
-    ink = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(grey.height, grey.width).float() / 255
     border = torch.cat([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
     if border.median() > 0.5:  # dark on bright, as on paper
         ink = 1 - ink
@@ -66,6 +66,18 @@ def picture(path: Path) -> Tensor:
     lit = (ink > 0.2).nonzero()
     (top, left), (bottom, right) = lit.amin(0).tolist(), (lit.amax(0) + 1).tolist()
     return centred(ink[top:bottom, left:right])[None, None]
+
+
+def brightness(image: Image.Image) -> Tensor:
+    """The picture in grey, on white paper where it is transparent, `(H, W)`; 0 to 1."""
+    if image.mode[0] in "IF":  # 16 or 32 bits in units of the file's own: Pillow would cut them at 255
+        wide = torch.from_numpy(numpy.array(image, dtype=numpy.float32)).nan_to_num(0.0, 0.0, 0.0)
+        low, high = wide.min(), wide.max()
+        return (wide - low) / (high - low).clamp(min=1e-6)
+    flat = Image.new("RGBA", image.size, "white")
+    flat.alpha_composite(image.convert("RGBA"))
+    grey = flat.convert("L")
+    return torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(grey.height, grey.width).float() / 255
 
 
 def centred(ink: Tensor) -> Tensor:
