@@ -75,6 +75,40 @@ def test_two_processes_do_what_one_does(words, tmp_path):
     torch.testing.assert_close(alone["model"], both["model"], rtol=1e-3, atol=1e-5)
 
 
+SHARDED = """
+import torch
+from cnn425.lab import shards
+from cnn425.lab.group import joined
+from cnn425.lab.models import build
+with joined("cpu") as group:
+    model = build("local", "custom", 0, classes=3)
+    whole = [p.detach().clone() for p in model[0].parameters()]
+    shards.shard(model, group.world, "cpu")
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.rand(2, 1, 28, 28)).sum().backward()
+    optimizer.step()
+    for p, before in zip(model[0].parameters(), whole):
+        rows = before.tensor_split(group.world)[group.rank]
+        kept = [p.to_local(), p.grad.to_local(), optimizer.state[p]["exp_avg"].to_local()]
+        assert [part.shape for part in kept] == [rows.shape] * 3, [part.shape for part in kept]
+        assert (p.to_local() - rows).abs().max() < 0.01, "its own rows of positions"
+    mine = tuple(model[0].weight.to_local().shape)
+    print(f"process {group.rank} holds {mine[0]} of {len(whole[0])} rows", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_each_process_holds_the_weights_gradients_and_optimiser_state_of_its_positions(tmp_path):
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "sharded.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("process")) == [
+        f"process {rank} holds 14 of 28 rows" for rank in range(2)
+    ]
+
+
 @pytest.mark.slow
 def test_sharded_run_that_was_stopped_ends_with_the_same_bits(tmp_path):
     words = ("--model", "local", "--shard", "--checkpoint-seconds", "0")
