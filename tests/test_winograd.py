@@ -57,3 +57,40 @@ def test_rounding_error_is_below_ten_times_that_of_the_definition():
 )
 def test_where_it_applies(dtype, kernel, stride, dilation, expected):
     assert winograd.applies(dtype, Geometry(kernel, stride, ((0, 0),) * len(kernel), dilation)) is expected
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["turned kernel", "transposed chain"])
+@pytest.mark.parametrize(
+    ("point_bytes", "block_bytes"), [(1 << 30, 1 << 30), (36 * 4 * 8 * 3, 1 << 30), (36 * 4 * 8 * 3, 1), (1 << 30, 20000)]
+)
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 3), (1, 4)])
+def test_parts_of_the_outputs_and_of_the_tiles_add_up(backwards, point_bytes, block_bytes, kernel, monkeypatch):
+    """Outputs in parts, tiles in blocks that share pixels, and both ways to the input gradient."""
+    monkeypatch.setattr(winograd, "POINT_BYTES", point_bytes)
+    monkeypatch.setattr(winograd, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(winograd, "backwards_pays", lambda *_: backwards)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, 13, 10, generator=generator, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(8, 4, *kernel, generator=generator, dtype=torch.float64, requires_grad=True)
+    y = torch.nn.functional.conv2d(x, w, padding=(1, 0))
+    gy = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    geometry, layout = Geometry(kernel, (1, 1), ((1, 1), (0, 0)), (1, 1)), torch.contiguous_format
+    expected = (y, *torch.autograd.grad(y, [x, w], gy))
+    mine = (
+        winograd.convolve(x, w, geometry, 1, None, layout),
+        winograd.convolve_input_gradient(gy, w, geometry, 1, (13, 10), layout),
+        winograd.convolve_weight_gradient(gy, x, geometry, 1, layout),
+    )
+    for a, b in zip(mine, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("hole", [float("inf"), float("nan")])
+def test_gradients_with_an_infinity_are_those_of_im2col(hole):
+    x, w, gy = torch.randn(1, 8, 8, 8), torch.randn(8, 8, 3, 3), torch.randn(1, 8, 6, 6)
+    geometry, layout = Geometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1)), torch.contiguous_format
+    gy[0, 0, 0, 0] = hole
+    gx = winograd.convolve_input_gradient(gy, w, geometry, 1, (8, 8), layout)
+    assert gx[:, :, 3:].isfinite().all()
+    assert not gx[:, :, :3, :3].isfinite().any()
+    assert winograd.convolve_weight_gradient(gy, x, geometry, 1, layout)[1:].isfinite().all()

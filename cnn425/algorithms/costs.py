@@ -91,8 +91,14 @@ def winograd(work: Work) -> float:
     a = [n + k - 1 for n, k in zip(m, work.geometry.kernel, strict=True)]
     points, pixels = prod(a), prod(m)
     count = work.images * prod(-(-p // n) for p, n in zip(work.positions, m, strict=True))
-    cut = work.channels * (points * (2 * COPY + points * MULTIPLY) + pixels * (COPY if work.last else TURN))
-    back = work.outputs * (pixels * points * MULTIPLY + points * COPY + pixels * (COPY if work.last else 2 * TURN))
+    backwards = tiles.backwards_pays(work.channels, work.outputs, work.geometry.kernel, work.size, work.positions)
+    if work.result == "input gradient" and backwards:  # tiles of the output gradient; windows of the image added up
+        count = work.images * prod(-(-p // n) for p, n in zip(work.size, m, strict=True))
+        cut = work.channels * pixels * (COPY + points * MULTIPLY + (COPY if work.last else TURN))
+        back = work.outputs * (points * (points * MULTIPLY + 2 * COPY) + pixels * (COPY if work.last else 2 * TURN))
+    else:
+        cut = work.channels * (points * (2 * COPY + points * MULTIPLY) + pixels * (COPY if work.last else TURN))
+        back = work.outputs * (pixels * points * MULTIPLY + points * COPY + pixels * (COPY if work.last else 2 * TURN))
     multiplied = points * work.channels * work.outputs * MULTIPLY * (1 + THIN / work.outputs)
     kernel = points * work.channels * work.outputs * (prod(work.geometry.kernel) * MULTIPLY + 2 * COPY)
     return work.groups * (count * (cut + multiplied + back) * 1.15 + kernel + CALL * 25)

@@ -10,8 +10,9 @@ matrices:
     A'   column k: the powers p_k ** i.   The last point is infinity: it stands for the leading coefficient.
 
 More dimensions apply the matrices along each. With channels, `*` becomes a sum over channels: one matrix product per point. Every step is
-linear in each operand, so the weight gradient is the same chain transposed, `G' [ (B' d)' (A gy) ]`; the input gradient is the
-convolution of the output gradient with the flipped kernel.
+linear in each operand, so the gradients are the same chain transposed: of the weight `G' [ (B' d)' (A gy) ]`, of the tile
+`B [ (G g)' (A gy) ]`, whose cells are added to the pixels they came from. The input gradient is also the convolution of the output gradient
+with the kernel turned around, which has more tiles and fewer additions.
 
 Cost: a/m multiplications per output and dimension instead of r: F(4x4, 3x3) needs 36 / 16 = 2.25 instead of 9. Cutting and transforming
 tiles moves and multiplies about 36 / 16 * 36 numbers per pixel and channel, so it needs some 16 channels on both sides to pay. Accuracy:
@@ -24,7 +25,9 @@ at most five cells (three in three dimensions) along each side.
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache, reduce
+from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +89,7 @@ def _coefficients(roots: Sequence[Fraction]) -> list[Fraction]:
 def transforms(kernel: tuple[int, ...], dtype: torch.dtype, device: torch.device, turned: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """A', G and B' for all dimensions at once, their Kronecker products: one larger matrix product is faster than several thin ones.
 
-    `turned`: for the kernel turned around, as the input gradient meets it.
+    `turned`: for the kernel turned around, as the output gradient meets it on its way to the pixels.
     """
     each = [matrices(r, len(kernel), dtype, device) for r in kernel]
     each = [(A, G.flip(1), B) for A, G, B in each] if turned else each
@@ -149,6 +152,44 @@ class Tiles:
             whole = self.buffers[0][: tiles.numel()].view(tiles.shape).copy_(tiles).view(block.images, *sides, -1)
             out.copy_(whole[(slice(None), *(slice(0, n) for n in out.shape[1:-1]))])
 
+    def reach(self) -> list[int]:
+        """How many tiles one after the other share a pixel, per dimension."""
+        return [-(-a // m) for a, m in zip(self.a, self.m, strict=True)]
+
+    def overlapping(self, block: Block, channels: int) -> int:
+        """How many numbers the pixels under the tiles of a block are."""
+        counts = (block.rows, *self.counts[1:])
+        return block.images * channels * prod((n + q - 1) * m for n, q, m in zip(counts, self.reach(), self.m, strict=True))
+
+    def add_up(self, cells: Tensor, block: Block, memory: Tensor, gx: Tensor, geometry: Geometry, add: bool) -> Tensor:
+        """Every cell of the tiles of a block, `(cells, tiles * C)`, added to its pixel of `gx`; returns the pixels under the tiles."""
+        d, counts, reach, C = self.d, (block.rows, *self.counts[1:]), self.reach(), gx.shape[1]
+        grid = [n for count, q, m in zip(counts, reach, self.m, strict=True) for n in (count + q - 1, m)]
+        pixels = memory[: self.overlapping(block, C)].view(block.images, *grid, C).zero_()
+        tiles = cells.view(*self.a, block.images, *counts, C)
+        tiles = tiles.permute(d, *(k for pair in zip(range(d + 1, 2 * d + 1), range(d), strict=True) for k in pair), -1)
+        for shift in product(*map(range, reach)):  # cells beyond the first m of a tile lie in the next tile, or the one after it
+            source, target = [], []
+            for q, count, m, a in zip(shift, counts, self.m, self.a, strict=True):
+                last = min(a, (q + 1) * m)
+                source += [slice(None), slice(q * m, last)]
+                target += [slice(q, q + count), slice(0, last - q * m)]
+            here: Any = (slice(None), *source)
+            there: Any = (slice(None), *target)
+            pixels[there].add_(tiles[here])
+        whole = pixels.view(block.images, *(n * m for n, m in zip(grid[::2], self.m, strict=True)), C).movedim(-1, 1)
+        low = [-p for p, _ in geometry.padding]
+        low[0] += block.i * self.m[0]
+        start = [max(0, a) for a in low]
+        stop = [min(n, a + k) for n, a, k in zip(gx.shape[2:], low, whole.shape[2:], strict=True)]
+        image: Any = (slice(block.n, block.n + block.images), slice(None), *map(slice, start, stop))
+        seen: Any = (..., *(slice(a - b, c - b) for a, b, c in zip(start, low, stop, strict=True)))
+        if add:
+            gx[image].add_(whole[seen])
+        else:
+            gx[image].copy_(whole[seen])
+        return pixels
+
 
 def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, layout: torch.memory_format) -> Tensor:
     """The output, `(N, C, *size), (O, C/G, *kernel), (O,) -> (N, O, *positions)`."""
@@ -171,14 +212,50 @@ def convolve_input_gradient(
     turned = flipped(geometry, size, gy.shape[2:])
     for g in range(groups):
         o, c = slice(g * O, (g + 1) * O), slice(g * C, (g + 1) * C)
-        if not _convolve(gy[:, o], w[o].transpose(0, 1), turned, None, gx[:, c], turned=True):
+        if backwards_pays(O, C, geometry.kernel, gy.shape[2:], size):
+            finite = _input_gradient(gy[:, o], w[o], geometry, gx[:, c])
+        else:
+            finite = _convolve(gy[:, o], w[o].transpose(0, 1), turned, None, gx[:, c], turned=True)
+        if not finite:
             memory.begin()
             return im2col.convolve_input_gradient(gy, w, geometry, groups, size, layout)
     return gx
 
 
+def backwards_pays(O: int, C: int, kernel: Sequence[int], positions: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether the input gradient takes fewer steps as the transposed chain than as a convolution of the output gradient."""
+    m = [tile(len(kernel)) + 1 - k if k > 1 else 1 for k in kernel]
+    few, many = (prod(-(-n // k) for n, k in zip(counts, m, strict=True)) for counts in (positions, size))
+    return few * (O * 12 + C * 38) < many * (O * 28 + C * 15)  # nanoseconds per tile of F(4x4, 3x3), measured
+
+
+def _input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, gx: Tensor) -> bool:
+    """The gradient for one group: the chain of `_convolve` transposed, from its end to its beginning; whether all numbers are finite."""
+    A, G, B = transforms(geometry.kernel, gy.dtype, gy.device)
+    tiles = Tiles(gx, geometry, gy.shape[2:], gy.shape[1], buffers=3)
+    gradients = tiles.slabs(gy, tiles.m, [0] * tiles.d)
+    several, total = len(tiles.chunks) > 1, gy.new_zeros(())
+    U = points_of_kernel(w[tiles.chunks[0]], G, tiles.kernel).mT
+    add = tiles.blocks[0].rows < tiles.counts[0]  # tiles of neighbouring blocks overlap
+    pixels = scratch(gy, tiles.overlapping(tiles.blocks[0], gx.shape[1]))
+    if add:
+        gx.zero_()
+    for block in tiles.blocks:
+        for k, o in enumerate(tiles.chunks):
+            U = points_of_kernel(w[o], G, tiles.kernel).mT if several else U
+            gM = tiles.points_of(gradients, block, A.t(), to=1, outputs=o)
+            gV = tiles.buffers[2][: gM[..., 0].numel() * U.shape[2]].view(*gM.shape[:2], -1)
+            if k:
+                gV.baddbmm_(gM, U)
+            else:
+                torch.bmm(gM, U, out=gV)
+        cells = tiles.transform(B.t(), gV, to=0)
+        total += tiles.add_up(cells, block, pixels, gx, geometry, add).sum()
+    return bool(total.isfinite())
+
+
 def _convolve(x: Tensor, w: Tensor, geometry: Geometry, bias: Tensor | None, y: Tensor, turned: bool = False) -> bool:
-    """One group, `w` is `(O, C, *kernel)`, and to be turned around if it says so; whether all numbers are finite."""
+    """The output of one group, `w` is `(O, C, *kernel)`, and to be turned around if it says so; whether all numbers are finite."""
     A, G, B = transforms(geometry.kernel, x.dtype, x.device, turned)
     tiles = Tiles(x, geometry, y.shape[2:], w.shape[0], buffers=2)
     slabs = tiles.slabs(x, tiles.a, [low for low, _ in geometry.padding])
