@@ -112,10 +112,12 @@ def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
     """
     d = geometry.dimensions
     batch = w.shape[: w.ndim - 2 * d]
-    overhang = geometry.overhang(size)
-    padded = w.new_zeros(*batch, *(low + n + high for n, (low, high) in zip(size, overhang, strict=True)))
+    room = [low + n + torch.sym_max(high, 0) for n, (low, high) in zip(size, geometry.overhang(size), strict=True)]
+    padded = w.new_zeros(*batch, *room)
     for offset, cells in geometry.shifts(geometry.positions(size)):
         pixels: Any = (..., *cells)
         cell: Any = (..., *offset)
         padded[pixels].add_(w[cell])  # += would also copy the sum onto itself
-    return pad(padded, [(-low, -high) for low, high in overhang])
+    for at, (n, (low, _)) in enumerate(zip(size, geometry.padding, strict=True), len(batch)):
+        padded = padded.narrow(at, low, n)
+    return padded
