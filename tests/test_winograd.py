@@ -76,6 +76,7 @@ def test_parts_of_the_outputs_and_of_the_tiles_add_up(backwards, point_bytes, bl
     gy = torch.randn(y.shape, generator=generator, dtype=torch.float64)
     geometry, layout = Geometry(kernel, (1, 1), ((1, 1), (0, 0)), (1, 1)), torch.contiguous_format
     expected = (y, *torch.autograd.grad(y, [x, w], gy))
+    x, w = x.detach(), w.detach()
     mine = (
         winograd.convolve(x, w, geometry, 1, None, layout),
         winograd.convolve_input_gradient(gy, w, geometry, 1, (13, 10), layout),
