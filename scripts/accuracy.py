@@ -1,0 +1,74 @@
+"""Rounding errors of every convolution algorithm in float32, beside torch's own, against float64.
+
+    python scripts/accuracy.py              # a table in Markdown; under a minute
+
+The number is the largest error of a map (output, input gradient, weight gradient) over the root mean square of its exact result.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import tyro
+from torch import Tensor
+
+from cnn425 import algorithms
+from cnn425.windows import Geometry
+
+CASES = (  # name, input (N, C, H, W), outputs, kernel side, groups; padding keeps the size
+    ("64 to 64, 3x3, 28x28", (2, 64, 28, 28), 64, 3, 1),
+    ("256 to 256, 3x3, 14x14", (2, 256, 14, 14), 256, 3, 1),
+    ("32 to 64, 5x5, 32x32", (2, 32, 32, 32), 64, 5, 1),
+    ("8 to 8, 15x15, 64x64", (2, 8, 64, 64), 8, 15, 1),
+    ("32 to 32 in 8 groups, 3x3, 28x28", (2, 32, 28, 28), 32, 3, 8),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to draw."""
+
+    seed: int = 0
+    """seed of images, kernels and output gradients, all standard normal"""
+
+
+def torchs(x: Tensor, w: Tensor, gy: Tensor, side: int, groups: int) -> Sequence[Tensor]:
+    """Output, input gradient and weight gradient by torch."""
+    x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
+    y = torch.nn.functional.conv2d(x, w, padding=side // 2, groups=groups)
+    return y.detach(), *torch.autograd.grad(y, [x, w], gy)
+
+
+def ours(x: Tensor, w: Tensor, gy: Tensor, side: int, groups: int) -> Sequence[Tensor]:
+    """The same by the algorithm in use."""
+    geometry = Geometry((side, side), (1, 1), ((side // 2, side // 2),) * 2, (1, 1))
+    return (
+        algorithms.convolve(x, w, geometry, groups),
+        algorithms.convolve_input_gradient(gy, w, geometry, groups, x.shape[2:]),
+        algorithms.convolve_weight_gradient(gy, x, geometry, groups),
+    )
+
+
+def main(options: Options) -> dict[str, dict[str, list[float]]]:
+    torch.manual_seed(options.seed)
+    table: dict[str, dict[str, list[float]]] = {}
+    print("| convolution | by | output | input gradient | weight gradient |\n|---|---|--:|--:|--:|")
+    for name, shape, outputs, side, groups in CASES:
+        x, w, gy = torch.randn(shape), torch.randn(outputs, shape[1] // groups, side, side), torch.randn(shape[0], outputs, *shape[2:])
+        exact = torchs(x.double(), w.double(), gy.double(), side, groups)
+        results = {"torch": torchs(x, w, gy, side, groups)}
+        for algorithm in algorithms.names():
+            skip = {"winograd": side > 5, "merged": groups == 1, "depthwise": True, "definition": True}
+            if not skip.get(algorithm, False):
+                with algorithms.use(algorithm):
+                    results[algorithm] = ours(x, w, gy, side, groups)
+        table[name] = {
+            by: [float((a - b).abs().max() / b.pow(2).mean().sqrt()) for a, b in zip(r, exact, strict=True)] for by, r in results.items()
+        }
+        for k, (by, errors) in enumerate(table[name].items()):
+            print(f"| {'' if k else name} | {by} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
+    return table
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
