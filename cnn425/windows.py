@@ -112,7 +112,7 @@ def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
     """
     d = geometry.dimensions
     batch = w.shape[: w.ndim - 2 * d]
-    room = [low + n + torch.sym_max(high, 0) for n, (low, high) in zip(size, geometry.overhang(size), strict=True)]
+    room = [low + n + max(high, 0) for n, (low, high) in zip(size, geometry.overhang(size), strict=True)]
     padded = w.new_zeros(*batch, *room)
     for offset, cells in geometry.shifts(geometry.positions(size)):
         pixels: Any = (..., *cells)

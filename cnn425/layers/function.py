@@ -18,6 +18,10 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 
+# Traced by the compiler of these versions, a Function whose output was written in place has a gradient of zero.
+LOSES_WRITTEN_OUTPUTS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
+
+
 def operation(function: type[Function]) -> Callable[..., Any]:
     """`function.apply`, in the form that the present mode of torch wants; positional arguments only."""
 
@@ -29,7 +33,8 @@ def operation(function: type[Function]) -> Callable[..., Any]:
     plain: Callable[..., Any] = function.forward
     single = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
     eager: Any = type(function.__name__, (function,), single)
-    traced: Any = type(function.__name__, (function,), {"jvp": staticmethod(Function.jvp)})
+    followed = {"forward": staticmethod(unwritten(function.forward))} if LOSES_WRITTEN_OUTPUTS else {}
+    traced: Any = type(function.__name__, (function,), {"jvp": staticmethod(Function.jvp), **followed})
 
     def apply(*args: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -39,6 +44,16 @@ def operation(function: type[Function]) -> Callable[..., Any]:
         return eager.apply(*args) if is_followed(args) else plain(*args)
 
     return apply
+
+
+def unwritten(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` with copies of its outputs, which nothing was written into."""
+
+    def copied(*args: Any) -> Any:
+        outputs = forward(*(args if isinstance(args[0], Tensor) else args[1:]))  # in a backward these compilers pass the class, too
+        return outputs.clone() if isinstance(outputs, Tensor) else tuple(output.clone() for output in outputs)
+
+    return copied
 
 
 def is_final(*args: Any) -> bool:
