@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-
 # Traced by the compiler of these versions, a Function whose output was written in place has a gradient of zero.
 LOSES_WRITTEN_OUTPUTS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
 
