@@ -1,4 +1,4 @@
-"""Random arguments for every layer: `drawn(layer, Draw(seed))` are those of a call to torch's function, legal or with one mistake.
+"""Random arguments for every layer: `drawn(layer, Draw(seed, mistakes))` are those of a call to torch's function, legal or with mistakes.
 
 Small sizes, small integers half of the time (so that ties happen), all dtypes, gaps in memory, channels_last, empty or missing batches.
 """
@@ -14,14 +14,16 @@ DTYPES = (torch.float32,) * 6 + (torch.float64,) * 4 + (torch.int64, torch.bool,
 
 
 class Draw(random.Random):
-    """Random numbers for one list of arguments, with at most one thing wrong: of two errors, any may be reported first."""
+    """Random numbers for one list of arguments, with at most so many things wrong: of two errors, any may be reported first."""
 
-    wrong = False
+    def __init__(self, seed: Any, mistakes: int = 1):
+        super().__init__(seed)
+        self.mistakes = mistakes
 
     def mistake(self, share: float) -> bool:
-        """Now and then True, once."""
-        found = not self.wrong and self.random() < share
-        self.wrong |= found
+        """Now and then True, as often as mistakes are allowed; the more are allowed, the more often."""
+        found = self.mistakes > 0 and self.random() < share * self.mistakes
+        self.mistakes -= found
         return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,22 @@ def test_a_wrong_value_a_wrong_refusal_and_no_refusal_are_counted(monkeypatch):
     assert any("was expected" in failure for failure in found.failures)
     assert any("ours: no error" in failure for failure in found.failures)
     assert str(found) == f"{found.passed} / 25"
+
+
+def test_a_limit_ends_a_cell_but_never_before_its_first_case():
+    found = script.score("relu", "arguments", replace(FEW, limit=1e-9))
+    assert found.passed == found.tried == 1
+
+
+def test_several_mistakes_are_drawn_and_any_refusal_of_them_counts():
+    def refused(mistakes):
+        lists = [script.drawn("conv2d", script.Draw(i, mistakes)) for i in range(200)]
+        return sum(script.refusal(lambda g=g, n=n: torch.nn.functional.conv2d(*g, **n)) is not None for g, n in lists)
+
+    assert refused(0) < refused(1) < refused(3)
+    two_errors = (torch.zeros(1, 2, 4, 4), torch.zeros(2, 2, 3, 3))
+    assert script.differ(torch.nn.functional.conv2d, lambda *_, **__: int("x"), two_errors, {"stride": 0})
+    assert not script.differ(torch.nn.functional.conv2d, lambda *_, **__: int("x"), two_errors, {"stride": 0}, types=False)
 
 
 def test_the_exit_code_and_the_failures_tell(monkeypatch, capsys):

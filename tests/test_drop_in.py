@@ -94,6 +94,15 @@ def test_autocast_raises_the_precision_of_volumes_but_not_where_indices_are_aske
     assert (mine[0] if indices else mine).dtype == (expected[0] if indices else expected).dtype
 
 
+def test_a_sparse_weight_may_have_a_bias():
+    x, w, b = image(2, 3, 4), image(3, 4).relu(), image(3)
+    sparse = [w.to_sparse().requires_grad_() for _ in range(2)]
+    mine, expected = F.linear(x, sparse[0], b), TORCH.linear(x, sparse[1], b)
+    torch.testing.assert_close(mine, expected)
+    gradients = [torch.autograd.grad(y.square().sum(), v)[0].to_dense() for y, v in zip((mine, expected), sparse, strict=True)]
+    torch.testing.assert_close(*gradients)
+
+
 # ---- nothing, and far too much
 
 

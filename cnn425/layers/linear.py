@@ -89,6 +89,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return handle_torch_function(linear, (input, weight, bias), input, weight, bias)
     _check(input, weight, bias)
     x, w, b = cast_for_autocast(input, weight, bias)
+    if weight.layout is not torch.strided and b is not None and x.ndim > 2:  # torch has the product of a sparse matrix from the left only
+        y = (w @ x.flatten(0, -2).t()).t() + b
+        return y.view(*x.shape[:-1], w.shape[0])
     if x.ndim == w.ndim == 2:
         return fully_connected(x, w, b)
     if w.ndim == 1:
