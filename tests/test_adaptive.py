@@ -106,7 +106,7 @@ def test_derivatives_and_transforms(kind, output):
     torch.testing.assert_close(vmap(f, in_dims=1, out_dims=1)(x), f(x))
     assert f(x.to("meta")).shape == f(x).shape
     torch._dynamo.reset()
-    assert torch.equal(torch.compile(f, fullgraph=True, backend="aot_eager")(x), f(x))
+    torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(x), f(x))  # traced sums take another order
 
 
 MODULES = [(f"Adaptive{kind}Pool{d}d", output) for kind in ("Max", "Avg") for d in (1, 2, 3) for output in (3, (2,) * d)]

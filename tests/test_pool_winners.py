@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from cnn425.algorithms import pool, pool_winners
+from cnn425.algorithms import memory, pool, pool_places, pool_winners
 from cnn425.algorithms.pool import Bins, Pooling
 from cnn425.windows import Geometry
 
@@ -22,26 +22,62 @@ CASES = {
     "no cell that all windows have": geometry(2, 14, 1),
     "dilation": geometry(3, 2, 1, 2),
     "a kernel of one pixel": geometry(1, 2),
+    "few windows in a row": geometry(5, 4, 1),
     "unequal windows": Bins((5, 7)),
     "one window": Bins((1, 1)),
 }
+LAYOUTS = ["few planes", "many planes", "channels_last"]
+
+
+@pytest.fixture
+def fresh_plans():
+    pool_winners.plan.cache_clear()
+    yield
+    pool_winners.plan.cache_clear()
 
 
 def ties(*shape):
     return torch.randint(0, 3, shape, generator=torch.Generator().manual_seed(0)).double()
 
 
-@pytest.mark.parametrize("layout", ["few planes", "planes laid innermost", "channels_last"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("block", [700, 2**17])
 @pytest.mark.parametrize("which", CASES)
-def test_the_fast_way_finds_the_general_ways_winners(which, block, layout, monkeypatch):
+def test_the_fast_way_finds_the_general_ways_winners(which, block, layout, monkeypatch, fresh_plans):
     monkeypatch.setattr(pool_winners, "BLOCK", block)  # several blocks, the last one smaller
     pooling = Pooling(CASES[which], layout == "channels_last")
     x = ties(7, 1 if layout == "few planes" else 6, 13, 14)
     x = x.to(memory_format=torch.channels_last) if pooling.channels_last else x
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        y, pixels = pool.winners(x.to(dtype), pooling)
         found = pool_winners.winners(x.to(dtype), pooling, torch.int64)
-        torch.testing.assert_close(found, pool.winners(x.to(dtype), pooling, torch.int64), check_stride=True, rtol=0, atol=0)
+        torch.testing.assert_close(found, (y, pixels), check_stride=True, rtol=0, atol=0)
+        smallest = pool_places.offset_dtype(pooling.geometry, (13, 14))
+        y, where = pool_winners.winners(x.to(dtype), pooling, smallest)
+        assert where.dtype == smallest
+        torch.testing.assert_close(pool_places.pixels_at(where, pooling.geometry, (13, 14)), pixels, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("which", CASES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_small_images_have_the_same_winners(which, channels_last):
+    pooling, x = Pooling(CASES[which], channels_last), ties(1, 2, 13, 14)
+    for dtype in (torch.int64, torch.int16):
+        table = pool_winners.small_table(pooling, (1, 1, 13, 14), dtype)
+        if table is None:
+            continue
+        y, where = pool_winners.small(x, pooling, (13, 14), table)
+        best, pixels = pool.winners(x, pooling)
+        assert torch.equal(y, best)
+        assert torch.equal(pool_places.pixels_at(where, pooling.geometry, (13, 14)), pixels)
+
+
+def test_scratch_is_written_again_at_every_call(fresh_plans):
+    pooling, x = Pooling(geometry(3, 2, 1)), ties(4, 8, 40, 40)
+    first = pool_winners.winners(x, pooling, torch.int64)
+    memory.begin()
+    memory.scratch(x, memory.BYTES // 8).fill_(torch.nan)  # what another algorithm leaves there
+    assert all(map(torch.equal, pool_winners.winners(x, pooling, torch.int64), first))
 
 
 @pytest.mark.parametrize("spoiled", ["NaN", "minus infinity", "integers", "fake", "meta"])
@@ -55,14 +91,4 @@ def test_it_steps_aside(spoiled):
     with FakeTensorMode() if spoiled == "fake" else nullcontext() as fake:
         x = fake.from_tensor(x) if fake else x
         assert pool_winners.winners(x, pooling, torch.int64) is None
-        assert pool.winners(x, pooling, torch.int64)[0].shape == (1, 1, 2, 2)
-
-
-@pytest.mark.parametrize("which", CASES)
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_routing_by_cells_is_routing(which, channels_last):
-    pooling, x = Pooling(CASES[which], channels_last), ties(2, 3, 13, 14)
-    y, pixels = pool.winners(x, pooling, torch.int32)
-    g = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
-    gx = pool.route(g, pixels, pooling, (13, 14))
-    torch.testing.assert_close(pool._route_by_cells(torch.zeros_like(gx), g, pixels, pooling), gx)
+        assert pool.winners(x, pooling)[0].shape == (1, 1, 2, 2)

@@ -18,7 +18,6 @@ image. Cells outside the image are left out, nothing is padded. The same visits,
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +53,8 @@ class Side(NamedTuple):
     cover: bool  # every pixel is in exactly one window
     whole: bool  # one window shows the whole image
     identity: bool  # every pixel is a window
+    even: bool = False  # all windows are equal, but for the edges
+    stride: int = 1  # pixels from one even window to the next
     step: int = 1  # pixels from one cell to the next
 
     def place(self, axis: int, visit: tuple[int, slice, slice]) -> tuple[Any, ...] | None:
@@ -71,7 +72,7 @@ def even(size: int, kernel: int, stride: int, low: int, dilation: int, count: in
             visits.append((u, slice(a, b), slice(first + a * stride, first + (b - 1) * stride + 1, stride)))
     disjoint = (kernel - 1) * dilation < stride
     cover = disjoint and sum([b.stop - b.start for _, b, _ in visits]) == size
-    return Side(count, kernel, tuple(visits), disjoint, cover, cover and count == 1, cover and kernel == 1, dilation)
+    return Side(count, kernel, tuple(visits), disjoint, cover, cover and count == 1, cover and kernel == 1, True, stride, dilation)
 
 
 def uneven(size: int, count: int) -> Side:
@@ -145,36 +146,6 @@ def resized(x: Tensor, pooling: Pooling, axis: int, count: int) -> list[int]:
     return size
 
 
-# ---- Blocks: a few images at a time, so that what is computed from them stays in the processor's cache ----
-
-
-def in_blocks(pooling: Pooling, work: Callable[..., None], *images: Tensor) -> None:
-    """`work(blocks, *images)` on all images, where their first dimension is to be cut into so many blocks."""
-    numbers, count = max(t.numel() for t in images), images[0].shape[0]
-    if torch.compiler.is_compiling() or numbers <= BLOCK:
-        work(1, *images)
-        return
-    if not pooling.channels_last and all(t.is_contiguous() for t in images):
-        d = len(pooling.geometry[0])
-        images = tuple(t.view(-1, *t.shape[t.ndim - d :]) for t in images)
-        count = images[0].shape[0]
-    step = max(1, count * BLOCK // numbers)
-    even = count - count % step
-    work(even // step, *(t[:even] for t in images))
-    if even < count:
-        work(1, *(t[even:] for t in images))
-
-
-def cut(t: Tensor, cells: Sequence[Any], blocks: int) -> list[Sequence[Tensor]]:
-    """For each of `cells`, its slice of `t` (None: all of it) in every block."""
-    return [(t if c is None else t[c]).chunk(blocks) if blocks > 1 else (t if c is None else t[c],) for c in cells]
-
-
-def fixed(t: Tensor, cells: Sequence[Any], blocks: int) -> list[Sequence[Tensor]]:
-    """For each of `cells`, its slice of `t` (None: all of it), the same for every block."""
-    return [(t if c is None else t[c],) * blocks for c in cells]
-
-
 def lowest(dtype: torch.dtype) -> float:
     """The number that never wins: minus infinity, or the least integer."""
     return -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
@@ -199,73 +170,30 @@ def total(x: Tensor, pooling: Pooling) -> Tensor:
 
 
 def _combined(x: Tensor, pooling: Pooling, combine: Callable[..., Tensor], reduce: Callable[..., Tensor], neutral: float) -> Tensor:
-    """Values do not depend on the order of sides: the first comes first, which leaves neighbours in memory together for longest."""
+    """Values do not depend on the order of sides."""
     lines = sides(pooling.geometry, x.shape)
-    y = blank(x, pooling, [side.positions for _, side in lines])
     if all(side.whole for _, side in lines):
-        return y.copy_(reduce(x, [axis for axis, _ in lines], keepdim=True))
-    lines = tuple((axis, side) for axis, side in lines if not side.identity) or lines[-1:]
-    in_blocks(pooling, lambda blocks, x, y: _combine_blocks(blocks, x, y, pooling, lines, combine, neutral), x, y)
-    return y
-
-
-def _combine_blocks(
-    blocks: int,
-    x: Tensor,
-    y: Tensor,
-    pooling: Pooling,
-    lines: Sequence[tuple[int, Side]],
-    combine: Callable[..., Tensor],
-    neutral: float,
-) -> None:
-    steps, source, slices = [], x, cut
-    for number, (axis, side) in enumerate(lines):
-        last = number == len(lines) - 1
-        target = y if last else blank(source[: x.shape[0] // blocks], pooling, resized(source, pooling, axis, side.positions))
-        cells = slices(source, [at(axis, pixel) for _, _, pixel in side.visits], blocks)
-        places = (cut if last else fixed)(target, [None, *(side.place(axis, visit) for visit in side.visits)], blocks)
-        steps.append((side, cells, places))
-        source, slices = target, fixed
-    for block in range(blocks):
-        for side, cells, (whole, *places) in steps:
-            combine_cells(side, [cell[block] for cell in cells], whole[block], [place[block] for place in places], combine, neutral)
-
-
-def combine_cells(
-    side: Side, cells: Sequence[Tensor], whole: Tensor, places: Sequence[Tensor], combine: Callable[..., Tensor], neutral: float
-) -> None:
-    """Every window's cells along one side, combined: cell by cell, all windows at once."""
-    first = [number for number, visit in enumerate(side.visits) if visit[1] == slice(0, side.positions)][:2]
-    if len(first) == 2:
-        into(whole, combine, cells[first[0]], cells[first[1]])
-    elif first:
-        whole.copy_(cells[first[0]])
-    else:
-        whole.fill_(neutral)
-    for number, (cell, place) in enumerate(zip(cells, places, strict=True)):
-        if number not in first:
-            into(place, combine, place, cell)
-
-
-def into(target: Tensor, combine: Callable[..., Tensor], *args: Tensor) -> None:
-    """`target[...] = combine(*args)`, without a copy where torch can."""
-    if torch.compiler.is_compiling():
-        target.copy_(combine(*args))
-    else:
-        combine(*args, out=target)
+        return blank(x, pooling, (1,) * len(lines)).copy_(reduce(x, [axis for axis, _ in lines], keepdim=True))
+    for axis, side in lines:
+        y = blank(x, pooling, resized(x, pooling, axis, side.positions)).fill_(neutral)
+        for _, places, pixels in side.visits:
+            place = y[at(axis, places)]
+            place.copy_(combine(place, x[at(axis, pixels)]))
+        x = y
+    return x
 
 
 # ---- Winners -----------------------------------------------------------------------------------------------------------------------------
 
 
-def winners(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The largest number of every window and, as `dtype`, the winning pixel's number, counted in reading order from 0."""
+def winners(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
+    """The largest number of every window and the winning pixel's number, counted in reading order from 0."""
     size = torch.Size(x.shape[x.ndim - len(pooling.geometry[0]) :])
-    pixels = torch.arange(size.numel(), device=x.device, dtype=dtype).view(size).expand_as(x)
+    pixels = torch.arange(size.numel(), device=x.device).view(size).expand_as(x)
     for axis, side in reversed(sides(pooling.geometry, size)):
         count = resized(x, pooling, axis, side.positions)
         best = blank(x, pooling, count).fill_(lowest(x.dtype))
-        chosen = blank(x, pooling, count, dtype).fill_(NOBODY)
+        chosen = blank(x, pooling, count, torch.int64).fill_(NOBODY)
         for _, position, there in side.visits:
             place, cell = at(axis, position), at(axis, there)
             wins = (x[cell] > best[place]) | x[cell].isnan() | (chosen[place] == NOBODY)
@@ -282,83 +210,21 @@ def someone_everywhere(geometry: Geometry | Bins) -> bool:
     return all(d == 1 or low == high == 0 for d, (low, high) in zip(geometry.dilation, geometry.padding, strict=True))
 
 
-def addresses(lines: Tensor, pooling: Pooling) -> Tensor:
-    """Where the pixels of these numbers, as `planes`, lie in memory: one row per image."""
-    places = lines.long()
-    if pooling.channels_last:
-        places = torch.add(torch.arange(lines.shape[-1], device=lines.device), places, alpha=lines.shape[-1])
-    return places.flatten(1)
-
-
-def pick(t: Tensor, pixels: Tensor, pooling: Pooling) -> Tensor:
-    """The pixels of these numbers of another image, `(*batch, *size) -> (*batch, *positions)`; 0 for a window without pixels."""
-    y = blank(t, pooling, pixels.shape[pixels.ndim - len(pooling.geometry[0]) :])
-    complete = someone_everywhere(pooling.geometry)
-    lines = planes(pixels if complete else pixels.clamp(min=0), pooling)
-    planes(y, pooling).copy_(planes(t, pooling).flatten(1).gather(1, addresses(lines, pooling)).view(lines.shape))
-    return y if complete else torch.where(pixels == NOBODY, 0, y)
-
-
-# ---- Adjoints ----------------------------------------------------------------------------------------------------------------------------
-
-
-def route(g: Tensor, pixels: Tensor, pooling: Pooling, size: Sequence[int]) -> Tensor:
-    """The adjoint of `pick`: every number goes to the pixel of its number, `(*batch, *positions) -> (*batch, *size)`."""
-    gx = blank(g, pooling, size).zero_()
-    if g.device.type != "cpu":
-        return _route_by_cells(gx, g, pixels, pooling)
-    if not someone_everywhere(pooling.geometry):
-        g, pixels = torch.where(pixels == NOBODY, 0, g), pixels.clamp(min=0)
-    images, upstream, lines = (planes(t, pooling) for t in (gx, g, pixels))
-    n = images.shape[0]
-    step = n if torch.compiler.is_compiling() or g.numel() <= PLACES else max(1, PLACES * n // g.numel())
-    for a in range(0, n, max(step, 1)):
-        image = images[a : a + step]
-        image.view(image.shape[0], -1).scatter_add_(1, addresses(lines[a : a + step], pooling), upstream[a : a + step].flatten(1))
-    return gx
-
-
-def _route_by_cells(gx: Tensor, g: Tensor, pixels: Tensor, pooling: Pooling) -> Tensor:
-    """One addition per cell of the window: where a scatter adds in any order, this one adds in the same at every run."""
-    lines = sides(pooling.geometry, gx.shape)
-    size = gx.shape[gx.ndim - len(lines) :]
-    numbers = torch.arange(size.numel(), device=gx.device).view(size)
-    for visits in product(*(side.visits for _, side in lines)):
-        here: Any = (..., *(visit[1] for visit in visits))
-        cells: Any = (..., *(visit[2] for visit in visits))
-        gx[cells] += torch.where(pixels[here] == numbers[cells], g[here], 0)
-    return gx
+# ---- Averages ----------------------------------------------------------------------------------------------------------------------------
 
 
 def spread(g: Tensor, pooling: Pooling, size: Sequence[int]) -> Tensor:
     """The adjoint of `total`: every number goes to all pixels of its window, `(*batch, *positions) -> (*batch, *size)`."""
     lines = sides(pooling.geometry, size)
-    gx = blank(g, pooling, size)
     if all(side.whole for _, side in lines):
+        gx = blank(g, pooling, size)
         return gx.copy_(g.expand_as(gx))
-    lines = tuple((axis, side) for axis, side in lines if not side.identity) or lines[:1]
-    in_blocks(pooling, lambda blocks, gx, g: _spread_blocks(blocks, gx, g, pooling, lines, size), gx, g)
-    return gx
-
-
-def _spread_blocks(blocks: int, gx: Tensor, g: Tensor, pooling: Pooling, lines: Sequence[tuple[int, Side]], size: Sequence[int]) -> None:
-    steps, source, slices = [], g, cut
-    for number, (axis, side) in enumerate(reversed(lines)):
-        last = number == len(lines) - 1
-        target = gx if last else blank(source[: g.shape[0] // blocks], pooling, resized(source, pooling, axis, size[axis]))
-        places = slices(source, [side.place(axis, visit) for visit in side.visits], blocks)
-        cells = (cut if last else fixed)(target, [None, *(at(axis, pixel) for _, _, pixel in side.visits)], blocks)
-        steps.append((side, cells, places))
-        source, slices = target, fixed
-    for block in range(blocks):
-        for side, (whole, *cells), places in steps:
-            if not side.cover:
-                whole[block].zero_()
-            for cell, place in zip(cells, places, strict=True):
-                if side.disjoint:
-                    cell[block].copy_(place[block])
-                else:
-                    cell[block].add_(place[block])
+    for axis, side in reversed(lines):
+        gx = blank(g, pooling, resized(g, pooling, axis, size[axis])).zero_()
+        for _, places, pixels in side.visits:
+            gx[at(axis, pixels)].add_(g[at(axis, places)])
+        g = gx
+    return g
 
 
 def counts(geometry: Geometry | Bins, size: Sequence[int], padding: bool, like: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from cnn425.algorithms import pool as algorithm
-from cnn425.algorithms import pool_tiles, pool_winners
+from cnn425.algorithms import pool_average, pool_places, pool_winners
 from cnn425.algorithms.pool import Bins, Pooling
-from cnn425.layers.function import is_legacy_batched, operation
+from cnn425.layers.function import operation
 
 
 def spatial(x: Tensor, pooling: Pooling) -> tuple[int, ...]:
@@ -34,7 +34,10 @@ class MaxPool(Function):
 
     @staticmethod
     def forward(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return pool_winners.winners(x, pooling, dtype) or algorithm.winners(x, pooling, dtype)
+        if (found := pool_winners.winners(x, pooling, dtype)) is not None:
+            return found
+        y, pixels = algorithm.winners(x, pooling)
+        return y, pixels if dtype == torch.int64 else pool_places.offsets_of(pixels, pooling.geometry, spatial(x, pooling), dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -66,7 +69,7 @@ class Pick(Function):
 
     @staticmethod
     def forward(t: Tensor, pixels: Tensor, pooling: Pooling, size: tuple[int, ...]) -> Tensor:
-        return algorithm.pick(t, pixels, pooling)
+        return pool_places.pick(t, pixels, pooling)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -92,7 +95,7 @@ class Route(Function):
 
     @staticmethod
     def forward(gy: Tensor, pixels: Tensor, pooling: Pooling, size: tuple[int, ...]) -> Tensor:
-        return algorithm.route(wide(gy), pixels, pooling, size).to(gy.dtype)
+        return pool_places.route(wide(gy), pixels, pooling, size).to(gy.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -119,7 +122,7 @@ class AveragePool(Function):
     @staticmethod
     def forward(x: Tensor, pooling: Pooling, divisor: int, count_include_pad: bool) -> Tensor:
         numbers = wide(x)
-        y = pool_tiles.total(numbers, pooling)
+        y = pool_average.total(numbers, pooling)
         y = algorithm.total(numbers, pooling) if y is None else y
         return divided(y, pooling, spatial(x, pooling), divisor, count_include_pad, in_place=True).to(x.dtype)
 
@@ -150,7 +153,7 @@ class Share(Function):
         if isinstance(pooling.geometry, Bins) and set(pooling.geometry.positions) == {1}:
             pooling = Pooling(pooling.geometry)  # the gradient of a mean of everything is contiguous, in torch
         g = divided(wide(gy), pooling, size, divisor, count_include_pad)
-        gx = pool_tiles.spread(g, pooling, size)
+        gx = pool_average.spread(g, pooling, size)
         return (algorithm.spread(g, pooling, size) if gx is None else gx).to(gy.dtype)
 
     @staticmethod
@@ -208,10 +211,13 @@ def transformed() -> bool:
 
 
 def max_pool(x: Tensor, pooling: Pooling) -> Tensor:
-    """The largest number of every window; who won is found out only where a derivative may be asked for."""
+    """The largest number of every window; the general way finds out who won only where a derivative may be asked for."""
+    smallest = pool_places.offset_dtype if torch.compiler.is_compiling() else pool_places.known_offset_dtype
+    dtype = smallest(pooling.geometry, spatial(x, pooling))
     if x.requires_grad or transformed():
-        return max_pool_with_pixels(x, pooling, torch.int32)[0]
-    return algorithm.largest(x, pooling)
+        return max_pool_with_pixels(x, pooling, dtype)[0]
+    found = pool_winners.winners(x, pooling, dtype)
+    return algorithm.largest(x, pooling) if found is None else found[0]
 
 
 def max_pool_with_indices(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
@@ -219,16 +225,4 @@ def max_pool_with_indices(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
     return max_pool_with_pixels(x, pooling, torch.int64)
 
 
-def directly(function: type[Function]) -> Any:
-    """`operation(function)`, of which the plain computation is called where nothing can be differentiated, as in most backward passes."""
-    differentiable = operation(function)
-
-    def apply(g: Tensor, *arguments: Any) -> Tensor:
-        plain = not (torch.is_grad_enabled() or transformed() or is_legacy_batched(g))
-        return function.forward(g, *arguments) if plain else differentiable(g, *arguments)
-
-    return apply
-
-
-max_pool_with_pixels, pick, average_pool = map(operation, (MaxPool, Pick, AveragePool))
-route, share = map(directly, (Route, Share))
+max_pool_with_pixels, pick, route, average_pool, share = map(operation, (MaxPool, Pick, Route, AveragePool, Share))
