@@ -301,10 +301,10 @@ def check_adaptive(function: str, input: Tensor, dimensions: int, positions: Seq
 def check_mean(function: str, input: Tensor) -> None:
     """One window shows everything: its mean, in torch a mean like any other, which takes complex numbers too."""
     if not (input.is_floating_point() or input.is_complex()):
-        name = NAMES.get(input.dtype, str(input.dtype).removeprefix("torch."))
-        raise RuntimeError(
-            f"{function}(): mean(): could not infer output dtype. Input dtype must be either a floating point or complex dtype. Got: {name}"
-        )
+        try:
+            torch.ones(1, dtype=input.dtype).mean()
+        except RuntimeError as error:  # or its subclass NotImplementedError, in torch 2.15
+            raise type(error)(f"{function}(): {error}") from None
 
 
 def equal_cells(positions: Sequence[int], size: Sequence[int]) -> int:
