@@ -83,7 +83,9 @@ def chosen(
     memory.begin()
     if forced:
         return ALGORITHMS[forced[-1]] if applicable(forced[-1], a.dtype, geometry, shape[1], groups) else im2col
-    return cheapest(result, tuple(shape), outputs, geometry, groups, a.dtype, a.is_cuda, order is not torch.contiguous_format)
+    return cheapest(
+        result, tuple(shape), outputs, geometry, groups, a.dtype, a.is_cuda, order is not torch.contiguous_format, torch.get_num_threads()
+    )
 
 
 def small(a: Tensor, b: Tensor) -> bool:
@@ -109,16 +111,24 @@ def applicable(name: str, dtype: torch.dtype, geometry: Geometry, channels: int,
 
 @lru_cache(maxsize=4096)
 def cheapest(
-    result: str, shape: tuple[int, ...], outputs: int, geometry: Geometry, groups: int, dtype: torch.dtype, cuda: bool, last: bool
+    result: str,
+    shape: tuple[int, ...],
+    outputs: int,
+    geometry: Geometry,
+    groups: int,
+    dtype: torch.dtype,
+    cuda: bool,
+    last: bool,
+    threads: int = 1,
 ) -> ModuleType:
-    """The algorithm that the model of costs expects to be fastest; the same for the same shapes, on every machine."""
+    """The algorithm that the model of costs expects to be fastest; the same for the same shapes and threads, on every machine."""
     if shape[1] == groups > 1 and not cuda:
         return depthwise
     if cuda or dtype not in (torch.float32, torch.float64):
         return im2col
     if last and merged.together(shape[1] // groups, outputs // groups, groups) > 1:
         return merged
-    work = costs.Work.of(result, shape, outputs, geometry, groups, last)
+    work = costs.Work.of(result, shape, outputs, geometry, groups, last, threads)
     estimates = {im2col: costs.im2col(work)}
     if shifted.applies(dtype, geometry):
         estimates[shifted] = costs.shifted(work)

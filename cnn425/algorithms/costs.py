@@ -1,7 +1,7 @@
 """What each algorithm is expected to cost, in nanoseconds of one processor core: arithmetic, numbers moved, calls.
 
 The constants were measured once (docs/performance.md) and stay: a choice that depended on the machine or on a stopwatch would give other
-roundings from run to run. Only their ratios matter.
+roundings from run to run. Only their ratios matter. The number of threads counts, as it does for the roundings of torch's own kernels.
 """
 
 from collections.abc import Sequence
@@ -33,15 +33,16 @@ class Work(NamedTuple):
     geometry: Geometry
     last: bool
     result: str
+    threads: int
 
     @classmethod
-    def of(cls, result: str, shape: Sequence[int], outputs: int, geometry: Geometry, groups: int, last: bool) -> "Work":
+    def of(cls, result: str, shape: Sequence[int], outputs: int, geometry: Geometry, groups: int, last: bool, threads: int) -> "Work":
         """The work for one of the three maps of an input `shape`."""
         size = tuple(shape[2:])
         C, O, positions = shape[1] // groups, outputs // groups, geometry.positions(size)
         if result == "input gradient" and all(s == 1 for s in geometry.stride):
             C, O, size, positions = O, C, positions, size
-        return cls(shape[0], C, O, groups, size, positions, geometry, last, result)
+        return cls(shape[0], C, O, groups, size, positions, geometry, last, result, threads)
 
     @property
     def windows(self) -> int:
@@ -101,7 +102,8 @@ def winograd(work: Work) -> float:
         back = work.outputs * (pixels * points * MULTIPLY + points * COPY + pixels * (COPY if work.last else 2 * TURN))
     multiplied = points * work.channels * work.outputs * MULTIPLY * (1 + THIN / work.outputs)
     kernel = points * work.channels * work.outputs * (prod(work.geometry.kernel) * MULTIPLY + 2 * COPY)
-    return work.groups * (count * (cut + multiplied + back) * 1.15 + kernel + CALL * 25)
+    moves, products = (1.15, 1.15) if work.threads == 1 else (2.4, 1.3)  # its many short steps gain little from a second core
+    return work.groups * (count * ((cut + back) * moves + multiplied * products) + kernel + CALL * 25)
 
 
 def fft(work: Work) -> float:

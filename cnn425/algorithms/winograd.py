@@ -161,8 +161,8 @@ class Tiles:
         counts = (block.rows, *self.counts[1:])
         return block.images * channels * prod((n + q - 1) * m for n, q, m in zip(counts, self.reach(), self.m, strict=True))
 
-    def add_up(self, cells: Tensor, block: Block, memory: Tensor, gx: Tensor, geometry: Geometry, add: bool) -> Tensor:
-        """Every cell of the tiles of a block, `(cells, tiles * C)`, added to its pixel of `gx`; returns the pixels under the tiles."""
+    def add_up(self, cells: Tensor, block: Block, memory: Tensor, gx: Tensor, geometry: Geometry, add: bool) -> None:
+        """Every cell of the tiles of a block, `(cells, tiles * C)`, added to its pixel of `gx`."""
         d, counts, reach, C = self.d, (block.rows, *self.counts[1:]), self.reach(), gx.shape[1]
         grid = [n for count, q, m in zip(counts, reach, self.m, strict=True) for n in (count + q - 1, m)]
         pixels = memory[: self.overlapping(block, C)].view(block.images, *grid, C).zero_()
@@ -188,7 +188,6 @@ class Tiles:
             gx[image].add_(whole[seen])
         else:
             gx[image].copy_(whole[seen])
-        return pixels
 
 
 def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, layout: torch.memory_format) -> Tensor:
@@ -250,7 +249,8 @@ def _input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, gx: Tensor) -> bo
             else:
                 torch.bmm(gM, U, out=gV)
         cells = tiles.transform(B.t(), gV, to=0)
-        total += tiles.add_up(cells, block, pixels, gx, geometry, add).sum()
+        total += cells[0].sum()
+        tiles.add_up(cells, block, pixels, gx, geometry, add)
     return bool(total.isfinite())
 
 
@@ -272,7 +272,7 @@ def _convolve(x: Tensor, w: Tensor, geometry: Geometry, bias: Tensor | None, y: 
             Y = tiles.transform(A, M, to=2).view(A.shape[0], -1, U.shape[2])
             if bias is not None:
                 Y += bias[o]
-            total += Y.sum()
+            total += Y[0].sum()  # one pixel of every tile: what is not finite has spread to all of them
             tiles.lay(Y, block, y[:, o])
     return bool(total.isfinite())
 
