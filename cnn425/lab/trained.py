@@ -1,6 +1,7 @@
 """A trained model: from its checkpoint, on pictures from anywhere, and out to other programs."""
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +120,8 @@ def export_torch(trained: Trained, path: Path) -> float:
     """Write a `torch.export` program for any number of pictures, run it back, return the largest difference of an answer."""
     batch = ({0: torch.export.Dim("batch")},)
     torch.export.save(torch.export.export(trained.model, (probe(),), dynamic_shapes=batch), path)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11 about a buffer of its own
         return float((torch.export.load(path).module()(probe()[:5]) - trained.model(probe()[:5])).abs().max())
 
 
