@@ -191,7 +191,7 @@ def check_shape(function: str, input: Tensor, dimensions: int) -> None:
     if 0 in shape[-d - 1 :]:
         raise RuntimeError(
             f"{function}: Expected {d + 1}D or {d + 2}D (batch mode) tensor with optional 0 dim batch size for input, but got:{shape}. "
-            "Expected input to have non-zero size for non-batch dimensions"
+            "Expected input to have non-zero size for non-batch dimensions: Expected input's non-batch dimensions to have positive length"
         )
 
 
