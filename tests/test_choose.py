@@ -133,6 +133,16 @@ def test_half_precision_sums_in_float32(case, dtype):
         assert (mine - expected).abs().max() <= 2 * torch.finfo(dtype).eps * expected.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", [*CASES[:4], *CASES[8:10], *CASES[12:15]], ids=lambda c: c.bug)
+def test_half_precision_gradients_round_once(case, dtype):
+    """Every number, also one that is the small difference of large ones, not only in relation to the largest."""
+    tensors = case.tensors(dtype)
+    for mine, expected in zip(maps(case, *tensors), reference(case, *tensors), strict=True):
+        rounding = torch.finfo(dtype).eps * expected.abs() + 1e-5 * expected.abs().max()
+        assert ((mine - expected).abs() <= rounding).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
 def test_what_has_no_fast_algorithm_follows_the_definition(dtype):
     x, w = torch.ones(1, 2, 4, 4, dtype=dtype), torch.ones(3, 2, 3, 3, dtype=dtype)

@@ -27,6 +27,7 @@ from cnn425.windows import Geometry
 
 CONTIGUOUS = torch.contiguous_format
 HALF = (torch.bfloat16, torch.float16)
+EXACT = 1 << 28  # multiplications; a half-precision sum this short is added up in float32 throughout, a longer one between blocks
 SMALL_WEIGHT = 1 << 16  # numbers; so small a weight gradient is summed up image by image
 
 
@@ -36,7 +37,7 @@ def convolve(
     """The output, `(N, C, *size), (O, C/G, *kernel), (O,) -> (N, O, *positions)`."""
     positions = geometry.positions(x.shape[2:])
     y = empty(x, (x.shape[0], w.shape[0], *positions), layout)
-    if unit(geometry) and col2im.pays(x.shape[1], w.shape[0], geometry):
+    if unit(geometry) and x.dtype not in HALF and col2im.pays(x.shape[1], w.shape[0], geometry):
         back = flipped(geometry, x.shape[2:], positions)
         col2im.spread(x, flip(w, groups), back, groups, y, layout is not CONTIGUOUS, shifted)
         return y if bias is None else y.add_(bias.view(-1, *(1,) * geometry.dimensions))
@@ -77,6 +78,8 @@ def convolve_weight_gradient(
 ) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`."""
     O, C, last = gy.shape[1] // groups, x.shape[1] // groups, layout is not CONTIGUOUS
+    if x.dtype in HALF and gy.numel() * C * prod(geometry.kernel) <= EXACT:
+        return convolve_weight_gradient(gy.float(), x.float(), geometry, groups, layout, shifted).to(x.dtype)
     gw = empty(x, (groups * O, C, *geometry.kernel), layout)
     if (
         unit(geometry) and prod(geometry.kernel) > 1 and 2 * gy.shape[1] <= x.shape[1]
@@ -127,7 +130,7 @@ def convolve_input_gradient(
 ) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (O, C/G, *kernel) -> (N, C, *size)`."""
     gx = empty(gy, (gy.shape[0], w.shape[1] * groups, *size), layout)
-    if col2im.pays(gy.shape[1], gx.shape[1], geometry):
+    if gy.dtype not in HALF and col2im.pays(gy.shape[1], gx.shape[1], geometry):
         col2im.spread(gy, w, geometry, groups, gx, layout is not CONTIGUOUS, shifted)
         return gx
     for cells, pixels, part in phases(geometry, size, gy.shape[2:]):
