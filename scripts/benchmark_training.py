@@ -76,6 +76,8 @@ def mnist(folder: Path, options: BenchmarkOptions, *words: str, processes: int =
     if stop:
         process.send_signal(signal.SIGTERM)
     said, _ = process.communicate()
+    if stop and process.returncode == 0:
+        raise SystemExit("the run was over before it could be stopped: give it more --epochs or --examples")
     if process.returncode != (CODES[signal.SIGTERM] if stop else 0):
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}: {said[-1000:]}")
     return time.perf_counter() - begun

@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts/benchmark_training.py"
 
 @pytest.mark.slow
 def test_chosen_ways_are_measured():
-    words = ["--examples", "64", "--epochs", "2", "--model", "linear", "--repeats", "1", "--ways", "plain,torch's layers", "--json"]
+    words = ["--examples", "64", "--epochs", "20", "--model", "linear", "--repeats", "1", "--ways", "plain,torch's layers", "--json"]
     done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout[done.stdout.index("{\n") :])
