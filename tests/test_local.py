@@ -669,3 +669,30 @@ def test_lazy_refusals():
         nn.LazyLocallyConnected1d(4, 3, groups=2)(torch.zeros(1, 3, 9))
     with pytest.raises(RuntimeError, match=r"Expected 2D \(unbatched\) or 3D \(batched\) input to LazyLocallyConnected1d"):
         nn.LazyLocallyConnected1d(4, 3)(torch.zeros(3))
+
+
+class Named(torch.Tensor):
+    """A subclass as a user writes it."""
+
+
+class Duck:
+    """Not a tensor, but answers for torch's functions."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return function.__name__
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_what_answers_for_torch_functions_is_asked(d):
+    function = getattr(F, f"locally_connected{d}d")
+    x, w = torch.ones(1, 2, *[3] * d), torch.ones(*[2] * d, 4, 2, *[2] * d)
+    assert type(function(x.as_subclass(Named), w)) is Named
+    assert function(Duck(), w) == function(x, Duck()) == f"locally_connected{d}d"
+
+
+def test_a_model_with_local_layers_can_be_traced_symbolically():
+    model = torch.nn.Sequential(nn.LocallyConnected2d(2, 3, 6, 3), nn.ReLU())
+    graph, x = torch.fx.symbolic_trace(model), torch.randn(4, 2, 6, 6)
+    assert torch.equal(graph(x), model(x))
+    assert [node.target.__name__ for node in graph.graph.nodes if node.op == "call_function"] == ["locally_connected2d", "relu"]

@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425.algorithms.local import local_input_gradient, local_output, local_weight_gradient, memory_order, storage_order
 from cnn425.layers import arguments
@@ -162,6 +163,9 @@ def _local(
     groups: Any,
     dimensions: int,
 ) -> Tensor:
+    if has_torch_function_variadic(input, weight, bias):
+        public, settings = PUBLIC[dimensions], (stride, padding, dilation, groups)
+        return handle_torch_function(public, (input, weight, bias), input, weight, bias, *settings)
     arguments.check_tensors(function, input, weight, bias)
     if weight.ndim != 2 * dimensions + 2:
         raise RuntimeError(
@@ -214,6 +218,8 @@ def locally_connected3d(
     """The local layer of a volume: `(N, C, D, H, W)` with weight `(I, J, K, O, C/groups, T, U, V)`. See `locally_connected2d`."""
     return _local("locally_connected3d", input, weight, bias, stride, padding, dilation, groups, 3)
 
+
+PUBLIC = {1: locally_connected1d, 2: locally_connected2d, 3: locally_connected3d}
 
 # ---- The Modules: parameters -------------------------------------------------------------------------------------------------------------
 
