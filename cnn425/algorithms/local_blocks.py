@@ -75,6 +75,15 @@ def padded_image(x: Tensor, geometry: Geometry, cells: Cells) -> Tensor:
     return padded
 
 
+def put(image: Tensor, inner: Tensor) -> None:
+    """Copy to the `image` a padded image's pixels; where the batch is innermost, as one transposition of a matrix."""
+    if image.is_contiguous() and inner.stride(0) == 1:
+        pixels = inner.movedim(0, -1).contiguous()
+        image.flatten(1).copy_(pixels.flatten(0, -2).T)
+    else:
+        image.copy_(inner)
+
+
 def window_view(padded: Tensor, geometry: Geometry, groups: int, cells: Cells) -> Tensor:
     """The windows of a padded image as `(*positions, g, n, *cells)`, or with n last where the batch is innermost."""
     d = geometry.dimensions

@@ -30,6 +30,7 @@ from cnn425.windows import Geometry, windows
 
 BLOCK = 2 << 20  # bytes of rows at a time on a CPU: the second-level caches of two cores
 BLOCK_ON_DEVICE = 8 << 20
+TILE = 64  # positions whose results are turned into the layout of the output at once: more than their cache lines would fit the cache
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, y: Tensor) -> None:
@@ -41,10 +42,11 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor |
     for block in fitting(views, geometry):
         target = outputs[block]
         result = product(matrices(weights[block]), columns(views[block], cells), cells).view(target.shape)
-        if biases is None:
-            target.copy_(result)
-        else:
-            torch.add(result, biases[block], out=target)
+        for tile in local.blocks(target.shape[: geometry.dimensions], TILE):
+            if biases is None:
+                target[tile].copy_(result[tile])
+            else:
+                torch.add(result[tile], biases[block][tile], out=target[tile])
 
 
 def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, gx: Tensor) -> None:
@@ -60,7 +62,7 @@ def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, gx: T
     inside, seen = local.real_pixels(padded, gx, geometry)
     if seen.shape != gx.shape:
         gx.zero_()
-    seen.copy_(inside)
+    local.put(seen, inside)
 
 
 def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, gw: Tensor) -> None:
