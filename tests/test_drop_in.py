@@ -68,6 +68,33 @@ def test_a_single_volume_keeps_its_channels_last_and_its_gradient_does_not(indic
     assert gradients[0].stride() == gradients[1].stride()
 
 
+# ---- what may be done with a result
+
+WRITTEN = {
+    **{f"conv{d}d": lambda f, x: f(x, torch.ones(2, 3, *[2] * (x.ndim - 2))) for d in (1, 2, 3)},
+    **{f"locally_connected{d}d": lambda f, x: f(x, torch.ones(*[3] * (x.ndim - 2), 2, 3, *[2] * (x.ndim - 2))) for d in (1, 2, 3)},
+    **{f"{kind}_pool{d}d": lambda f, x: f(x, 2) for d in (1, 2, 3) for kind in ("max", "avg", "adaptive_max", "adaptive_avg")},
+    **{f"lp_pool{d}d": lambda f, x: f(x, 2, 2) for d in (1, 2, 3)},
+    "linear": lambda f, x: f(x, torch.ones(2, x.shape[-1])),
+    "cross_entropy": lambda f, x: f(x, torch.zeros(len(x), *x.shape[2:], dtype=torch.int64), reduction="none"),
+}
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_result_may_be_written_over_as_an_activation_in_place_does(name, images, recorded):
+    d = int(name[-2]) if name[-1] == "d" else 2
+
+    def doubled(double):
+        x, factor = image(images, 3, *[4] * d).requires_grad_(recorded), torch.tensor(2.0, requires_grad=True)
+        with torch.set_grad_enabled(recorded):
+            y = WRITTEN[name](getattr(F, name), x)
+        return torch.autograd.grad(double(y, factor).square().sum(), [x, factor] if recorded else factor)
+
+    torch.testing.assert_close(doubled(torch.Tensor.mul_), doubled(torch.mul))
+
+
 # ---- dtypes
 
 

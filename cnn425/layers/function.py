@@ -25,7 +25,7 @@ def operation(function: type[Function]) -> Callable[..., Any]:
     """`function.apply`, in the form that the present mode of torch wants; positional arguments only."""
 
     def forward(ctx: Any, *args: Any) -> Any:
-        output = over_legacy_batch(function, args) if any(map(is_legacy_batched, args)) else plain(*args)
+        output = over_legacy_batch(function, args) if any(map(is_legacy_batched, args)) else owned(plain(*args), args)
         function.setup_context(ctx, args, output)
         return output
 
@@ -40,9 +40,16 @@ def operation(function: type[Function]) -> Callable[..., Any]:
             return traced.apply(*args)
         if torch._C._are_functorch_transforms_active():
             return function.apply(*args)
-        return eager.apply(*args) if is_followed(args) else plain(*args)
+        return eager.apply(*args) if is_followed(args) else owned(plain(*args), args)
 
     return apply
+
+
+def owned(output: Any, args: Sequence[Any]) -> Any:
+    """`output` as a tensor of its own and no view of one that nobody else knows: torch lets nobody write into a view made in a Function."""
+    if isinstance(output, tuple):
+        return tuple(owned(part, args) for part in output)
+    return output.detach() if output._is_view() and output is not args[0] else output
 
 
 def unwritten(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from torch.autograd import Function, forward_ad
 from cnn425.algorithms import pool as algorithm
 from cnn425.algorithms import pool_average, pool_places, pool_winners
 from cnn425.algorithms.pool import Bins, Pooling
-from cnn425.layers.function import operation
+from cnn425.layers.function import operation, owned
 
 
 def spatial(x: Tensor, pooling: Pooling) -> tuple[int, ...]:
@@ -217,7 +217,7 @@ def max_pool(x: Tensor, pooling: Pooling) -> Tensor:
     if x.requires_grad or transformed():
         return max_pool_with_pixels(x, pooling, dtype)[0]
     found = pool_winners.winners(x, pooling, dtype)
-    return algorithm.largest(x, pooling) if found is None else found[0]
+    return owned(algorithm.largest(x, pooling) if found is None else found[0], (x,))
 
 
 def max_pool_with_indices(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
