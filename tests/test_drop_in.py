@@ -68,6 +68,40 @@ def test_a_single_volume_keeps_its_channels_last_and_its_gradient_does_not(indic
     assert gradients[0].stride() == gradients[1].stride()
 
 
+ROWS = {"rows": lambda t: t, "columns": lambda t: t.t().contiguous().t(), "expanded": lambda t: t[:, :1].expand_as(t)}
+
+
+@pytest.mark.parametrize("input", ROWS)
+@pytest.mark.parametrize("weight", ROWS)
+@pytest.mark.parametrize("size", [(4, 5), (1, 5), (4, 1)], ids=str)
+def test_gradients_of_matrices_lie_by_rows_or_by_columns_as_torch_lays_them(input, weight, size):
+    x, w = ROWS[input](image(*size)), ROWS[weight](image(3, size[1]))
+    assert strides(F.linear, (x, w)) == strides(TORCH.linear, (x, w))
+    assert strides(F.linear, (x, w[0])) == strides(TORCH.linear, (x, w[0]))
+    assert compare(F.linear, TORCH.linear, (x, w))
+
+
+@pytest.mark.parametrize("name", ["conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"])
+def test_channels_expanded_from_one_are_not_channels_last(name):
+    x = image(2, 1, 5, 5).expand(2, 3, 5, 5)
+    second = image(4, 3, 2, 2) if name == "conv2d" else 2
+    assert strides(lambda x: getattr(F, name)(x, second), (x,)) == strides(lambda x: getattr(TORCH, name)(x, second), (x,))
+
+
+def test_the_gradient_of_a_sigmoid_lies_as_its_upstream_gradient():
+    x = image(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert strides(F.sigmoid, (x,)) == strides(TORCH.sigmoid, (x,))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("target", ["probabilities", "classes"])
+def test_gradients_of_a_loss_are_contiguous(target, reduction):
+    x = image(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    t = image(2, 3, 4, 5).to(memory_format=torch.channels_last) if target == "probabilities" else torch.ones(2, 5, 4).long().mT
+    named = {"target": t, "reduction": reduction}
+    assert strides(F.cross_entropy, (x,), **named) == strides(TORCH.cross_entropy, (x,), **named)
+
+
 # ---- what may be done with a result
 
 WRITTEN = {
@@ -119,6 +153,19 @@ def test_autocast_raises_the_precision_of_volumes_but_not_where_indices_are_aske
     with torch.autocast("cpu"):
         mine, expected = (f(x, 2, return_indices=indices) for f in (F.max_pool3d, TORCH.max_pool3d))
     assert (mine[0] if indices else mine).dtype == (expected[0] if indices else expected).dtype
+
+
+def test_scores_whose_sign_is_a_bit_may_be_smoothed():
+    x, target = torch._neg_view(image(2, 3)), torch.tensor([0, 2])
+    mine, expected = (f(x, target, label_smoothing=0.1) for f in (F.cross_entropy, TORCH.cross_entropy))
+    torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("input", [(5,), (2, 5), (2, 3, 5)], ids=str)
+@pytest.mark.parametrize("bias", [(1, 4), (2, 4), (3, 4), (1, 1, 4), (2, 3, 4), (1, 1, 1, 4)], ids=str)
+def test_a_bias_may_have_dimensions_where_torch_lets_it(input, bias):
+    x, w, b = image(*input), image(4, 5), image(*bias)
+    assert not same_refusal(lambda: F.linear(x, w, b), lambda: TORCH.linear(x, w, b))
 
 
 def test_a_sparse_weight_may_have_a_bias():

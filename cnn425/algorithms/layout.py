@@ -20,6 +20,8 @@ def is_channels_last(x: Tensor) -> bool:
     if x.ndim not in FORMATS:
         return False
     size, stride = x.shape, x.stride()
+    if stride[1] == 0:  # channels that are all the same, expanded from one
+        return False
     least = 0
     for d in (1, *range(x.ndim - 1, 1, -1), 0):
         if size[d] == 0 or stride[d] < least or (d == 0 and least == stride[1]):

@@ -132,7 +132,7 @@ def logistic_of(x: Tensor, out: Tensor | None = None) -> Tensor:
 
 def logistic_gradient(gy: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     """Backward, in three steps."""
-    return torch.mul((1 - y).mul_(y), gy, out=out)
+    return torch.mul(gy, (1 - y).mul_(y), out=out)  # where their layouts differ, the result lies as gy does
 
 
 class Probabilities(Function):

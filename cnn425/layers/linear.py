@@ -9,6 +9,7 @@ Both gradients are matrix products of the same form, `product(a, b) = a @ b.T`, 
 gw = product(gy.T, x.T). So one Function that calls itself has derivatives of every order.
 """
 
+from math import prod
 from typing import Any
 
 import torch
@@ -35,13 +36,14 @@ class FullyConnected(Function):
         ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
         ctx.save_for_forward(x, w)
         ctx.bias_shape = None if b is None else b.shape
+        ctx.by_columns = x.stride() == (1, x.shape[0]), w.stride() != (w.shape[1], 1)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
         needs_x, needs_w, needs_b = ctx.needs_input_grad
-        gx = fully_connected(gy, w.conj().t(), None) if needs_x else None
-        gw = fully_connected(gy.t(), x.conj().t(), None) if needs_w else None
+        gx = product(gy, w.conj().t(), ctx.by_columns[0]) if needs_x else None
+        gw = product(gy.t(), x.conj().t(), ctx.by_columns[1]) if needs_w else None
         gb = gy.sum(0) if needs_b else None
         return gx, gw, gb if gb is None or gb.shape == ctx.bias_shape else gy.sum_to_size(ctx.bias_shape)
 
@@ -71,6 +73,12 @@ class FullyConnected(Function):
 
 fully_connected = operation(FullyConnected)
 
+
+def product(a: Tensor, b: Tensor, by_columns: bool) -> Tensor:
+    """`a @ b.T`, in memory by columns if the matrix whose gradient it is lies so, as in torch, else by rows."""
+    return fully_connected(b, a, None).t() if by_columns else fully_connected(a, b, None)
+
+
 # ---- The function: arguments and checks -------------------------------------------------------------------------------------------------
 
 
@@ -95,9 +103,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.ndim == w.ndim == 2:
         return fully_connected(x, w, b)
     if w.ndim == 1:
-        return linear(x, w.unsqueeze(0)).squeeze(-1)
+        return linear(x.contiguous(), w.unsqueeze(0)).squeeze(-1)  # the gradient of `x` lies by rows
     rows = x.flatten(0, -2) if x.ndim > 2 else x.unsqueeze(0) if x.ndim == 1 else x
-    if b is None or b.ndim <= 1:
+    if b is None or b.ndim <= 1 or _added_to_rows(x, b):
         y = fully_connected(rows, w, b).view(*x.shape[:-1], w.shape[0])
         return owned(y, (x,)) if is_final(y) else y
     return fully_connected(rows, w, None).view(*x.shape[:-1], w.shape[0]) + b
@@ -116,13 +124,19 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if input.shape[-1] != weight.shape[-1]:
         raise RuntimeError(_shapes_differ(input, weight))
     if bias is not None and bias.ndim > 1:
-        output = torch.Size((*input.shape[:-1], weight.shape[0]))
-        if torch.broadcast_shapes(output, bias.shape) != output:
+        rows = (prod(input.shape[:-1]),) if _added_to_rows(input, bias) else input.shape[:-1]
+        output = torch.Size((*rows, weight.shape[0]))
+        if bias.ndim > len(output) or any(n not in (1, m) for n, m in zip(reversed(bias.shape), reversed(output), strict=False)):
             raise RuntimeError(f"linear: output with shape {list(output)} doesn't match the broadcast shape of bias {list(bias.shape)}")
 
 
+def _added_to_rows(input: Tensor, bias: Tensor) -> bool:
+    """Whether torch adds this bias to the rows of a matrix, before the output gets the dimensions of the input."""
+    return input.ndim == 2 or (input.is_contiguous() and bias.is_contiguous() and bias.squeeze().ndim == 1)
+
+
 def _shapes_differ(input: Tensor, weight: Tensor) -> str:
-    rows, (units, inputs) = input.numel() // max(1, input.shape[-1]), (weight.shape if weight.ndim == 2 else (1, *weight.shape))
+    rows, (units, inputs) = prod(input.shape[:-1]), (weight.shape if weight.ndim == 2 else (1, *weight.shape))
     return (
         f"linear: mat1 and mat2 shapes cannot be multiplied ({rows}x{input.shape[-1]} and {inputs}x{units}): "
         f"input {list(input.shape)} must end in the weight's {inputs} inputs"

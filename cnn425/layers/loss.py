@@ -121,6 +121,7 @@ class LogSoftmax(Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
+        gy = gy.contiguous()
         return gy - y.exp() * gy.sum(1, keepdim=True)
 
     @staticmethod
@@ -177,7 +178,7 @@ def cross_entropy(
         input, target, weight = _full(input), _full(target), None if weight is None else _full(weight)
     soft = input.shape == target.shape
     _check(input, target, weight, soft, ignore_index, label_smoothing)
-    x = _full(input).contiguous()
+    x, target = _full(input).contiguous(), target.contiguous()
     if x.ndim == 1:
         x, target = x.unsqueeze(0), target.unsqueeze(0) if soft else target.reshape(1)
     total: Any
@@ -209,7 +210,7 @@ def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, 
         counts = torch.where(keep, weight.to(x.dtype)[torch.where(keep, target, 0)], 0)
         each = each * counts
     if smoothing > 0:
-        evenly = _of_probabilities(x, x.new_tensor(smoothing / x.shape[1]), weight, 0)[0]
+        evenly = _of_probabilities(x, torch.full((), smoothing / x.shape[1], dtype=x.dtype, device=x.device), weight, 0)[0]
         each = (1 - smoothing) * each + torch.where(keep, evenly, 0)
     return each, counts.sum()
 
