@@ -129,6 +129,32 @@ def test_a_result_may_be_written_over_as_an_activation_in_place_does(name, image
     torch.testing.assert_close(doubled(torch.Tensor.mul_), doubled(torch.mul))
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_largest_numbers_of_a_signal_lie_contiguous_unless_their_places_are_wanted(recorded):
+    x = image(2, 5, 4).mT.requires_grad_(recorded)
+    for indices in (True, False):
+        mine, expected = (f(x, 2, return_indices=indices) for f in (F.max_pool1d, TORCH.max_pool1d))
+        assert (mine[0] if indices else mine).stride() == (expected[0] if indices else expected).stride()
+
+
+def test_complex_volumes_keep_their_channels_last_as_real_ones_do():
+    x, w = (torch.complex(image(*s), image(*s)).to(memory_format=LAST[5]) for s in ((2, 4, 3, 4, 5), (4, 2, 2, 2, 2)))
+    for dtype in (torch.complex64, torch.complex128):
+        mine, expected = (f(x.to(dtype), w.to(dtype), groups=2) for f in (F.conv3d, TORCH.conv3d))
+        assert mine.stride() == expected.stride()
+
+
+def test_a_small_volume_lies_as_torch_lays_it_after_the_number_of_threads_has_changed():
+    x, w = image(2, 3, 2, 2, 2).to(memory_format=LAST[5]), image(4, 3, 1, 1, 1)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 1):
+            torch.set_num_threads(count)
+            assert F.conv3d(x, w).stride() == TORCH.conv3d(x, w).stride()
+    finally:
+        torch.set_num_threads(threads)
+
+
 # ---- dtypes
 
 
@@ -177,7 +203,66 @@ def test_a_sparse_weight_may_have_a_bias():
     torch.testing.assert_close(*gradients)
 
 
+# ---- several mistakes at once
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"stride": (1,) * 4, "padding": 1.5},
+        {"padding": "full", "groups": "a"},
+        {"padding": -1, "groups": True},
+        {"dilation": 0, "stride": None},
+        {"stride": 0, "dilation": "a"},
+    ],
+    ids=str,
+)
+def test_a_convolution_looks_at_all_types_before_any_value(d, named):
+    x, w = image(2, 3, *[5] * d), image(2, 3, *[2] * d)
+    f, g = getattr(F, f"conv{d}d"), getattr(TORCH, f"conv{d}d")
+    assert not same_refusal(lambda: f(x, w, **named), lambda: g(x, w, **named))
+    assert not same_refusal(lambda: f(x, w[0, 0], **named), lambda: g(x, w[0, 0], **named))
+
+
+@pytest.mark.parametrize("name", [f"{kind}_pool{d}d" for d in (1, 2, 3) for kind in ("max", "avg")])
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"kernel_size": (1,) * 4, "padding": "a"},
+        {"kernel_size": 2, "stride": (1,) * 4, "padding": None},
+        {"kernel_size": 2, "padding": 2, "ceil_mode": 1},
+        {"kernel_size": 0, "stride": True},
+    ],
+    ids=str,
+)
+def test_a_pool_looks_at_all_types_before_any_value(name, named):
+    x = image(2, 3, *[5] * int(name[-2]))
+    assert not same_refusal(lambda: getattr(F, name)(x, **named), lambda: getattr(TORCH, name)(x, **named))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("named", [{"padding": 2, "divisor_override": 1.0}, {"kernel_size": "a", "divisor_override": 0}], ids=str)
+def test_a_divisor_that_is_no_int_is_found_before_a_value_is_wrong(d, named):
+    x, named = image(2, 3, *[5] * d), {"kernel_size": 2} | named
+    f, g = getattr(F, f"avg_pool{d}d"), getattr(TORCH, f"avg_pool{d}d")
+    assert not same_refusal(lambda: f(x, **named), lambda: g(x, **named))
+
+
+def test_a_single_unit_may_have_a_bias_where_torch_lets_it():
+    x, w = image(2, 3, 4), image(4)
+    for b in (image(6)[::2], image(3), image(2, 3), image(1)):
+        assert not same_refusal(lambda b=b: F.linear(x, w, b), lambda b=b: TORCH.linear(x, w, b))
+    assert compare(F.linear, TORCH.linear, (x, w, image(6)[::2]))
+
+
 # ---- nothing, and far too much
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool])
+def test_no_images_may_have_any_dtype(dtype):
+    x, w = torch.ones(0, 2, 6, 6, dtype=dtype), torch.ones(3, 2, 3, 3, dtype=dtype)
+    assert not same_refusal(lambda: F.conv2d(x, w, dilation=2), lambda: TORCH.conv2d(x, w, dilation=2))
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])

@@ -12,6 +12,7 @@ from torch import Tensor
 from cnn425.windows import Geometry
 
 HALF = (torch.bfloat16, torch.float16)
+DOUBLE = (torch.float64, torch.complex128)
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -32,7 +33,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 def memory_format(x: Tensor, w: Tensor, geometry: Geometry | None = None, groups: int = 1) -> torch.memory_format:
     """The layout of the convolution of `x` and `w`; without its geometry, of anything else that is made from two such tensors."""
-    if x.ndim == 5 and (x.dtype == torch.float64 or (geometry is not None and not volumes_keep_their_layout(x, w, geometry, groups))):
+    if x.ndim == 5 and (x.dtype in DOUBLE or (geometry is not None and not volumes_keep_their_layout(x, w, geometry, groups))):
         return torch.contiguous_format
     return FORMATS[x.ndim] if is_channels_last(x) or is_channels_last(w) else torch.contiguous_format
 
@@ -41,7 +42,7 @@ def volumes_keep_their_layout(x: Tensor, w: Tensor, geometry: Geometry, groups: 
     """Whether torch gives this volume to the one of its two kernels that knows channels last (oneDNN's): its own conditions, on a CPU."""
     if x.device.type != "cpu" or x.dtype in HALF:
         return True
-    if x.dtype != torch.float32:
+    if x.dtype not in (torch.float32, torch.complex64):
         return False
     N, C, D, H, _ = x.shape
     U, V = w.shape[-2:]

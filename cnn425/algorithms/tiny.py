@@ -109,11 +109,13 @@ class Like(NamedTuple):
 
 def for_output(x: Tensor, w: Tensor, geometry: Geometry, groups: int) -> Plan | None:
     """The plan of the output."""
-    return _for_output((x.shape, x.stride(), x.dtype, x.device), (w.shape, w.stride(), w.dtype, w.device), geometry, groups)
+    a, b = (x.shape, x.stride(), x.dtype, x.device), (w.shape, w.stride(), w.dtype, w.device)
+    return _for_output(a, b, geometry, groups, torch.get_num_threads() if x.ndim == 5 else 0)
 
 
 @lru_cache(maxsize=PLANS)
-def _for_output(a: tuple[Any, ...], b: tuple[Any, ...], geometry: Geometry, groups: int) -> Plan | None:
+def _for_output(a: tuple[Any, ...], b: tuple[Any, ...], geometry: Geometry, groups: int, threads: int) -> Plan | None:
+    """The layout of a volume depends on the number of threads, too: it is part of the key."""
     x, w = Like(*a), Like(*b)
     shape = (x.shape[0], w.shape[0], *geometry.positions(x.shape[2:]))
     if not worth_while(x, w, x.shape[1] * prod(shape) // max(1, shape[1]) * prod(geometry.kernel)):

@@ -29,8 +29,6 @@ def check_tensors(function: str, input: object, weight: object, bias: object) ->
             raise invalid(function, name, value, "a Tensor")
     if bias is not None and not isinstance(bias, Tensor):
         raise invalid(function, "bias", bias, "a Tensor or None")
-    if weight.ndim < 3:  # type: ignore[attr-defined]
-        raise RuntimeError(f"weight should have at least three dimensions, but got weight of size {list(weight.shape)}")  # type: ignore[attr-defined]
 
 
 def _is_int(value: object) -> bool:
@@ -44,6 +42,15 @@ def check_int(function: str, name: str, value: Any) -> int:
     if not _is_int(value):
         raise invalid(function, name, value, "an int")
     return int(value) if not isinstance(value, (int, torch.SymInt)) else cast(int, value)
+
+
+def check_types(function: str, dimensions: int, groups: Any, **others: Any) -> None:
+    """Torch looks at all types before it looks at any value: an int, a sequence of ints, or a string for the padding."""
+    for name, value in others.items():
+        entries = value if isinstance(value, (tuple, list)) else (value,)
+        if not all(map(_is_int, entries)) and not (name == "padding" and isinstance(value, str)):
+            raise invalid(function, name, value, f"an int or a tuple of {dimensions} ints")
+    check_int(function, "groups", groups)
 
 
 def per_dimension(function: str, name: str, value: Any, dimensions: int) -> tuple[int, ...]:
@@ -151,9 +158,9 @@ def check_fits(input: torch.Size, windows: Geometry) -> None:
 
 def check_same_type(input: Tensor, weight: Tensor, bias: Tensor | None, windows: Geometry | None = None) -> None:
     """Input, weight and bias must agree in dtype, and in device."""
-    if input.dtype == torch.bool:
+    if input.dtype == torch.bool and input.numel():
         raise NotImplementedError("convolution is not implemented for 'Bool': cast input and weight to a number type")
-    if input.dtype in SMALL_INTEGERS and windows is not None and max(windows.dilation) > 1:
+    if input.dtype in SMALL_INTEGERS and windows is not None and max(windows.dilation) > 1 and input.numel():
         name = SMALL_INTEGERS[input.dtype]
         raise NotImplementedError(f"\"slow_conv_dilated<>\" not implemented for '{name}': a dilated kernel takes int64 or floating point")
     for name, other in (("weight", weight), ("bias", bias)):

@@ -207,6 +207,9 @@ def _checked(
     dilation: Any,
     groups: Any,
 ) -> Geometry:
+    arguments.check_types(function, dimensions, groups, stride=stride, padding=padding, dilation=dilation)
+    if len(weight) < 3:
+        raise RuntimeError(f"weight should have at least three dimensions, but got weight of size {list(weight)}")
     geometry = arguments.geometry(function, weight[2:], stride, padding, dilation)
     groups = arguments.check_groups(function, groups)
     x = arguments.check_input(function, input, dimensions)

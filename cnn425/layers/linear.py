@@ -103,7 +103,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.ndim == w.ndim == 2:
         return fully_connected(x, w, b)
     if w.ndim == 1:
-        return linear(x.contiguous(), w.unsqueeze(0)).squeeze(-1)  # the gradient of `x` lies by rows
+        y = linear(x.contiguous(), w.unsqueeze(0)).squeeze(-1)  # the gradient of `x` lies by rows
+        return y if b is None else y + b
     rows = x.flatten(0, -2) if x.ndim > 2 else x.unsqueeze(0) if x.ndim == 1 else x
     if b is None or b.ndim <= 1 or _added_to_rows(x, b):
         y = fully_connected(rows, w, b).view(*x.shape[:-1], w.shape[0])
@@ -119,20 +120,20 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise RuntimeError(f"both arguments to linear need to be at least 1D, but they are {input.ndim}D and {weight.ndim}D")
     if weight.ndim > 2:
         raise RuntimeError(f"linear: weight must be (O, D) or (D,), t() expects a tensor with <= 2 dimensions, but self is {weight.ndim}D")
-    if weight.ndim == 1 and bias is not None:
+    if weight.ndim == 1 and bias is not None and _added_to_rows(input, bias):
         raise RuntimeError("linear: with a bias the weight must be a matrix (O, D), got 1-D tensor")
     if input.shape[-1] != weight.shape[-1]:
         raise RuntimeError(_shapes_differ(input, weight))
-    if bias is not None and bias.ndim > 1:
+    if bias is not None and (bias.ndim > 1 or weight.ndim == 1):
         rows = (prod(input.shape[:-1]),) if _added_to_rows(input, bias) else input.shape[:-1]
-        output = torch.Size((*rows, weight.shape[0]))
+        output = torch.Size((*rows, *weight.shape[:-1]))
         if bias.ndim > len(output) or any(n not in (1, m) for n, m in zip(reversed(bias.shape), reversed(output), strict=False)):
             raise RuntimeError(f"linear: output with shape {list(output)} doesn't match the broadcast shape of bias {list(bias.shape)}")
 
 
 def _added_to_rows(input: Tensor, bias: Tensor) -> bool:
     """Whether torch adds this bias to the rows of a matrix, before the output gets the dimensions of the input."""
-    return input.ndim == 2 or (input.is_contiguous() and bias.is_contiguous() and bias.squeeze().ndim == 1)
+    return input.ndim == 2 or (input.is_contiguous() and bias.is_contiguous() and (bias.ndim == 1 or bias.squeeze().ndim == 1))
 
 
 def _shapes_differ(input: Tensor, weight: Tensor) -> str:

@@ -64,7 +64,8 @@ def _max_pool(
         return geometry
 
     geometry = arguments.once(checked, "max", dimensions, input, kernel_size, stride, padding, dilation, ceil_mode, bool(return_indices))
-    pooling = Pooling(geometry, arguments.channels_last(input, dimensions))
+    last = arguments.channels_last(input, dimensions) and (dimensions > 1 or return_indices or arguments.derived(input))
+    pooling = Pooling(geometry, last)
     found = max_pool_with_indices(input, pooling) if return_indices else max_pool(upcast(input, dimensions), pooling)
     return volume_channels_last(found) if dimensions == 3 and arguments.single_channels_last(input) else found
 
@@ -136,8 +137,9 @@ def _avg_pool(
     def checked() -> tuple[Geometry, int]:
         function = f"avg_pool{dimensions}d"
         arguments.check_tensor(function, input)
-        geometry = arguments.geometry(function, dimensions, kernel_size, stride, padding, 1, ceil_mode)
         arguments.check_average(function, count_include_pad, divisor_override)
+        geometry = arguments.geometry(function, dimensions, kernel_size, stride, padding, 1, ceil_mode)
+        arguments.check_divisor(divisor_override)
         arguments.check_shape(function, input, dimensions)
         arguments.check_fits(function, input, geometry)
         arguments.check_dtype(function, input, (*arguments.FLOATS, torch.int64))

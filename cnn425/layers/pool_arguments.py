@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cnn425.algorithms.layout import is_channels_last
 from cnn425.windows import Geometry
@@ -90,12 +91,16 @@ def _each(letters: str, values: Sequence[int]) -> str:
 
 
 def _geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> Geometry:
+    if stride is not None:
+        ints(function, "stride", stride)
+    for name, value in (("kernel_size", kernel), ("padding", padding), ("dilation", dilation)):  # torch looks at all types first
+        ints(function, name, value)
+    if not isinstance(ceil_mode, bool):
+        raise TypeError(f"{function}(): argument 'ceil_mode' must be bool, not {type(ceil_mode).__name__}")
     kernels = per_dimension(function, "kernel_size", kernel, dimensions)
     strides = kernels if stride is None else per_dimension(function, "stride", stride, dimensions, optional=True) or kernels
     pads = per_dimension(function, "padding", padding, dimensions)
     dilations = per_dimension(function, "dilation", dilation, dimensions)
-    if not isinstance(ceil_mode, bool):
-        raise TypeError(f"{function}(): argument 'ceil_mode' must be bool, not {type(ceil_mode).__name__}")
     if 0 in strides and not (dimensions == 1 and function.startswith("max")):
         raise RuntimeError(f"stride should not be zero: {function}() got stride {list(strides)}")
     if any(k <= 0 for k in kernels):
@@ -222,17 +227,26 @@ def channels_last(input: Tensor, dimensions: int) -> bool:
     return is_channels_last(input)
 
 
+def derived(input: Tensor) -> bool:
+    """Whether torch would look for the winners of a signal, and not only for the largest numbers, which always lie contiguous."""
+    return not input.is_cpu or (input.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0
+
+
 def single_channels_last(input: Tensor) -> bool:
     """Whether this is a single volume (C, D, H, W) that keeps its channels last."""
     return input.ndim == 4 and not input.is_contiguous() and input.movedim(0, -1).is_contiguous()
 
 
 def check_average(function: str, count_include_pad: object, divisor_override: object) -> None:
-    """The arguments that only average pools have."""
+    """The arguments that only average pools have; torch looks at types before it looks at any value."""
     if not isinstance(count_include_pad, bool):
         raise TypeError(f"{function}(): argument 'count_include_pad' must be bool, not {type(count_include_pad).__name__}")
     if divisor_override is not None and not is_int(divisor_override):
         raise TypeError(f"{function}(): argument 'divisor_override' must be int, not {type(divisor_override).__name__}")
+
+
+def check_divisor(divisor_override: Any) -> None:
+    """Nothing is divided by zero."""
     if divisor_override is not None and divisor_override == 0:
         raise RuntimeError("divisor must be not zero: divisor_override is 0")
 
