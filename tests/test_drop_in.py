@@ -337,6 +337,13 @@ def test_what_answers_for_torch_functions_is_asked(name):
     assert CALLS[name][0](getattr(F, name), Duck()) == name
 
 
+@pytest.mark.parametrize("name", [name for name in nn.__all__ if isinstance(getattr(torch.nn, name, None), type)])
+def test_a_layer_is_an_instance_of_its_namesake_as_code_asks_that_walks_through_a_model(name):
+    ours, theirs = getattr(nn, name), getattr(torch.nn, name)
+    assert issubclass(ours, theirs)
+    assert "forward" in vars(ours) or "_conv_forward" in vars(ours.__mro__[1])  # what is computed is ours
+
+
 def test_a_model_of_our_layers_can_be_traced_symbolically():
     model = torch.nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), nn.Linear(16, 5), nn.Softmax(1)

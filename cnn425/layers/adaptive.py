@@ -9,8 +9,8 @@ it is: how a convolutional network ends. Both pools are those of `cnn425.layers.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn import Module
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.algorithms.pool import Bins, Pooling
@@ -98,64 +98,48 @@ ADAPTIVE_AVERAGE: dict[int, Callable[..., Tensor]] = {1: adaptive_avg_pool1d, 2:
 # ---- The Modules -----------------------------------------------------------------------------------------------------------------------
 
 
-class _AdaptivePoolNd(Module):
-    def __init__(self, output_size: Any) -> None:
-        super().__init__()
-        self.output_size = output_size
-
-    def extra_repr(self) -> str:
-        """The arguments, as torch prints them."""
-        return f"output_size={self.output_size}"
-
-
-class _AdaptiveMaxPoolNd(_AdaptivePoolNd):
-    def __init__(self, output_size: Any, return_indices: bool = False) -> None:
-        super().__init__(output_size)
-        self.return_indices = return_indices
-
-
-class AdaptiveMaxPool1d(_AdaptiveMaxPoolNd):
-    """`adaptive_max_pool1d` as a Module: `(N, C, H) -> (N, C, I)`."""
+class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
+    """`adaptive_max_pool1d` as a Module: `(N, C, H) -> (N, C, I)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Any:
         """The pooled signal, and the indices if asked for."""
         return adaptive_max_pool1d(input, self.output_size, self.return_indices)
 
 
-class AdaptiveMaxPool2d(_AdaptiveMaxPoolNd):
-    """`adaptive_max_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`."""
+class AdaptiveMaxPool2d(torch.nn.AdaptiveMaxPool2d):
+    """`adaptive_max_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Any:
         """The pooled image, and the indices if asked for."""
         return adaptive_max_pool2d(input, self.output_size, self.return_indices)
 
 
-class AdaptiveMaxPool3d(_AdaptiveMaxPoolNd):
-    """`adaptive_max_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`."""
+class AdaptiveMaxPool3d(torch.nn.AdaptiveMaxPool3d):
+    """`adaptive_max_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Any:
         """The pooled volume, and the indices if asked for."""
         return adaptive_max_pool3d(input, self.output_size, self.return_indices)
 
 
-class AdaptiveAvgPool1d(_AdaptivePoolNd):
-    """`adaptive_avg_pool1d` as a Module: `(N, C, H) -> (N, C, I)`."""
+class AdaptiveAvgPool1d(torch.nn.AdaptiveAvgPool1d):
+    """`adaptive_avg_pool1d` as a Module: `(N, C, H) -> (N, C, I)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The pooled signal."""
         return adaptive_avg_pool1d(input, self.output_size)
 
 
-class AdaptiveAvgPool2d(_AdaptivePoolNd):
-    """`adaptive_avg_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`."""
+class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
+    """`adaptive_avg_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The pooled image."""
         return adaptive_avg_pool2d(input, self.output_size)
 
 
-class AdaptiveAvgPool3d(_AdaptivePoolNd):
-    """`adaptive_avg_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`."""
+class AdaptiveAvgPool3d(torch.nn.AdaptiveAvgPool3d):
+    """`adaptive_avg_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The pooled volume."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.layers import pool
@@ -71,39 +70,24 @@ LP: dict[int, Callable[..., Tensor]] = {1: lp_pool1d, 2: lp_pool2d, 3: lp_pool3d
 # ---- The Modules -----------------------------------------------------------------------------------------------------------------------
 
 
-class _LPPoolNd(Module):
-    def __init__(self, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> None:
-        super().__init__()
-        if norm_type == 0:
-            raise ValueError(f"norm_type must be a non-zero value, but got {norm_type}")
-        self.norm_type = norm_type
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.ceil_mode = ceil_mode
-
-    def extra_repr(self) -> str:
-        """The arguments, as torch prints them."""
-        return "norm_type={norm_type}, kernel_size={kernel_size}, stride={stride}, ceil_mode={ceil_mode}".format(**self.__dict__)
-
-
-class LPPool1d(_LPPoolNd):
-    """`lp_pool1d` as a Module: `(N, C, H) -> (N, C, I)`."""
+class LPPool1d(torch.nn.LPPool1d):
+    """`lp_pool1d` as a Module: `(N, C, H) -> (N, C, I)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The pooled signal."""
-        return lp_pool1d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+        return _lp_pool(1, input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
 
 
-class LPPool2d(_LPPoolNd):
-    """`lp_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`."""
+class LPPool2d(torch.nn.LPPool2d):
+    """`lp_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The pooled image."""
         return lp_pool2d(input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
 
 
-class LPPool3d(_LPPoolNd):
-    """`lp_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`."""
+class LPPool3d(torch.nn.LPPool3d):
+    """`lp_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The pooled volume."""

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.algorithms.pool import Pooling
@@ -200,117 +199,56 @@ AVERAGE: dict[int, Callable[..., Tensor]] = {1: avg_pool1d, 2: avg_pool2d, 3: av
 # ---- The Modules -------------------------------------------------------------------------------------------------------------------------
 
 
-class _MaxPoolNd(Module):
-    def __init__(
-        self,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
-        return_indices: bool = False,
-        ceil_mode: bool = False,
-    ) -> None:
-        super().__init__()
-        self.kernel_size = kernel_size
-        self.stride = kernel_size if stride is None else stride
-        self.padding = padding
-        self.dilation = dilation
-        self.return_indices = return_indices
-        self.ceil_mode = ceil_mode
-
-    def _pool(self, dimensions: int, input: Tensor) -> Any:
-        windows = (self.kernel_size, self.stride, self.padding, self.dilation)
-        return _max_pool(dimensions, input, *windows, self.ceil_mode, self.return_indices)
-
-    def extra_repr(self) -> str:
-        """The arguments, as torch prints them."""
-        return "kernel_size={kernel_size}, stride={stride}, padding={padding}, dilation={dilation}, ceil_mode={ceil_mode}".format(
-            **self.__dict__
-        )
-
-
-class MaxPool1d(_MaxPoolNd):
-    """`max_pool1d` as a Module: `(N, C, H) -> (N, C, I)`."""
+class MaxPool1d(torch.nn.MaxPool1d):
+    """`max_pool1d` as a Module: `(N, C, H) -> (N, C, I)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Any:
         """The pooled signal, and the indices if asked for."""
-        return self._pool(1, input)
+        return _max_pool_of(self, 1, input)
 
 
-class MaxPool2d(_MaxPoolNd):
-    """`max_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`."""
+class MaxPool2d(torch.nn.MaxPool2d):
+    """`max_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Any:
         """The pooled image, and the indices if asked for."""
-        return self._pool(2, input)
+        return _max_pool_of(self, 2, input)
 
 
-class MaxPool3d(_MaxPoolNd):
-    """`max_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`."""
+class MaxPool3d(torch.nn.MaxPool3d):
+    """`max_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Any:
         """The pooled volume, and the indices if asked for."""
-        return self._pool(3, input)
+        return _max_pool_of(self, 3, input)
 
 
-class _AvgPoolNd(Module):
-    def __init__(
-        self,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.kernel_size = kernel_size
-        self.stride = kernel_size if stride is None else stride
-        self.padding = padding
-        self.ceil_mode = ceil_mode
-        self.count_include_pad = count_include_pad
-        self.divisor_override = divisor_override
-
-    def _pool(self, dimensions: int, input: Tensor) -> Tensor:
-        windows = (self.kernel_size, self.stride, self.padding, self.ceil_mode)
-        return _avg_pool(dimensions, input, *windows, self.count_include_pad, self.divisor_override)
-
-    def extra_repr(self) -> str:
-        """The arguments, as torch prints them."""
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+def _max_pool_of(module: Any, dimensions: int, input: Tensor) -> Any:
+    windows = (module.kernel_size, module.stride, module.padding, module.dilation)
+    return _max_pool(dimensions, input, *windows, module.ceil_mode, module.return_indices)
 
 
-def _single(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
-class AvgPool1d(_AvgPoolNd):
-    """`avg_pool1d` as a Module: `(N, C, H) -> (N, C, I)`."""
-
-    divisor_override = None
-
-    def __init__(
-        self, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True
-    ) -> None:
-        super().__init__(_single(kernel_size), None if stride is None else _single(stride), _single(padding), ceil_mode, count_include_pad)
-        del self.__dict__["divisor_override"]
+class AvgPool1d(torch.nn.AvgPool1d):
+    """`avg_pool1d` as a Module: `(N, C, H) -> (N, C, I)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The pooled signal."""
-        return self._pool(1, input)
+        return avg_pool1d(input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
 
-class AvgPool2d(_AvgPoolNd):
-    """`avg_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`."""
+class AvgPool2d(torch.nn.AvgPool2d):
+    """`avg_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The pooled image."""
-        return self._pool(2, input)
+        windows = (self.kernel_size, self.stride, self.padding, self.ceil_mode)
+        return avg_pool2d(input, *windows, self.count_include_pad, self.divisor_override)
 
 
-class AvgPool3d(_AvgPoolNd):
-    """`avg_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`."""
+class AvgPool3d(torch.nn.AvgPool3d):
+    """`avg_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`; the base class keeps the arguments."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The pooled volume."""
-        return self._pool(3, input)
+        windows = (self.kernel_size, self.stride, self.padding, self.ceil_mode)
+        return avg_pool3d(input, *windows, self.count_include_pad, self.divisor_override)
