@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import cnn425.nn.functional as F
 from cnn425.algorithms import pool, pool_average
 from cnn425.algorithms.pool import Bins, Pooling
 from cnn425.windows import Geometry
@@ -42,6 +43,14 @@ def test_the_products_are_the_sums(which, way, block, channels_last, monkeypatch
     found = pool_average.spread(g, pooling, size)
     assert found is not None
     torch.testing.assert_close(found, pool.spread(g, pooling, size), check_stride=True)
+
+
+def test_a_long_signal_is_left_to_the_general_way_at_once():
+    signal = Geometry((3,), (1,), ((1, 1),), (1,))
+    assert pool_average.plan(signal, (2**24 + 1,), torch.float32, False) is None
+    assert pool_average.plan(signal, (2**10,), torch.float32, False) is not None
+    x = torch.ones(1, 1, 2**20)
+    assert torch.equal(F.avg_pool1d(x, 3, 1, 1), torch.nn.functional.avg_pool1d(x, 3, 1, 1))
 
 
 @pytest.mark.parametrize("spoiled", ["infinite", "integers", "meta", "low precision products"])

@@ -31,6 +31,7 @@ BLOCK = 2**18  # numbers of the image in a block
 WINDOWS = 64  # at most, for the way `whole`
 ENTRIES = 2**16  # of its matrix
 BAND = 32  # windows in a band
+PAIRS = 2**24  # pixels times windows of a side: beyond, its matrix or its bands take longer to make than what they save
 
 
 def pairs(side: Side, pixels: int) -> tuple[Tensor, Tensor]:
@@ -67,7 +68,7 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=256)
 def plan(geometry: Geometry | Bins, size: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Plan | None:
-    """The plan for images of `size` pixels; None where a side has no pixels in any window."""
+    """The plan for images of `size` pixels; None where a side is very long or has no pixels in any window."""
     sides = tuple(side for _, side in pool.sides(geometry, size))
     positions = tuple(side.positions for side in sides)
     if not all(side.visits for side in sides):
@@ -77,6 +78,8 @@ def plan(geometry: Geometry | Bins, size: tuple[int, ...], dtype: torch.dtype, c
         for side, n in zip(sides, size, strict=True):
             matrix = torch.kron(matrix, membership(side, n, dtype))
         return Plan(positions, matrix, sides, (), (), ())
+    if any(n * count > PAIRS for n, count in zip(size, positions, strict=True)):
+        return None
     matrices = tuple(None if side.even else membership(side, n, dtype) for side, n in zip(sides, size, strict=True))
     if channels_last:
         return Plan(positions, None, sides, matrices, (), ())
