@@ -194,9 +194,13 @@ def test_a_bias_may_have_dimensions_where_torch_lets_it(input, bias):
     assert not same_refusal(lambda: F.linear(x, w, b), lambda: TORCH.linear(x, w, b))
 
 
-def test_a_sparse_weight_may_have_a_bias():
-    x, w, b = image(2, 3, 4), image(3, 4).relu(), image(3)
-    sparse = [w.to_sparse().requires_grad_() for _ in range(2)]
+@pytest.mark.filterwarnings("ignore:Sparse C.. tensor support is in beta state")
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
+def test_a_weight_may_be_sparse(layout, bias, shape):
+    x, w, b = image(*shape), image(3, 4).relu(), image(3) if bias else None
+    sparse = [getattr(w, f"to_sparse_{layout}")().requires_grad_() for _ in range(2)]
     mine, expected = F.linear(x, sparse[0], b), TORCH.linear(x, sparse[1], b)
     torch.testing.assert_close(mine, expected)
     gradients = [torch.autograd.grad(y.square().sum(), v)[0].to_dense() for y, v in zip((mine, expected), sparse, strict=True)]

@@ -36,7 +36,8 @@ class FullyConnected(Function):
         ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
         ctx.save_for_forward(x, w)
         ctx.bias_shape = None if b is None else b.shape
-        ctx.by_columns = x.stride() == (1, x.shape[0]), w.stride() != (w.shape[1], 1)
+        dense = w.layout is x.layout is torch.strided  # compressed matrices have no strides
+        ctx.by_columns = dense and x.stride() == (1, x.shape[0]), dense and w.stride() != (w.shape[1], 1)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
@@ -97,8 +98,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return handle_torch_function(linear, (input, weight, bias), input, weight, bias)
     _check(input, weight, bias)
     x, w, b = cast_for_autocast(input, weight, bias)
-    if weight.layout is not torch.strided and b is not None and x.ndim > 2:  # torch has the product of a sparse matrix from the left only
-        y = (w @ x.flatten(0, -2).t()).t() + b
+    if weight.layout is torch.sparse_coo and b is not None and x.ndim != 2:  # torch has the product of a sparse matrix from the left only
+        y = (w @ x.reshape(-1, x.shape[-1]).t()).t() + b
         return y.view(*x.shape[:-1], w.shape[0])
     if x.ndim == w.ndim == 2:
         return fully_connected(x, w, b)
