@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BYTES = 1 << 19
+BYTES = 1 << 20
 PLAIN = (Tensor, torch.nn.Parameter)
 
 

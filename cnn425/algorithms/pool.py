@@ -18,6 +18,7 @@ image. Cells outside the image are left out, nothing is padded. The same visits,
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from cnn425.windows import Geometry, windows
 
 BLOCK = 2**18  # numbers
 PLACES = 2**16  # numbers whose addresses are known at a time: they take twice their memory
+PLAIN = (Tensor, torch.nn.Parameter)
 NOBODY = -1  # the pixel number of a window without pixels (a dilated window may lie wholly in the padding)
 
 
@@ -151,6 +153,25 @@ def lowest(dtype: torch.dtype) -> float:
     return -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
+# ---- What may be looked at ---------------------------------------------------------------------------------------------------------------
+
+
+def visible(*tensors: Tensor) -> bool:
+    """Whether the numbers of all tensors can be looked at without waiting."""
+    for t in tensors:
+        if type(t) not in PLAIN or not t.is_cpu:
+            return False
+    return not torch.compiler.is_compiling()
+
+
+def finite(t: Tensor) -> bool:
+    """Whether all numbers are finite, going by their sum: now and then False though they are."""
+    try:
+        return isfinite(t.sum(dtype=torch.float64 if t.dtype == torch.float64 else torch.float32).item())
+    except RuntimeError:  # a tracer that records what is done with tensors does not give out their numbers
+        return False
+
+
 # ---- Values ------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +231,9 @@ def someone_everywhere(geometry: Geometry | Bins) -> bool:
     return all(d == 1 or low == high == 0 for d, (low, high) in zip(geometry.dilation, geometry.padding, strict=True))
 
 
+known_to_be_complete = lru_cache(maxsize=1024)(someone_everywhere)
+
+
 # ---- Averages ----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -227,17 +251,20 @@ def spread(g: Tensor, pooling: Pooling, size: Sequence[int]) -> Tensor:
     return g
 
 
-def counts(geometry: Geometry | Bins, size: Sequence[int], padding: bool, like: Tensor) -> Tensor:
+def counts(geometry: Geometry | Bins, size: Sequence[int], padding: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """How many cells each window has in the image or, with `padding`, in the padded image: `(*positions)`."""
-    product = like.new_ones(())
+    product = torch.ones((), dtype=dtype, device=device)
     for dim, n in enumerate(size):
         if isinstance(geometry, Bins):
-            i, m = torch.arange(geometry.positions[dim], device=like.device), geometry.positions[dim]
+            i, m = torch.arange(geometry.positions[dim], device=device), geometry.positions[dim]
             length = ((i + 1) * n + m - 1) // m - i * n // m
         else:
-            i, (low, high) = torch.arange(geometry.positions(size)[dim], device=like.device), geometry.padding[dim]
+            i, (low, high) = torch.arange(geometry.positions(size)[dim], device=device), geometry.padding[dim]
             start = i * geometry.stride[dim] - low
             end = start + geometry.kernel[dim]
             length = end.clamp(max=n + high) - start if padding else end.clamp(max=n) - start.clamp(min=0)
         product = product.unsqueeze(-1) * length
     return product
+
+
+known_counts = lru_cache(maxsize=1024)(counts)

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from cnn425.algorithms import pool
-from cnn425.algorithms.pool import Bins, Pooling, Side
-from cnn425.algorithms.pool_winners import finite, visible
+from cnn425.algorithms.pool import Bins, Pooling, Side, finite, visible
 from cnn425.windows import Geometry
 
 BLOCK = 2**18  # numbers of the image in a block
@@ -175,13 +174,13 @@ def total(x: Tensor, pooling: Pooling) -> Tensor | None:
     found = plan(pooling.geometry, tuple(x.shape[x.ndim - d :]), x.dtype, pooling.channels_last)
     if found is None:
         return None
+    if found.whole is not None and not pooling.channels_last:
+        y = torch.mm(x.reshape(-1, found.whole.shape[0]), found.whole).view(*x.shape[: x.ndim - d], *found.positions)
+        return y if finite(y) else None
     y = pool.blank(x, pooling, found.positions)
     images, values = pool.planes(x, pooling), pool.planes(y, pooling)
-    n = len(images)
-    if found.whole is not None and pooling.channels_last:
-        torch.bmm(found.whole.T.expand(n, -1, -1), images.flatten(1, d), out=values.flatten(1, d))
-    elif found.whole is not None:
-        torch.mm(images.flatten(1), found.whole, out=values.view(n, -1))
+    if found.whole is not None:
+        torch.bmm(found.whole.T.expand(len(images), -1, -1), images.flatten(1, d), out=values.flatten(1, d))
     else:
         starts = blocks(images)
         for start in starts:
@@ -202,13 +201,13 @@ def spread(g: Tensor, pooling: Pooling, size: tuple[int, ...]) -> Tensor | None:
     found = plan(pooling.geometry, size, g.dtype, pooling.channels_last)
     if found is None or all(side.whole for side in found.sides):
         return None
+    d = len(size)
+    if found.whole is not None and not pooling.channels_last:
+        return torch.mm(g.reshape(-1, found.whole.shape[1]), found.whole.T).view(*g.shape[: g.ndim - d], *size)
     gx = pool.blank(g, pooling, size)
     images, values = pool.planes(gx, pooling), pool.planes(g, pooling)
-    d, n = len(size), len(images)
-    if found.whole is not None and pooling.channels_last:
-        torch.bmm(found.whole.expand(n, -1, -1), values.flatten(1, d), out=images.flatten(1, d))
-    elif found.whole is not None:
-        torch.mm(values.flatten(1), found.whole.T, out=images.view(n, -1))
+    if found.whole is not None:
+        torch.bmm(found.whole.expand(len(images), -1, -1), values.flatten(1, d), out=images.flatten(1, d))
     else:
         starts = blocks(images)
         for start in starts:

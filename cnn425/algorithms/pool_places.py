@@ -13,13 +13,14 @@ addition per cell of the window, in the same order at every run.
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cnn425.algorithms.memory import begin, scratch
-from cnn425.algorithms.pool import NOBODY, Bins, Pooling, blank, planes, sides, someone_everywhere
+from cnn425.algorithms.pool import NOBODY, Bins, Pooling, blank, known_to_be_complete, planes, sides, someone_everywhere, visible
 from cnn425.windows import Geometry
 
 ADDRESSES = 2**17  # computed at a time
@@ -89,19 +90,32 @@ def pick(t: Tensor, where: Tensor, pooling: Pooling) -> Tensor:
 
 def route(g: Tensor, where: Tensor, pooling: Pooling, size: Sequence[int]) -> Tensor:
     """The adjoint of `pick`: every number goes to the pixel at `where`, `(*batch, *positions) -> (*batch, *size)`."""
+    readable = visible(g, where) and known_to_be_complete(pooling.geometry) and g.numel() > 0
+    if readable and where.dtype == torch.int64 and not pooling.channels_last:
+        return by_number(g, where, size)
     gx = blank(g, pooling, size).zero_()
+    if g.numel() == 0:
+        return gx
     if g.device.type != "cpu":
         return by_cells(gx, g, pixels_at(where, pooling.geometry, size), pooling)
-    if torch.compiler.is_compiling() or type(g) is not Tensor or not someone_everywhere(pooling.geometry):
+    if not readable:
         pixels = pixels_at(where, pooling.geometry, size)
         images, upstream, lines = (planes(t, pooling) for t in (gx, torch.where(pixels == NOBODY, 0, g), pixels.clamp(min=0)))
         images.flatten(1).scatter_add_(1, addresses(lines, pooling), upstream.flatten(1))
-    elif g.numel():
+    else:
         images, upstream, where = (planes(t, pooling) for t in (gx, g, where))
         n, channels = len(images), images.shape[-1] if pooling.channels_last else 1
         shape = (n, -1, channels)
         first = first_addresses(pooling.geometry, tuple(size), where.dtype, channels)
         in_blocks(images.view(n, -1), upstream.reshape(shape), where.reshape(shape), first)
+    return gx
+
+
+def by_number(g: Tensor, where: Tensor, size: Sequence[int]) -> Tensor:
+    """`route` for planes and pixel numbers, which are addresses as they are."""
+    pixels, windows = prod(size), g.shape[g.ndim - len(size) :].numel()
+    gx = torch.zeros((*g.shape[: g.ndim - len(size)], *size), dtype=g.dtype, device=g.device)
+    gx.view(-1, pixels).scatter_add_(1, where.reshape(-1, windows), g.reshape(-1, windows))
     return gx
 
 

@@ -21,7 +21,7 @@ class Table(NamedTuple):
     positions: tuple[int, ...]
     pixels: Tensor
     places: Tensor
-    begins: Tensor
+    begins: Tensor  # (*positions)
     cells: int
 
 
@@ -38,7 +38,7 @@ def table(geometry: Geometry | Bins, size: tuple[int, ...], dtype: torch.dtype) 
     pixels = torch.tensor([window + window[:1] * (most - len(window)) for window in found], device="cpu")
     first = 0 if dtype == torch.int64 else starts(geometry, size).view(-1, 1)
     positions = tuple(side.positions for _, side in pool.sides(geometry, size))
-    begins = torch.arange(0, pixels.numel(), most, device="cpu").view(-1, 1)
+    begins = torch.arange(0, pixels.numel(), most, device="cpu").view(positions)
     return Table(positions, pixels.flatten(), (pixels - first).to(dtype).flatten(), begins, most)
 
 
@@ -59,11 +59,11 @@ def small(x: Tensor, pooling: Pooling, size: tuple[int, ...], found: Table) -> t
     """The largest number of every window and the winning pixel's offset or number."""
     positions, pixels, places, begins, cells = found
     if not pooling.channels_last:
-        shape = (*x.shape[: x.ndim - len(size)], *positions)
-        y, cell = x.reshape(-1, prod(size)).index_select(1, pixels).view(-1, len(begins), cells).max(-1)
-        return y.view(shape), places.take(cell.add_(begins.view(-1))).view(shape)
+        shown = x.reshape(-1, prod(size)).index_select(1, pixels).view(*x.shape[: x.ndim - len(size)], *positions, cells)
+        y, cell = shown.max(-1)
+        return y, places.take(cell.add_(begins))
     images = pool.planes(x, pooling).flatten(1, -2)
     n, _, channels = images.shape
-    y, cell = images.index_select(1, pixels).view(n, -1, cells, channels).max(2)
-    y, where = (t.view(n, *positions, channels).movedim(-1, 1) for t in (y, places.take(cell.add_(begins))))
+    y, cell = images.index_select(1, pixels).view(n, *positions, cells, channels).max(-2)
+    y, where = y.movedim(-1, 1), places.take(cell.add_(begins.unsqueeze(-1))).movedim(-1, 1)
     return (y, where) if x.ndim == len(size) + 2 else (y.squeeze(0), where.squeeze(0))

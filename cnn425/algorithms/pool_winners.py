@@ -8,15 +8,14 @@ numbers go the general way of `cnn425.algorithms.pool`; so do integers, traced a
 """
 
 from functools import lru_cache
-from math import isfinite, prod
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from cnn425.algorithms import pool
-from cnn425.algorithms.pool import Pooling
+from cnn425.algorithms.pool import Pooling, finite, visible
 from cnn425.algorithms.pool_layout import Part, parts, pieces, way
 from cnn425.algorithms.pool_places import known_starts
 from cnn425.algorithms.pool_program import programs
@@ -25,19 +24,6 @@ from cnn425.algorithms.pool_small import small, small_table
 BLOCK = 2**18  # numbers of the image in a block
 PLANES = 32, 1024  # planes in a block that is turned, at least and at most
 EXACT = 2**24  # whole numbers below are exact in float32
-
-
-def visible(*tensors: Tensor) -> bool:
-    """Whether the numbers of all tensors can be looked at without waiting."""
-    return not torch.compiler.is_compiling() and all(type(t) in (Tensor, Parameter) and t.device.type == "cpu" for t in tensors)
-
-
-def finite(t: Tensor) -> bool:
-    """Whether all numbers are finite, going by their sum: now and then False though they are."""
-    try:
-        return isfinite(t.sum(dtype=torch.float64 if t.dtype == torch.float64 else torch.float32).item())
-    except RuntimeError:  # a tracer that records what is done with tensors does not give out their numbers
-        return False
 
 
 class Plan(NamedTuple):
@@ -74,6 +60,8 @@ def winners(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Te
         return None
     if (table := small_table(pooling, x.shape, dtype)) is not None:
         y, where = small(x, pooling, size, table)
+    elif all(side.whole for _, side in pool.sides(pooling.geometry, size)):
+        y, where = of_everything(x, pooling, dtype)
     else:
         images = pool.planes(x, pooling)
         if (found := plan(pooling, size, tuple(images.shape), x.dtype)) is None:
@@ -84,6 +72,16 @@ def winners(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Te
         if dtype == torch.int64:
             where.add_(known_starts(pooling.geometry, size))
     return (y, where) if finite(y) else None
+
+
+def of_everything(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The largest number of every image, where one window shows all of it."""
+    d = len(pooling.geometry[0])
+    y, where = pool.blank(x, pooling, (1,) * d), pool.blank(x, pooling, (1,) * d, dtype)
+    images = pool.planes(x, pooling).flatten(1, d)
+    for out, found in zip((y, where), images.max(1), strict=True):
+        pool.planes(out, pooling).flatten(1).copy_(found.flatten(1) if found.ndim > 1 else found.unsqueeze(1))
+    return y, where
 
 
 def work(images: Tensor, values: Tensor, places: Tensor, found: Plan) -> None:

@@ -91,9 +91,9 @@ class Gate(Function):
 
 
 def gated(g: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
-    """The bits of `g` times 1 or 0."""
+    """The bits of `g` times 1 or 0: no bit is set in |y| where the unit rests, the sign of a zero aside."""
     bits = BITS[g.itemsize]
-    return torch.mul(y.abs().view(bits).clamp_(max=1), g.view(bits), out=None if out is None else out.view(bits)).view(g.dtype)
+    return torch.abs(y, out=out).view(bits).clamp_(max=1).mul_(g.view(bits)).view(g.dtype)
 
 
 class Logistic(Function):
@@ -127,12 +127,13 @@ class Logistic(Function):
 
 def logistic_of(x: Tensor, out: Tensor | None = None) -> Tensor:
     """Forward, in four steps."""
-    return torch.reciprocal(x.neg().exp_().add_(1), out=out)
+    return torch.neg(x, out=out).exp_().add_(1).reciprocal_()
 
 
 def logistic_gradient(gy: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     """Backward, in three steps."""
-    return torch.mul(gy, (1 - y).mul_(y), out=out)  # where their layouts differ, the result lies as gy does
+    slope = torch.sub(y.new_ones(()), y, out=out).mul_(y)
+    return torch.mul(gy, slope, out=out)  # where their layouts differ, the result lies as gy does
 
 
 class Probabilities(Function):

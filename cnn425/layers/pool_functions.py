@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from cnn425.algorithms import pool as algorithm
-from cnn425.algorithms import pool_average, pool_places, pool_winners
+from cnn425.algorithms import pool_average, pool_places, pool_small, pool_winners
 from cnn425.algorithms.pool import Bins, Pooling
 from cnn425.layers.function import operation, owned
 
@@ -187,7 +187,8 @@ def divided(y: Tensor, pooling: Pooling, size: tuple[int, ...], divisor: int, co
     """`y` divided by `divisor`, or if that is 0 by the number of cells in each window; integers are cut off towards zero."""
     if divisor == 1:
         return y
-    cells = divisor or algorithm.counts(pooling.geometry, size, count_include_pad, y)
+    counts = algorithm.known_counts if algorithm.visible(y) else algorithm.counts
+    cells = divisor or counts(pooling.geometry, size, count_include_pad, y.dtype, y.device)
     rounding = None if y.is_floating_point() or y.is_complex() else "trunc"
     return y.div_(cells, rounding_mode=rounding) if in_place else y.div(cells, rounding_mode=rounding)
 
@@ -212,8 +213,12 @@ def transformed() -> bool:
 
 def max_pool(x: Tensor, pooling: Pooling) -> Tensor:
     """The largest number of every window; the general way finds out who won only where a derivative may be asked for."""
-    smallest = pool_places.offset_dtype if torch.compiler.is_compiling() else pool_places.known_offset_dtype
-    dtype = smallest(pooling.geometry, spatial(x, pooling))
+    if torch.compiler.is_compiling():
+        dtype = pool_places.offset_dtype(pooling.geometry, spatial(x, pooling))
+    elif x.numel() <= pool_small.SMALL:
+        dtype = torch.int64  # nothing to be saved, and a pixel's number is its address
+    else:
+        dtype = pool_places.known_offset_dtype(pooling.geometry, spatial(x, pooling))
     if x.requires_grad or transformed():
         return max_pool_with_pixels(x, pooling, dtype)[0]
     found = pool_winners.winners(x, pooling, dtype)
