@@ -298,6 +298,43 @@ def test_the_mean_of_everything_takes_what_a_mean_takes(d, dtype, size):
         assert not same_refusal(lambda n=output: getattr(F, name)(x, n), lambda n=output: getattr(TORCH, name)(x, n))
 
 
+# ---- memory for results
+
+OUT = {
+    "linear": lambda f, x, **out: f(x, torch.ones(2, 6), **out),
+    "avg_pool2d": lambda f, x, **out: f(x, 2, **out),
+    "avg_pool3d": lambda f, x, **out: f(x, 2, **out),
+}
+
+
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
+@pytest.mark.parametrize("size", ["right", "wrong", "none"])
+@pytest.mark.parametrize("name", OUT)
+def test_a_result_is_written_to_the_memory_that_is_given(name, size):
+    x = image(2, 4, 4, 6)
+    expected = OUT[name](getattr(TORCH, name), x)
+    memory = {"right": torch.zeros(expected.mT.shape).mT, "wrong": torch.zeros(2, 3), "none": torch.zeros(0)}[size]
+    strides = memory.stride()
+    assert OUT[name](getattr(F, name), x, out=memory) is memory
+    torch.testing.assert_close(memory, expected)
+    assert size != "right" or memory.stride() == strides
+
+
+@pytest.mark.parametrize("name", OUT)
+def test_memory_for_results_is_refused_where_gradients_are_wanted_or_numbers_are_of_another_kind(name):
+    ours, theirs = (lambda x, out, f=f: OUT[name](getattr(f, name), x, out=out) for f in (F, TORCH))
+    for x, out in ((image(2, 4, 4, 6).requires_grad_(), torch.zeros(0)), (image(2, 4, 4, 6), torch.zeros(0, dtype=torch.float64))):
+        assert not same_refusal(lambda x=x, out=out: ours(x, out), lambda x=x, out=out: theirs(x, out))
+        with pytest.raises(RuntimeError, match=r"don't support automatic differentiation|Expected out tensor to have dtype"):
+            ours(x, out)
+
+
+def test_a_gradient_whose_sign_is_a_bit_of_the_tensor_passes_the_gate():
+    x, gy = image(3, 4), torch._neg_view(image(3, 4))
+    mine, expected = (torch.autograd.grad(f(y), y, gy)[0] for f in (F.relu, TORCH.relu) for y in [x.clone().requires_grad_()])
+    assert torch.equal(mine, expected)
+
+
 # ---- other kinds of tensors
 
 CALLS = {
@@ -314,6 +351,18 @@ CALLS = {
 
 class Named(torch.Tensor):
     """A subclass as a user writes it."""
+
+
+@pytest.mark.parametrize("name", [f"{kind}_pool{d}d" for d in (1, 2, 3) for kind in ("max", "avg", "adaptive_max", "adaptive_avg")])
+def test_pools_write_other_kinds_of_tensors_only_into_their_own_kind(name):
+    from torch.testing._internal.composite_compliance import check_all_permutations, check_backward_formula
+
+    def pooled(x):
+        return getattr(F, name)(x, 2)
+
+    x = image(2, 3, *[4] * int(name[-2]))
+    check_all_permutations(pooled, (x,), {}, torch.testing.assert_close)
+    check_backward_formula(pooled, (x.requires_grad_(),), {}, assert_equal_fn=torch.testing.assert_close)
 
 
 class Duck:

@@ -123,14 +123,15 @@ def blank(x: Tensor, pooling: Pooling, size: Sequence[int], dtype: torch.dtype |
     """Memory for images like `x` of `size` pixels, in the layout of the results."""
     dtype = dtype or x.dtype
     shape = (*x.shape[: x.ndim - len(size)], *size)
+    ours = type(x) is Tensor  # other kinds of tensors make memory of their kind, which numbers of their kind may be written to
     if not pooling.channels_last:
-        return torch.empty(shape, dtype=dtype, device=x.device)
+        return torch.empty(shape, dtype=dtype, device=x.device) if ours else x.new_empty(shape, dtype=dtype)
     channel = len(shape) - len(size) - 1
     strides, step = [1] * len(shape), shape[channel]
     for dim in reversed(range(len(shape))):
         if dim != channel:
             strides[dim], step = step, step * shape[dim]
-    return torch.empty_strided(shape, strides, dtype=dtype, device=x.device)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=x.device) if ours else x.new_empty_strided(shape, strides, dtype=dtype)
 
 
 def planes(x: Tensor, pooling: Pooling) -> Tensor:

@@ -81,7 +81,7 @@ def pick(t: Tensor, where: Tensor, pooling: Pooling) -> Tensor:
     """The pixels at `where` of another image, `(*batch, *size) -> (*batch, *positions)`; 0 for a window without pixels."""
     d = len(pooling.geometry[0])
     pixels = pixels_at(where, pooling.geometry, t.shape[t.ndim - d :])
-    y = blank(t, pooling, pixels.shape[pixels.ndim - d :])
+    y = blank(t if type(t) is not Tensor else pixels, pooling, pixels.shape[pixels.ndim - d :], t.dtype)
     complete = someone_everywhere(pooling.geometry)
     lines = planes(pixels if complete else pixels.clamp(min=0), pooling)
     planes(y, pooling).copy_(planes(t, pooling).flatten(1).gather(1, addresses(lines, pooling)).view(lines.shape))
@@ -93,7 +93,7 @@ def route(g: Tensor, where: Tensor, pooling: Pooling, size: Sequence[int]) -> Te
     readable = visible(g, where) and known_to_be_complete(pooling.geometry) and g.numel() > 0
     if readable and where.dtype == torch.int64 and not pooling.channels_last:
         return by_number(g, where, size)
-    gx = blank(g, pooling, size).zero_()
+    gx = blank(g if type(g) is not Tensor else where, pooling, size, g.dtype).zero_()
     if g.numel() == 0:
         return gx
     if g.device.type != "cpu":

@@ -92,6 +92,8 @@ class Gate(Function):
 
 def gated(g: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     """The bits of `g` times 1 or 0: no bit is set in |y| where the unit rests, the sign of a zero aside."""
+    if not torch.compiler.is_compiling() and g.is_neg():  # a sign that is a bit of the tensor is not among these bits
+        g = g.resolve_neg()
     bits = BITS[g.itemsize]
     return torch.abs(y, out=out).view(bits).clamp_(max=1).mul_(g.view(bits)).view(g.dtype)
 

@@ -31,6 +31,20 @@ def check_tensors(function: str, input: object, weight: object, bias: object) ->
         raise invalid(function, "bias", bias, "a Tensor or None")
 
 
+def written(function: str, result: Tensor, out: Tensor, *inputs: Tensor | None) -> Tensor:
+    """`result` in the memory of `out`, which torch resizes if it must, with a warning."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (out, *inputs)):
+        raise RuntimeError(
+            f"{function}(): functions with out=... arguments don't support automatic differentiation, "
+            "but one of the arguments requires grad."
+        )
+    for what in ("dtype", "device"):
+        if getattr(out, what) != getattr(result, what):
+            wanted, got = getattr(result, what), getattr(out, what)
+            raise RuntimeError(f"Expected out tensor to have {what} {wanted}, but got {got} instead")
+    return torch.cat((result,), out=out)
+
+
 def _is_int(value: object) -> bool:
     if isinstance(value, bool):
         return False

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from cnn425.layers import arguments
 from cnn425.layers.function import cast_for_autocast, is_final, operation, owned
 
 # ---- The Function: mathematics only -----------------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def product(a: Tensor, b: Tensor, by_columns: bool) -> Tensor:
 # ---- The function: arguments and checks -------------------------------------------------------------------------------------------------
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
     """Each output is a weighted sum of all inputs, `y[...,o] = b[o] + sum over d of x[...,d] * w[o,d]`: `(*, D) -> (*, O)`.
 
     Slides "Fully connected layer". A drop-in for `torch.nn.functional.linear`.
@@ -91,11 +92,15 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     input   `(*, D)`, any number of leading dimensions, none included
     weight  `(O, D)`; or `(D,)` for a single unit without bias, then the output is `(*,)`
     bias    `(O,)` or None
+    out     memory for the result, where no gradient is wanted
 
     Raises TypeError for what is not a tensor and RuntimeError for shapes or dtypes that do not fit, as torch does.
     """
     if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(linear, (input, weight, bias), input, weight, bias)
+        written = {} if out is None else {"out": out}
+        return handle_torch_function(linear, (input, weight, bias), input, weight, bias, **written)
+    if out is not None:
+        return arguments.written("linear", linear(input, weight, bias).detach(), out, input, weight, bias)
     _check(input, weight, bias)
     x, w, b = cast_for_autocast(input, weight, bias)
     if weight.layout is torch.sparse_coo and b is not None and x.ndim != 2:  # torch has the product of a sparse matrix from the left only

@@ -27,6 +27,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.algorithms.pool import Pooling
 from cnn425.layers import pool_arguments as arguments
+from cnn425.layers.arguments import written
 from cnn425.layers.pool_functions import average_pool, max_pool, max_pool_with_indices
 from cnn425.windows import Geometry
 
@@ -165,6 +166,8 @@ def avg_pool2d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The mean of every window of an image: `(N, C, H, W) -> (N, C, I, J)` or `(C, H, W) -> (C, I, J)`.
 
@@ -176,8 +179,10 @@ def avg_pool2d(
         ceil_mode: whether a last window may hang over the edge, as long as it starts inside the image or its low padding
         count_include_pad: whether the padding counts as cells of the window
         divisor_override: what to divide sums by, instead of the number of cells
+        out: memory for the result, where no gradient is wanted
     """
-    return _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    y = _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return y if out is None else written("avg_pool2d", y.detach(), out, input)
 
 
 def avg_pool3d(
@@ -188,9 +193,12 @@ def avg_pool3d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The mean of every window of a volume: `(N, C, D, H, W) -> (N, C, I, J, K)`, with or without N; see `avg_pool2d`."""
-    return _avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    y = _avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return y if out is None else written("avg_pool3d", y.detach(), out, input)
 
 
 MAX: dict[int, Callable[..., Any]] = {1: max_pool1d, 2: max_pool2d, 3: max_pool3d}
