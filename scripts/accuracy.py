@@ -57,7 +57,7 @@ def main(options: Options) -> dict[str, dict[str, list[float]]]:
         x, w, gy = torch.randn(shape), torch.randn(outputs, shape[1] // groups, side, side), torch.randn(shape[0], outputs, *shape[2:])
         exact = torchs(x.double(), w.double(), gy.double(), side, groups)
         results = {"torch": torchs(x, w, gy, side, groups)}
-        for algorithm in algorithms.names():
+        for algorithm in algorithms.names("convolution"):
             skip = {"winograd": side > 5, "merged": groups == 1, "depthwise": True, "definition": True}
             if not skip.get(algorithm, False):
                 with algorithms.use(algorithm):

@@ -3,6 +3,7 @@
     python scripts/benchmark.py                                  # convolutions, pools, local layers; about ten minutes
     python scripts/benchmark.py --what conv --only 3x3           # some of them
     python scripts/benchmark.py --what small step                # what a call costs before it computes; a training step of MNIST
+    python scripts/benchmark.py --what local                     # also against JAX and Keras 2: `pip install jax tensorflow-cpu tf_keras`
     python scripts/benchmark.py --scaling --figures docs/images  # who wins where; cost against size
 
 Rivals are timed in turn, call by call, in one process, so a busy machine slows all of them alike. The table shows medians in milliseconds
@@ -13,6 +14,7 @@ ours.
 import ctypes
 import json
 import math
+import os
 import platform
 import statistics
 import sys
@@ -160,9 +162,15 @@ ROWS: tuple[tuple[str, str, tuple[tuple[int, ...], ...], dict[str, Any]], ...] =
 )
 LOCALS = (
     Conv("local 3x3 MNIST", (64, 32, 26, 26), 64, (3, 3)),
+    Conv("local 3x3 MNIST first", (64, 1, 28, 28), 32, (3, 3)),
+    Conv("local 3x3 128 images", (128, 8, 20, 20), 16, (3, 3)),
+    Conv("local 3x3 many channels", (8, 64, 14, 14), 64, (3, 3)),
     Conv("local 5x5", (16, 8, 32, 32), 16, (5, 5)),
+    Conv("local 5x5 256 images", (256, 3, 32, 32), 8, (5, 5)),
+    Conv("local 3x3 one image", (1, 16, 28, 28), 16, (3, 3)),
     Conv("local lecture", (1, 1, 200, 200), 20, (10, 10)),
 )
+UNROLLED = 1000  # positions; Keras 2 writes a product per position into its graph
 SWEEPS = {
     "batch": [Conv(str(n), (n, 64, 28, 28), 64, (3, 3), 1, 1) for n in (1, 2, 4, 8, 16, 32)],
     "pixels per side": [Conv(str(s), (8, 64, s, s), 64, (3, 3), 1, 1) for s in (7, 14, 28, 56, 112)],
@@ -322,23 +330,49 @@ def jax_rival(x: Tensor, w: Tensor) -> dict[str, Callable[[], Any]]:
         return {}
     I, J, O, C, U, V = w.shape
     a = jax.numpy.asarray(x.numpy())
-    b = jax.numpy.asarray(w.permute(2, 3, 4, 5, 0, 1).reshape(O, C * U * V, I, J).movedim(0, 1).movedim(1, 0).contiguous().numpy())
+    b = jax.numpy.asarray(w.permute(2, 3, 4, 5, 0, 1).reshape(O, C * U * V, I, J).contiguous().numpy())
 
-    def forward(a: Any, b: Any) -> Any:
-        return jax.lax.conv_general_dilated_local(a, b.transpose(0, 1, 2, 3), (1, 1), "VALID", (U, V))
+    def layer(a: Any, b: Any) -> Any:
+        return jax.lax.conv_general_dilated_local(a, b, (1, 1), "VALID", (U, V))
 
+    forward, gradients = jax.jit(layer), jax.jit(lambda a, b, gy: jax.vjp(layer, a, b)[1](gy))
     y = forward(a, b)
-    both = jax.jit(lambda a, b, gy: jax.vjp(forward, a, b)[1](gy))
-    compiled = jax.jit(forward)
-    return {
-        "forward": lambda: compiled(a, b).block_until_ready(),
-        "backward": lambda: jax.block_until_ready(both(a, b, y)),
-        "both": lambda: jax.block_until_ready(both(a, b, y)),
-    }
+    return whole_runs(lambda: jax.block_until_ready(forward(a, b)), lambda: jax.block_until_ready(gradients(a, b, y)))
 
 
-def local(case: Conv, options: Options) -> dict[str, Any]:
-    """One row: a local layer by ours, by unfold + einsum, by the forum snippet where it fits into memory, by JAX where installed."""
+def keras_rival(x: Tensor, w: Tensor) -> dict[str, Callable[[], Any]]:
+    """The same layer in Keras 2 on TensorFlow, compiled; empty where they are not installed, or where tracing would take minutes."""
+    if w.shape[0] * w.shape[1] > UNROLLED:
+        return {}
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import tensorflow as tf
+        import tf_keras
+    except ImportError:
+        return {}
+    _, _, O, _, U, V = w.shape
+    layer = tf_keras.layers.LocallyConnected2D(O, (U, V), use_bias=False)
+    images = tf.constant(x.movedim(1, -1).contiguous().numpy())
+    layer(images)
+    forward = tf.function(layer)
+
+    @tf.function
+    def gradients(images: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            y = layer(images)
+        return tape.gradient(y, [images, layer.kernel])
+
+    return whole_runs(lambda: forward(images).numpy(), lambda: [g.numpy() for g in gradients(images)])
+
+
+def whole_runs(forward: Callable[[], Any], both: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    """The passes of a rival that has no backward pass of its own: compiled gradients compute forward and backward."""
+    return {"forward": forward, "backward": both, "both": both}
+
+
+def local(case: Conv, options: Options, rates: tuple[float, float]) -> dict[str, Any]:
+    """One row: a local layer by ours, by unfold + einsum, by the forum snippet where it fits, by JAX and Keras if installed."""
     dtype = getattr(torch, options.dtype)
     positions = [n - k + 1 for n, k in zip(case.shape[2:], case.kernel, strict=True)]
     x = torch.randn(case.shape).to(dtype)
@@ -346,9 +380,16 @@ def local(case: Conv, options: Options) -> dict[str, Any]:
     rivals = {"ours": passes(ours.locally_connected2d, [x, w]), "unfold + einsum": passes(unfold_and_einsum, [x, w])}
     if case.shape[0] * w.numel() * x.element_size() < 2 << 30:
         rivals["forum snippet"] = passes(forum_snippet, [x, w])
-    if jax := jax_rival(x, w):
-        rivals["JAX"] = jax
-    return {"name": case.name, "ms": race(rivals, options.seconds)}
+    if dtype == torch.float32:
+        for name, rival in (("JAX", jax_rival), ("tf_keras", keras_rival)):
+            if runs := rival(x, w):
+                rivals[name] = runs
+    row = {"name": case.name, "ms": race(rivals, options.seconds), "MB": {"ours": peak_megabytes(rivals["ours"]["both"])}}
+    numbers = x.numel() + w.numel() + case.shape[0] * case.outputs * math.prod(positions)
+    row["MB allowed"] = numbers * x.element_size() / 2**20 + 16
+    operations, moved = 2 * case.shape[0] * w.numel(), numbers * x.element_size()
+    row["roofline"] = 3 * max(operations / rates[0], moved / rates[1]) * 1e3 / row["ms"]["both"]["ours"]
+    return row
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -411,10 +452,21 @@ def versus_others(rows: list[dict[str, Any]]) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row["ms"]["both"]))
     for column in ("", *names):
         table.add_column(column, justify="left" if column == "" else "right")
+    table.add_column("roofline", justify="right")
+    table.add_column("MB / allowed", justify="right")
     for row in rows:
         times = row["ms"]["both"]
-        table.add_row(row["name"], *(f"{times[n]:.1f} ({times[n] / times['ours']:.1f} x)" if n in times else "" for n in names))
+        cells = (f"{times[n]:.1f} ({times[n] / times['ours']:.1f} x)" if n in times else "" for n in names)
+        table.add_row(row["name"], *cells, f"{row['roofline']:.0%}", f"{row['MB']['ours']:.0f} / {row['MB allowed']:.0f}")
     return table
+
+
+def means_of_others(rows: list[dict[str, Any]]) -> str:
+    """How many times as long as ours each rival takes, geometric means of forward + backward."""
+    times = [row["ms"]["both"] for row in rows]
+    names = dict.fromkeys(name for t in times for name in t if name != "ours")
+    means = {name: geometric_mean([t[name] / t["ours"] for t in times if name in t]) for name in names}
+    return "geometric means, times as long as ours: " + ", ".join(f"{name} {mean:.1f}" for name, mean in means.items())
 
 
 def draw_bars(rows: list[dict[str, Any]], path: Path) -> None:
@@ -470,8 +522,9 @@ def main(options: Options) -> dict[str, Any]:
             console.print(part)
     if "local" in options.what:
         cases = [c for c in LOCALS if options.only in c.name]
-        results["local"] = [local(c, options) for c in track(cases, "local layers", console=console)]
+        results["local"] = [local(c, options, rates) for c in track(cases, "local layers", console=console)]
         console.print(versus_others(results["local"]))
+        console.print(means_of_others(results["local"]))
     for what, cases in (("small", SMALL), ("rows", ROWS)):
         if what in options.what:
             chosen = [c for c in cases if options.only in c[0]]

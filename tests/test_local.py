@@ -16,7 +16,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 from cnn425 import nn
 from cnn425.algorithms import local as algorithms
-from cnn425.algorithms import local_matmul, local_sweep
+from cnn425.algorithms import local_matmul, local_sweep, names, use
 from cnn425.nn import functional as F
 from cnn425.windows import Geometry
 
@@ -123,12 +123,12 @@ def test_pencil_the_4x4_image_of_the_lecture():
     assert [p.numel() for p in layer.parameters()] == [4 * 9, 4]
 
 
-@pytest.mark.parametrize("algorithm", algorithms.names())
+@pytest.mark.parametrize("algorithm", names("local"))
 @pytest.mark.parametrize("d", [1, 2, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_a_loop_over_positions(case, d, algorithm):
     tensors, arguments, geometry = problem(d, **CASES[case])
-    with algorithms.use(algorithm):
+    with use(algorithm):
         mine = with_gradients(lambda x, w, b: ours(d)(x, w, b, **arguments), tensors)
     theirs = with_gradients(lambda x, w, b: by_hand(x, w, b, geometry, arguments["groups"]), tensors)
     for m, t in zip(mine, theirs, strict=True):
@@ -184,8 +184,8 @@ def test_every_algorithm_is_the_definition_for_any_strides_and_blocks(case):
     local_matmul.BLOCK = local_sweep.BLOCK = 1 << block
     try:
         results = {}
-        for name in algorithms.names():
-            with algorithms.use(name):
+        for name in names("local"):
+            with use(name):
                 results[name] = (
                     algorithms.local_output(x, w, geometry, groups, gy[0]),
                     algorithms.local_input_gradient(gy, w, geometry, groups, size),
@@ -201,8 +201,15 @@ def test_every_algorithm_is_the_definition_for_any_strides_and_blocks(case):
 
 
 def test_forcing_an_algorithm_that_does_not_exist():
-    with pytest.raises(ValueError, match="no algorithm 'fft' for local layers; the algorithms are definition, matmul, sweep"):
-        algorithms.use("fft").__enter__()
+    with pytest.raises(ValueError, match=r"no algorithm 'magic'; the algorithms are.*local: definition, matmul, sweep"):
+        use("magic").__enter__()
+
+
+def test_the_name_of_an_algorithm_for_convolutions_changes_nothing():
+    (x, w, b), arguments, _ = problem(2)
+    with use("winograd"):
+        forced = F.locally_connected2d(x, w, b, **arguments)
+    assert torch.equal(forced, F.locally_connected2d(x, w, b, **arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64, torch.complex128])
@@ -213,7 +220,7 @@ def test_every_dtype(dtype, algorithm):
     (x, w, b), arguments, geometry = problem(2, stride=2, padding=1)
     x, w, b = (t.to(dtype) for t in (x, w, b))
     exact = {torch.complex64: torch.complex128, torch.complex128: torch.complex128}.get(dtype, torch.float64)
-    with algorithms.use(algorithm) if algorithm else contextlib.nullcontext():
+    with use(algorithm) if algorithm else contextlib.nullcontext():
         mine = with_gradients(lambda x, w, b: F.locally_connected2d(x, w, b, **arguments), (x, w, b))
     theirs = with_gradients(lambda x, w, b: by_hand(x, w, b, geometry, 1), [t.to(exact) for t in (x, w, b)])
     tolerance = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 1e-5, torch.complex64: 1e-5}.get(dtype, 1e-10)
@@ -235,12 +242,12 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("algorithm", algorithms.names())
+@pytest.mark.parametrize("algorithm", names("local"))
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides(layout, algorithm):
     (x, w, b), _, geometry = problem(2)
     expected = with_gradients(lambda x, w, b: by_hand(x, w, b, geometry, 1), (x, w, b))
-    with algorithms.use(algorithm):
+    with use(algorithm):
         mine = with_gradients(lambda x, w, b: F.locally_connected2d(LAYOUTS[layout](x), LAYOUTS[layout](w), LAYOUTS[layout](b)), (x, w, b))
     for m, t in zip(mine, expected, strict=True):
         torch.testing.assert_close(m, t)
@@ -299,11 +306,11 @@ def test_finite_differences(case, d):
     assert torch.autograd.gradgradcheck(function, leaves, check_fwd_over_rev=True, check_batched_grad=True, **fast)
 
 
-@pytest.mark.parametrize("algorithm", algorithms.names())
+@pytest.mark.parametrize("algorithm", names("local"))
 def test_finite_differences_of_every_algorithm_on_complex_numbers(algorithm):
     tensors, _, _ = problem(2, n=2, size=3, outputs=2)
     leaves = [torch.randn(t.shape, dtype=torch.complex128, requires_grad=True) for t in tensors]
-    with algorithms.use(algorithm):
+    with use(algorithm):
         assert torch.autograd.gradcheck(F.locally_connected2d, leaves, fast_mode=True)
         assert torch.autograd.gradgradcheck(F.locally_connected2d, leaves, fast_mode=True)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from cnn425.algorithms import memory, pool, pool_places, pool_winners
+from cnn425.algorithms import memory, pool, pool_places, pool_winners, use
 from cnn425.algorithms.pool import Bins, Pooling
+from cnn425.nn import functional as F
 from cnn425.windows import Geometry
 
 
@@ -27,6 +28,19 @@ CASES = {
     "one window": Bins((1, 1)),
 }
 LAYOUTS = ["few planes", "many planes", "channels_last"]
+
+
+def test_the_general_way_can_be_forced(monkeypatch):
+    x, calls = ties(2, 3, 20, 20), []
+    expected = F.max_pool2d(x, 3, 2, 1, return_indices=True), F.avg_pool2d(x, 3, 2, 1)
+    for way in (pool.winners, pool.total):
+        monkeypatch.setattr(pool, way.__name__, lambda *arguments, way=way: calls.append(way.__name__) or way(*arguments))
+    with use("sides"):
+        forced = F.max_pool2d(x, 3, 2, 1, return_indices=True), F.avg_pool2d(x, 3, 2, 1)
+    assert calls == ["winners", "total"]
+    torch.testing.assert_close(forced, expected)
+    F.max_pool2d(x, 3, 2, 1, return_indices=True)
+    assert calls == ["winners", "total"]
 
 
 @pytest.fixture

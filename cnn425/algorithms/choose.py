@@ -1,14 +1,13 @@
-"""One algorithm for each convolution: the three maps, and `use` to force an algorithm by name."""
+"""One algorithm for each convolution: the three maps, by the algorithm that `use` forces or the cheapest one."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import costs, definition, depthwise, fft, im2col, layout, memory, merged, shifted, tiny, winograd
+from cnn425.algorithms import costs, definition, depthwise, fft, im2col, layout, memory, merged, registry, shifted, tiny, winograd
 from cnn425.windows import Geometry
 
 ALGORITHMS: dict[str, ModuleType] = {
@@ -22,24 +21,7 @@ ALGORITHMS: dict[str, ModuleType] = {
 }
 PLAIN = (Tensor, torch.nn.Parameter)
 REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-forced: list[str] = []
-
-
-def names() -> tuple[str, ...]:
-    """The names of all algorithms, as `use` takes them."""
-    return tuple(ALGORITHMS)
-
-
-@contextmanager
-def use(name: str) -> Iterator[None]:
-    """Within this context every convolution is computed by the algorithm of this name, where it applies."""
-    if name not in ALGORITHMS:
-        raise ValueError(f"use: there is no algorithm {name!r}; the algorithms are {', '.join(ALGORITHMS)}")
-    forced.append(name)
-    try:
-        yield
-    finally:
-        forced.pop()
+registry.register("convolution", tuple(ALGORITHMS))
 
 
 def convolve(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None = None) -> Tensor:
@@ -81,8 +63,8 @@ def chosen(
     if torch.compiler.is_compiling() or not (plain(a) and plain(b) and a.numel() and b.numel()):
         return definition
     memory.begin()
-    if forced:
-        return ALGORITHMS[forced[-1]] if applicable(forced[-1], a.dtype, geometry, shape[1], groups) else im2col
+    if registry.forced and (name := registry.forced_for("convolution")):
+        return ALGORITHMS[name] if applicable(name, a.dtype, geometry, shape[1], groups) else im2col
     return cheapest(
         result, tuple(shape), outputs, geometry, groups, a.dtype, a.is_cuda, order is not torch.contiguous_format, torch.get_num_threads()
     )
@@ -90,7 +72,7 @@ def chosen(
 
 def small(a: Tensor, b: Tensor) -> bool:
     """Whether operands are worth a look by `tiny`: few plain numbers."""
-    if torch.compiler.is_compiling() or forced or type(a) not in PLAIN or type(b) not in PLAIN:
+    if torch.compiler.is_compiling() or registry.forced or type(a) not in PLAIN or type(b) not in PLAIN:
         return False
     return a.numel() <= tiny.CELLS and b.numel() <= tiny.CELLS
 

@@ -1,22 +1,21 @@
-"""One way to compute each local layer: its output, the gradient of its input, the gradient of its weight, and `use` to force a way by name.
+"""One way to compute each local layer: its output, the gradient of its input, the gradient of its weight.
 
 `definition` says what is computed; `matmul` makes one small matrix product per position; `sweep` passes over all positions once per cell.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import prod
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import local_definition, local_matmul, local_sweep
+from cnn425.algorithms import local_definition, local_matmul, local_sweep, registry
 from cnn425.algorithms.layout import FORMATS, is_channels_last
 from cnn425.algorithms.local_blocks import empty, memory_order
 from cnn425.windows import Geometry
 
-__all__ = ["local_input_gradient", "local_output", "local_weight_gradient", "memory_order", "names", "storage_order", "use"]
+__all__ = ["local_input_gradient", "local_output", "local_weight_gradient", "memory_order", "storage_order"]
 
 ALGORITHMS: dict[str, ModuleType] = {"definition": local_definition, "matmul": local_matmul, "sweep": local_sweep}
 SWEPT = 4  # at most so many pairs of channels: a matrix product per position would be all overhead
@@ -24,24 +23,7 @@ SMALL = 8192  # so few cells in all windows are copied faster than any plan is m
 HALF = (torch.float16, torch.bfloat16)
 PLAIN = (Tensor, torch.nn.Parameter)
 LARGE = 1 << 18  # weights that fill the caches
-forced: list[str] = []
-
-
-def names() -> tuple[str, ...]:
-    """The names of all algorithms for local layers, as `use` takes them."""
-    return tuple(ALGORITHMS)
-
-
-@contextmanager
-def use(name: str) -> Iterator[None]:
-    """Within this context every local layer is computed by the algorithm of this name."""
-    if name not in ALGORITHMS:
-        raise ValueError(f"use: there is no algorithm {name!r} for local layers; the algorithms are {', '.join(ALGORITHMS)}")
-    forced.append(name)
-    try:
-        yield
-    finally:
-        forced.pop()
+registry.register("local", tuple(ALGORITHMS))
 
 
 def local_output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None = None) -> Tensor:
@@ -88,8 +70,8 @@ def storage_order(shape: Sequence[int], dimensions: int) -> tuple[int, ...]:
 
 
 def _algorithm(w: Tensor, geometry: Geometry, groups: int, batch: int) -> ModuleType:
-    if forced:
-        return ALGORITHMS[forced[-1]]
+    if registry.forced and (name := registry.forced_for("local")):
+        return ALGORITHMS[name]
     if torch.compiler.is_compiling() or type(w) not in PLAIN or w.device.type not in ("cpu", "cuda"):
         return local_definition  # a graph that does not grow with the number of positions, for any shape and any kind of tensor
     if w.dtype in HALF:

@@ -14,6 +14,9 @@ image. Cells outside the image are left out, nothing is padded. The same visits,
     route      the adjoint of pick: every number goes to the pixel that won
     total      the sum of every window
     spread     the adjoint of total: every number goes to all pixels of its window
+
+This is the general way, `sides`, for every device, dtype and number. What can be looked at is pooled faster by `pool_winners` and
+`pool_average`; `with cnn425.algorithms.use("sides"):` forces this one.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +27,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cnn425.algorithms import registry
 from cnn425.windows import Geometry, windows
 
 BLOCK = 2**18  # numbers
 PLACES = 2**16  # numbers whose addresses are known at a time: they take twice their memory
 PLAIN = (Tensor, torch.nn.Parameter)
 NOBODY = -1  # the pixel number of a window without pixels (a dilated window may lie wholly in the padding)
+
+
+registry.register("pool", ("sides",))
 
 
 class Bins(NamedTuple):
@@ -158,11 +165,11 @@ def lowest(dtype: torch.dtype) -> float:
 
 
 def visible(*tensors: Tensor) -> bool:
-    """Whether the numbers of all tensors can be looked at without waiting."""
+    """Whether the numbers of all tensors can be looked at without waiting, and nobody wants the general way."""
     for t in tensors:
         if type(t) not in PLAIN or not t.is_cpu:
             return False
-    return not torch.compiler.is_compiling()
+    return not (torch.compiler.is_compiling() or (registry.forced and registry.forced_for("pool")))
 
 
 def finite(t: Tensor) -> bool:
