@@ -43,6 +43,17 @@ def test_the_general_way_can_be_forced(monkeypatch):
     assert calls == ["winners", "total"]
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_without_derivatives_only_the_numbers_are_searched_for(channels_last, monkeypatch):
+    x = ties(2, 3, 40, 40).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    x[0, 0, 5, 5], x[1, :, 7] = torch.nan, -torch.inf
+    expected = torch.nn.functional.max_pool2d(x, 3, 2, 1)
+    monkeypatch.setattr(pool_winners, "winners", None)
+    for tensor in (x, x.clone().requires_grad_()):
+        with torch.no_grad():
+            torch.testing.assert_close(F.max_pool2d(tensor, 3, 2, 1), expected, rtol=0, atol=0, equal_nan=True, check_stride=True)
+
+
 @pytest.fixture
 def fresh_plans():
     pool_winners.plan.cache_clear()
@@ -66,6 +77,9 @@ def test_the_fast_way_finds_the_general_ways_winners(which, block, layout, monke
         y, pixels = pool.winners(x.to(dtype), pooling)
         found = pool_winners.winners(x.to(dtype), pooling, torch.int64)
         torch.testing.assert_close(found, (y, pixels), check_stride=True, rtol=0, atol=0)
+        alone = pool_winners.largest(x.to(dtype), pooling)
+        if alone is not None or which != "one window":  # which is left to one reduction
+            torch.testing.assert_close(alone, y, check_stride=True, rtol=0, atol=0)
         smallest = pool_places.offset_dtype(pooling.geometry, (13, 14))
         y, where = pool_winners.winners(x.to(dtype), pooling, smallest)
         assert where.dtype == smallest

@@ -93,6 +93,27 @@ def along(record: Recorder, line: Line, x: Tensor, offsets: Tensor | None) -> tu
     return best, source
 
 
+def values_along(record: Recorder, line: Line, x: Tensor) -> Tensor:
+    """`along` for the numbers alone: one pass per cell."""
+    if line.chosen is not None:
+        x = side_by_side(record, line, x)
+    best, own = x[line.visits[0].cell] if line.first is None else x[line.first], False
+    if line.first is None:
+        shape = list(best.shape)
+        shape[line.axis] = line.positions
+        best, own = record.copy(record.scratch(shape), -torch.inf), True
+    for there, windows, *_ in line.visits:
+        if not own:
+            room = record.scratch(best.shape)
+            if windows is None:
+                best, own = record(torch.maximum, best, x[there], out=room), True
+                continue
+            best, own = record.copy(room, best), True
+        leading = best if windows is None else best[windows]
+        record(torch.maximum, leading, x[there], out=leading)
+    return best
+
+
 def within(room: Tensor, like: Tensor) -> Tensor:
     """The first numbers of `room`, in the shape of `like`."""
     return room.view(-1)[: like.numel()].view(like.shape)
@@ -106,13 +127,18 @@ def side_by_side(record: Recorder, line: Line, t: Tensor) -> Tensor:
     return record(torch.index_select, t, line.axis, pixels, out=record.scratch(shape))
 
 
-def program(lines: Sequence[Line], how: str, stride: int, shape: Sequence[int], like: Tensor) -> tuple[Program, bool]:
+def program(
+    lines: Sequence[Line], how: str, stride: int, shape: Sequence[int], like: Tensor, values_only: bool = False
+) -> tuple[Program, bool]:
     """What is done with blocks of this shape, the last side first: of equal numbers the first in reading order wins. And if it lasts."""
     record = Recorder(like)
     offsets: Tensor | None = None
     x, image = lay(shape, how, stride, record.scratch)
     for line in lines[::-1]:
-        x, offsets = along(record, line, x, offsets)
+        if values_only:
+            x = values_along(record, line, x)
+        else:
+            x, offsets = along(record, line, x, offsets)
     origin = sum(line.origin for line in lines)
     if offsets is not None and origin:
         offsets = record(torch.add, offsets, origin, out=record.scratch(offsets.shape))

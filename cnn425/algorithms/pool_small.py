@@ -67,3 +67,13 @@ def small(x: Tensor, pooling: Pooling, size: tuple[int, ...], found: Table) -> t
     y, cell = images.index_select(1, pixels).view(n, *positions, cells, channels).max(-2)
     y, where = y.movedim(-1, 1), places.take(cell.add_(begins.unsqueeze(-1))).movedim(-1, 1)
     return (y, where) if x.ndim == len(size) + 2 else (y.squeeze(0), where.squeeze(0))
+
+
+def small_values(x: Tensor, pooling: Pooling, size: tuple[int, ...], found: Table) -> Tensor:
+    """The largest number of every window."""
+    if not pooling.channels_last:
+        shown = x.reshape(-1, prod(size)).index_select(1, found.pixels)
+        return shown.view(*x.shape[: x.ndim - len(size)], *found.positions, found.cells).amax(-1)
+    images = pool.planes(x, pooling).flatten(1, -2)
+    y = images.index_select(1, found.pixels).view(len(images), *found.positions, found.cells, -1).amax(-2).movedim(-1, 1)
+    return y if x.ndim == len(size) + 2 else y.squeeze(0)

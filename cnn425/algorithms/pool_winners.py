@@ -19,7 +19,7 @@ from cnn425.algorithms.pool import Pooling, finite, visible
 from cnn425.algorithms.pool_layout import Part, parts, pieces, way
 from cnn425.algorithms.pool_places import known_starts
 from cnn425.algorithms.pool_program import programs
-from cnn425.algorithms.pool_small import small, small_table
+from cnn425.algorithms.pool_small import small, small_table, small_values
 
 BLOCK = 2**18  # numbers of the image in a block
 PLANES = 32, 1024  # planes in a block that is turned, at least and at most
@@ -74,6 +74,23 @@ def winners(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Te
     return (y, where) if finite(y) else None
 
 
+def largest(x: Tensor, pooling: Pooling) -> Tensor | None:
+    """The largest number of every window, where nobody asks who won; None: the general way is needed."""
+    size = tuple(x.shape[x.ndim - len(pooling.geometry[0]) :])
+    if not (visible(x) and x.is_floating_point() and x.numel()) or 0 in pooling.geometry[0]:
+        return None
+    if (table := small_table(pooling, x.shape, torch.int64)) is not None:
+        return small_values(x, pooling, size, table)
+    images = pool.planes(x, pooling)
+    if all(side.whole for _, side in pool.sides(pooling.geometry, size)):
+        return None
+    if (found := plan(pooling, size, tuple(images.shape), x.dtype)) is None:
+        return None
+    y = pool.blank(x, pooling, [side.positions for _, side in pool.sides(pooling.geometry, size)])
+    work(images, pool.planes(y, pooling), None, found)
+    return y
+
+
 def of_everything(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The largest number of every image, where one window shows all of it."""
     d = len(pooling.geometry[0])
@@ -84,18 +101,21 @@ def of_everything(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tens
     return y, where
 
 
-def work(images: Tensor, values: Tensor, places: Tensor, found: Plan) -> None:
-    """Fills values and places (offsets) from blocks of images, and of rows of windows where an image is larger than a block."""
+def work(images: Tensor, values: Tensor, places: Tensor | None, found: Plan) -> None:
+    """Fills values and places (offsets, if any) from blocks of images, and of rows of windows where an image is larger than a block."""
     how, step, parts, stride, like = found
     for part in parts:
-        sources, y, where = pieces(images[:, part.pixels], how, stride), values[:, part.windows], places[:, part.windows]
+        sources, y = pieces(images[:, part.pixels], how, stride), values[:, part.windows]
+        where = None if places is None else places[:, part.windows]
         for start in range(0, len(y), step):
             here = slice(start, start + step)
             shape = images[here, part.pixels].shape
-            image, steps, best, offsets = programs.get((part.name, shape), part.lines, how, stride, shape, like)
+            key = part.name, shape, places is None
+            image, steps, best, offsets = programs.get(key, part.lines, how, stride, shape, like, places is None)
             for place, source in zip(image, sources, strict=True):
                 place.copy_(source[here])
             for take in steps:
                 take()
             y[here].copy_(best)
-            where[here].copy_(offsets) if isinstance(offsets, Tensor) else where[here].fill_(offsets)
+            if where is not None:
+                where[here].copy_(offsets) if isinstance(offsets, Tensor) else where[here].fill_(offsets)

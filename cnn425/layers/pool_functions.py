@@ -212,17 +212,17 @@ def transformed() -> bool:
 
 
 def max_pool(x: Tensor, pooling: Pooling) -> Tensor:
-    """The largest number of every window; the general way finds out who won only where a derivative may be asked for."""
+    """The largest number of every window; who won is found out only where a derivative may be asked for."""
+    if not ((x.requires_grad and torch.is_grad_enabled()) or transformed()):
+        found = pool_winners.largest(x, pooling)
+        return owned(algorithm.largest(x, pooling) if found is None else found, (x,))
     if torch.compiler.is_compiling():
         dtype = pool_places.offset_dtype(pooling.geometry, spatial(x, pooling))
     elif x.numel() <= pool_small.SMALL:
         dtype = torch.int64  # nothing to be saved, and a pixel's number is its address
     else:
         dtype = pool_places.known_offset_dtype(pooling.geometry, spatial(x, pooling))
-    if x.requires_grad or transformed():
-        return max_pool_with_pixels(x, pooling, dtype)[0]
-    found = pool_winners.winners(x, pooling, dtype)
-    return owned(algorithm.largest(x, pooling) if found is None else found[0], (x,))
+    return max_pool_with_pixels(x, pooling, dtype)[0]
 
 
 def max_pool_with_indices(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
