@@ -21,7 +21,7 @@ from cnn425.algorithms.pool_places import known_starts
 from cnn425.algorithms.pool_program import programs
 from cnn425.algorithms.pool_small import small, small_table, small_values
 
-BLOCK = 2**18  # numbers of the image in a block
+BLOCK = 2**17  # numbers of the image in a block, for each of the first two threads: each reads its share from its own cache
 PLANES = 32, 1024  # planes in a block that is turned, at least and at most
 EXACT = 2**24  # whole numbers below are exact in float32
 
@@ -37,14 +37,14 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def plan(pooling: Pooling, size: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> Plan | None:
+def plan(pooling: Pooling, size: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype, threads: int) -> Plan | None:
     """The plan for images that lie as `shape` in memory; None if a side has windows without pixels only."""
     sides = tuple(side for _, side in pool.sides(pooling.geometry, size))
     if prod(size) >= EXACT or not all(side.visits for side in sides):
         return None
     n, row = shape[0], prod(shape[2:])
     how, like = way(pooling.channels_last, sides, n), torch.empty(0, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    block = BLOCK * 4 // like.element_size()
+    block = BLOCK * min(threads, 2) * 4 // like.element_size()
     step = max(1, block // (row * size[0]))
     if how == "turned":
         step = min(max(PLANES[0], step), PLANES[1])
@@ -64,7 +64,7 @@ def winners(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Te
         y, where = of_everything(x, pooling, dtype)
     else:
         images = pool.planes(x, pooling)
-        if (found := plan(pooling, size, tuple(images.shape), x.dtype)) is None:
+        if (found := plan(pooling, size, tuple(images.shape), x.dtype, torch.get_num_threads())) is None:
             return None
         positions = [side.positions for _, side in pool.sides(pooling.geometry, size)]
         y, where = pool.blank(x, pooling, positions), pool.blank(x, pooling, positions, dtype)
@@ -84,7 +84,7 @@ def largest(x: Tensor, pooling: Pooling) -> Tensor | None:
     images = pool.planes(x, pooling)
     if all(side.whole for _, side in pool.sides(pooling.geometry, size)):
         return None
-    if (found := plan(pooling, size, tuple(images.shape), x.dtype)) is None:
+    if (found := plan(pooling, size, tuple(images.shape), x.dtype, torch.get_num_threads())) is None:
         return None
     y = pool.blank(x, pooling, [side.positions for _, side in pool.sides(pooling.geometry, size)])
     work(images, pool.planes(y, pooling), None, found)
