@@ -541,6 +541,34 @@ def test_constructor_refusals(arguments, error, message):
         nn.LocallyConnected2d(**{"in_channels": 3, "out_channels": 2, "input_size": 5, "kernel_size": 3, **arguments})
 
 
+def test_same_pads_what_tensorflow_pads():
+    x, w = (
+        torch.arange(1.0, 7.0).view(1, 1, 6),
+        torch.ones(3, 1, 1, 3),
+    )  # three windows of three pixels: 1 2 3, 3 4 5, 5 6 and one of padding
+    assert F.locally_connected1d(x, w, stride=2, padding="same").flatten().tolist() == [6, 12, 11]
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_windows_are_added_in_more_than_half_precision(batch):
+    generator = torch.Generator().manual_seed(0)
+    sizes = (batch, 2, 12, 12), (10, 10, 2, 2, 3, 3), (batch, 2, 10, 10)
+    x, w, gy = (torch.randint(12, size, generator=generator).double() for size in sizes)  # what one window says is exact in 8 bits
+
+    def gradient(dtype):
+        image = x.to(dtype, copy=True).requires_grad_()
+        return torch.autograd.grad(F.locally_connected2d(image, w.to(dtype)), image, gy.to(dtype))[0]
+
+    with use("matmul"):
+        assert torch.equal(gradient(torch.bfloat16), gradient(torch.float64).bfloat16())
+
+
+def test_at_the_start_a_neuron_of_a_group_counts_its_own_channels():
+    torch.manual_seed(0)
+    weight = nn.LocallyConnected1d(16, 16, 10, 1, groups=4).weight
+    assert 0.49 < weight.abs().max() <= 0.5  # 1 / sqrt(16 / 4)
+
+
 def test_another_image_size_is_refused_with_both_sizes():
     layer = nn.LocallyConnected2d(3, 2, (5, 6), 3, padding_mode="circular", padding=1)
     with pytest.raises(RuntimeError, match=r"made for an input of 5 x 6 pixels.*got an input of 6 x 5 pixels"):

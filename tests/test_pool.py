@@ -446,3 +446,17 @@ def test_both_agree_or_both_refuse(dimensions, kind, shape, kernel, stride, padd
             ours(x, kernel, stride, padding, **options)
     else:
         torch.testing.assert_close(ours(x, kernel, stride, padding, **options), expected, check_stride=True)
+
+
+def test_a_window_in_the_padding_has_no_tangent():
+    x, dx = torch.randn(2, 1, 2, 4), torch.ones(1, 2, 4)
+    y, dy = jvp(lambda x: pool.max_pool1d(x, 2, 1, 1, dilation=5), (x[0],), (dx,))
+    assert (dy == torch.where(y == -torch.inf, 0, 1)).all()
+    assert (y == -torch.inf).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("window", [32, (3, 3)], ids=str)
+def test_averages_in_half_precision_are_rounded_once(dtype, window):
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(pool.avg_pool2d(x, window, 1), pool.avg_pool2d(x.float(), window, 1).to(dtype))
