@@ -47,4 +47,4 @@ def convolve_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: 
 
 def split(x: Tensor, dim: int, groups: int) -> Tensor:
     """The channels of dimension `dim` in `groups` equal groups, as a new dimension before it; a view."""
-    return x.unflatten(dim, (groups, x.shape[dim] // groups))
+    return x.unflatten(dim, (groups, -1))
