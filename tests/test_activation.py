@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnn425 import nn
-from cnn425.agreement import TOLERANCES, compare, derivatives, same_refusal, transforms
+from cnn425.agreement import TOLERANCES, compare, derivatives, refusal, same_refusal, transforms
 from cnn425.nn import functional as F
 
 
@@ -95,7 +95,8 @@ def test_no_gradient_passes_a_closed_gate_not_even_infinity_or_nan(dtype):
 def test_other_dtypes(dtype):
     x = torch.tensor([[0, 1], [3, -2]]).to(dtype)
     for ours, theirs in PAIRS.values():
-        assert same_refusal(lambda f=ours: f(x), lambda f=theirs: f(x)) == ""
+        mine, expected = (refusal(lambda f=f: f(x)) for f in (ours, theirs))
+        assert isinstance(mine, type(expected)), (mine, expected)  # torch 2.11 has the more general RuntimeError for relu of bool
     assert compare(F.sigmoid, builtin.sigmoid, [x])
     if not dtype.is_complex:
         assert compare(*(softmax_along(library, 0, dtype=torch.float32) for library in (F, builtin)), [x])
@@ -199,6 +200,8 @@ ERRORS = {
     "relu of a list": (lambda f: f.relu([1.0]), TypeError, "argument 'input' .* must be Tensor, not list"),
     "sigmoid of a list": (lambda f: f.sigmoid([1.0]), AttributeError, "'list' object has no attribute"),
 }
+# What torch 2.11 raises, beside newer versions' errors
+OLDER = {"softmax along a name": (TypeError, RuntimeError), "relu of bool": RuntimeError}
 
 
 @pytest.mark.parametrize("case", ERRORS)
@@ -206,7 +209,7 @@ def test_refusals(case):
     call, error, words = ERRORS[case]
     with pytest.raises(error, match=words):
         call(F)
-    with pytest.raises(error):
+    with pytest.raises(OLDER.get(case, error)):
         call(builtin)
 
 
@@ -256,9 +259,8 @@ def test_modules_are_torchs_but_for_what_is_computed(make):
         assert compare(lambda x, m=twin: m(x * 1), lambda x: theirs(x * 1), [torch.randn(3, 4)])
 
 
-def test_softmax_module_refuses_a_dimension_that_is_no_int():
-    with pytest.raises(TypeError, match="dim must be an int or None"):
-        nn.Softmax("c")
+def test_softmax_module_refuses_the_dimensions_that_torchs_refuses():
+    assert same_refusal(lambda: nn.Softmax("c"), lambda: torch.nn.Softmax("c")) == ""  # torch 2.11 refuses it only when called
 
 
 def test_probabilities_are_positive_and_sum_to_one():

@@ -106,7 +106,8 @@ def test_derivatives_and_transforms(kind, output):
     torch.testing.assert_close(vmap(f, in_dims=1, out_dims=1)(x), f(x))
     assert f(x.to("meta")).shape == f(x).shape
     torch._dynamo.reset()
-    torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(x), f(x))  # traced sums take another order
+    mine = torch.compile(f, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(mine, f(x), **({"rtol": 0, "atol": 0} if kind == "max" else {}))  # traced sums take another order
 
 
 MODULES = [(f"Adaptive{kind}Pool{d}d", output) for kind in ("Max", "Avg") for d in (1, 2, 3) for output in (3, (2,) * d)]

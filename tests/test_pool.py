@@ -321,7 +321,8 @@ def test_export(which):
             return f(x)
 
     x = distinct((5, 6))
-    torch.testing.assert_close(torch.export.export(Pooled(), (x,), strict=True).module()(x), f(x))  # traced sums take another order
+    mine = torch.export.export(Pooled(), (x,), strict=True).module()(x)
+    torch.testing.assert_close(mine, f(x), **({"rtol": 0, "atol": 0} if which == "max" else {}))  # traced sums take another order
 
 
 class Record(TorchDispatchMode):
