@@ -236,7 +236,7 @@ def test_inference_mode_does_not_spoil_the_scratch():
 def test_use_refuses_unknown_names():
     with (
         pytest.raises(
-            ValueError, match=r"no algorithm 'magic'; .*convolution: definition, im2col, shifted, winograd, fft, merged, depthwise;"
+            ValueError, match=r"no algorithm 'magic'; .*convolution: definition, im2col, shifted, winograd, fft, merged, depthwise"
         ),
         algorithms.use("magic"),
     ):

@@ -18,6 +18,8 @@ COPY = 0.17  # one number copied along memory, inside the cache
 TURN = 0.6  # one number copied across memory (transposed)
 ADD = 0.15  # one number of a result read and written once more by a product
 FOURIER = 0.3  # one number, per doubling of the size of a transform
+SPECTRA = 1 << 21  # numbers whose spectra stay in the cache; those of more take
+UNCACHED = 1.8  # times as long
 CALL = 6000.0  # one operation of torch with its views
 
 
@@ -113,5 +115,6 @@ def fft(work: Work) -> float:
         1, pixels if work.result != "input gradient" else prod(p + e - 1 for p, e in zip(work.positions, work.geometry.extent, strict=True))
     )
     images = work.images * (work.channels + work.outputs) + work.channels * work.outputs
-    transforms = work.groups * images * pixels * (log2(pixels + 1) * FOURIER + 4 * TURN)
+    slow = UNCACHED if images * pixels > SPECTRA else 1.0
+    transforms = work.groups * images * pixels * (log2(pixels + 1) * FOURIER + 4 * TURN) * slow
     return transforms + work.groups * pixels * work.images * work.channels * work.outputs * 4 * MULTIPLY + CALL * 20
