@@ -406,3 +406,46 @@ def test_a_model_of_our_layers_can_be_traced_symbolically():
     assert torch.equal(graph(x), model(x))
     calls = [node.target.__name__ for node in graph.graph.nodes if node.op == "call_function"]
     assert calls == ["conv2d", "relu", "max_pool2d", "adaptive_avg_pool2d", "linear", "softmax"]
+
+
+# ---- traces of torch.jit
+
+
+def classes(x, function=F.cross_entropy):
+    return function(x, torch.arange(len(x)) % x.shape[1])
+
+
+TRACED = {
+    "conv1d": (F.conv1d, TORCH.conv1d, [(2, 4, 9), (6, 4, 3)], {"padding": 1}),
+    "conv2d": (F.conv2d, TORCH.conv2d, [(2, 4, 7, 6), (6, 2, 3, 3)], {"stride": 2, "groups": 2}),
+    "conv3d": (F.conv3d, TORCH.conv3d, [(2, 2, 5, 4, 5), (3, 2, 2, 2, 2)], {}),
+    "max_pool2d": (F.max_pool2d, TORCH.max_pool2d, [(2, 3, 8, 7)], {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    "max_pool3d": (F.max_pool3d, TORCH.max_pool3d, [(2, 3, 5, 6, 5)], {"kernel_size": 2}),
+    "avg_pool2d": (F.avg_pool2d, TORCH.avg_pool2d, [(2, 3, 8, 7)], {"kernel_size": 3, "padding": 1, "count_include_pad": False}),
+    "adaptive_max_pool1d": (F.adaptive_max_pool1d, TORCH.adaptive_max_pool1d, [(2, 3, 10)], {"output_size": 4}),
+    "adaptive_avg_pool2d": (F.adaptive_avg_pool2d, TORCH.adaptive_avg_pool2d, [(2, 3, 8, 7)], {"output_size": 3}),
+    "lp_pool2d": (F.lp_pool2d, TORCH.lp_pool2d, [(2, 3, 8, 7)], {"norm_type": 2.0, "kernel_size": 2}),
+    "linear": (F.linear, TORCH.linear, [(5, 4), (3, 4), (3,)], {}),
+    "relu": (F.relu, TORCH.relu, [(5, 4)], {}),
+    "relu in place": (lambda x: F.relu(x * 2, inplace=True), lambda x: TORCH.relu(x * 2, inplace=True), [(5, 4)], {}),
+    "sigmoid": (F.sigmoid, TORCH.sigmoid, [(5, 4)], {}),
+    "softmax": (F.softmax, TORCH.softmax, [(5, 4)], {"dim": 1}),
+    "cross_entropy": (classes, lambda x: classes(x, TORCH.cross_entropy), [(5, 4)], {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", TRACED)
+def test_a_trace_serves_other_numbers_and_has_gradients(name):
+    ours, theirs, shapes, named = TRACED[name]
+    traced = torch.jit.trace(lambda *tensors: ours(*tensors, **named), tuple(image(*shape) for shape in shapes))
+    tensors = [3 * image(*shape).flip(-1) for shape in shapes]
+    assert compare(traced, lambda *tensors: theirs(*tensors, **named), tensors)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_network_serves_other_images():
+    layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), torch.nn.Flatten(), nn.Linear(36, 3), nn.Softmax(1)
+    network = torch.nn.Sequential(*layers)
+    traced = torch.jit.trace(network, image(2, 1, 8, 8))
+    torch.testing.assert_close(traced(image(5, 1, 8, 8)), network(image(5, 1, 8, 8)))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cnn425.algorithms import costs, definition, depthwise, fft, im2col, layout, memory, merged, registry, shifted, tiny, winograd
+from cnn425.algorithms.tracing import is_traced
 from cnn425.windows import Geometry
 
 ALGORITHMS: dict[str, ModuleType] = {
@@ -60,7 +61,7 @@ def chosen(
     result: str, a: Tensor, b: Tensor, shape: Sequence[int], outputs: int, geometry: Geometry, groups: int, order: torch.memory_format
 ) -> ModuleType:
     """The algorithm for one of the three maps, given its two operands."""
-    if torch.compiler.is_compiling() or not (plain(a) and plain(b) and a.numel() and b.numel()):
+    if is_traced() or not (plain(a) and plain(b) and a.numel() and b.numel()):
         return definition
     memory.begin()
     if registry.forced and (name := registry.forced_for("convolution")):
@@ -72,7 +73,7 @@ def chosen(
 
 def small(a: Tensor, b: Tensor) -> bool:
     """Whether operands are worth a look by `tiny`: few plain numbers."""
-    if torch.compiler.is_compiling() or registry.forced or type(a) not in PLAIN or type(b) not in PLAIN:
+    if is_traced() or registry.forced or type(a) not in PLAIN or type(b) not in PLAIN:
         return False
     return a.numel() <= tiny.CELLS and b.numel() <= tiny.CELLS
 

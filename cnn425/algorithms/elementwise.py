@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnn425.algorithms.tracing import is_traced
+
 BYTES = 1 << 20
 PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -17,7 +19,7 @@ PLAIN = (Tensor, torch.nn.Parameter)
 def elementwise(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """`formula(*tensors)`, which treats every number alike, of tensors of one shape and dtype."""
     first = tensors[0]
-    if torch.compiler.is_compiling() or first.numel() * first.itemsize <= 2 * BYTES:
+    if is_traced() or first.numel() * first.itemsize <= 2 * BYTES:
         return formula(*tensors)
     if all(t.is_contiguous() for t in tensors):
         return by_rows(formula, *(t.view(-1) for t in tensors)).view(first.shape)
@@ -29,7 +31,7 @@ def elementwise(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 def by_rows(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """`formula(*tensors)`, which treats every entry of the first dimension by itself, of contiguous tensors of one shape and dtype."""
     first: Any = tensors[0]
-    if torch.compiler.is_compiling() or first.numel() * first.itemsize <= 2 * BYTES or not first.is_cpu or type(first) not in PLAIN:
+    if is_traced() or first.numel() * first.itemsize <= 2 * BYTES or not first.is_cpu or type(first) not in PLAIN:
         return formula(*tensors)
     result = torch.empty_like(first)
     rows = max(1, BYTES * len(first) // (first.numel() * first.itemsize))

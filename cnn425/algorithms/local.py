@@ -13,6 +13,7 @@ from torch import Tensor
 from cnn425.algorithms import local_definition, local_matmul, local_sweep, registry
 from cnn425.algorithms.layout import FORMATS, is_channels_last
 from cnn425.algorithms.local_blocks import empty, memory_order
+from cnn425.algorithms.tracing import is_traced
 from cnn425.windows import Geometry
 
 __all__ = ["local_input_gradient", "local_output", "local_weight_gradient", "memory_order", "storage_order"]
@@ -72,7 +73,7 @@ def storage_order(shape: Sequence[int], dimensions: int) -> tuple[int, ...]:
 def _algorithm(w: Tensor, geometry: Geometry, groups: int, batch: int) -> ModuleType:
     if registry.forced and (name := registry.forced_for("local")):
         return ALGORITHMS[name]
-    if torch.compiler.is_compiling() or type(w) not in PLAIN or w.device.type not in ("cpu", "cuda"):
+    if is_traced() or type(w) not in PLAIN or w.device.type not in ("cpu", "cuda"):
         return local_definition  # a graph that does not grow with the number of positions, for any shape and any kind of tensor
     if w.dtype in HALF:
         return local_matmul  # the only one that adds up in float32

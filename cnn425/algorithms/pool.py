@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from cnn425.algorithms import registry
+from cnn425.algorithms.tracing import is_traced
 from cnn425.windows import Geometry, windows
 
 BLOCK = 2**18  # numbers
@@ -117,7 +118,7 @@ def sides(geometry: Geometry | Bins, shape: Sequence[int]) -> tuple[tuple[int, S
     """Axis (counted from the end) and windows of each spatial dimension of an image."""
     d = len(geometry[0])
     size = tuple(shape[len(shape) - d :])
-    found = (_sides if torch.compiler.is_compiling() else _remembered)(geometry, size)
+    found = (_sides if is_traced() else _remembered)(geometry, size)
     return tuple((axis, found[axis]) for axis in range(-d, 0))
 
 
@@ -169,7 +170,7 @@ def visible(*tensors: Tensor) -> bool:
     for t in tensors:
         if type(t) not in PLAIN or not t.is_cpu:
             return False
-    return not (torch.compiler.is_compiling() or (registry.forced and registry.forced_for("pool")))
+    return not (is_traced() or (registry.forced and registry.forced_for("pool")))
 
 
 def finite(t: Tensor) -> bool:

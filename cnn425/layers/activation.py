@@ -17,6 +17,7 @@ from torch.autograd import Function, forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.algorithms.elementwise import by_rows, elementwise
+from cnn425.algorithms.tracing import is_traced
 from cnn425.layers.function import autocast_dtype, is_final, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ class Gate(Function):
 
 def gated(g: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     """The bits of `g` times 1 or 0: no bit is set in |y| where the unit rests, the sign of a zero aside."""
-    if not torch.compiler.is_compiling() and g.is_neg():  # a sign that is a bit of the tensor is not among these bits
+    if not is_traced() and g.is_neg():  # a sign that is a bit of the tensor is not among these bits
         g = g.resolve_neg()
     bits = BITS[g.itemsize]
     return torch.abs(y, out=out).view(bits).clamp_(max=1).mul_(g.view(bits)).view(g.dtype)
@@ -129,6 +130,8 @@ class Logistic(Function):
 
 def logistic_of(x: Tensor, out: Tensor | None = None) -> Tensor:
     """Forward, in four steps."""
+    if is_traced():
+        return 1 / (1 + (-x).exp())
     return torch.neg(x, out=out).exp_().add_(1).reciprocal_()
 
 
@@ -216,7 +219,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     if not inplace:
         return rectify(input)
     if not _only_backward():
-        return input.copy_(rectify(input))
+        return input.copy_(rectify(input.clone()))  # a trace differentiates the steps themselves, and needs what was there
     if input.requires_grad and input.is_leaf and torch.is_grad_enabled():
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
     return rectify_(input)
@@ -224,7 +227,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
 def _only_backward() -> bool:
     """Whether no transform is at work: compilers, torch.func and forward mode cannot follow a Function that writes over its input."""
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    transformed = is_traced() or torch._C._are_functorch_transforms_active()
     return not transformed and forward_ad._current_level < 0
 
 

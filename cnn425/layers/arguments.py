@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from cnn425.algorithms.tracing import is_traced
 from cnn425.windows import Geometry
 
 SMALL_INTEGERS = {torch.uint8: "Byte", torch.int8: "Char", torch.int16: "Short", torch.int32: "Int"}
@@ -204,7 +205,7 @@ def remembered(check: Callable[..., Geometry]) -> Callable[..., Geometry]:
     def checked(
         function: str, dimensions: int, input: torch.Size, weight: torch.Size, bias: torch.Size | None, *arguments: Any
     ) -> Geometry:
-        if torch.compiler.is_compiling() or not all(map(_plain, arguments)):
+        if is_traced() or not all(map(_plain, arguments)):
             return check(function, dimensions, input, weight, bias, *arguments)
         try:
             return passed(function, dimensions, input, weight, bias, *arguments)

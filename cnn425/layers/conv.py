@@ -20,6 +20,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425 import algorithms
 from cnn425.algorithms import layout
+from cnn425.algorithms.tracing import is_traced
 from cnn425.layers import arguments
 from cnn425.layers.batching import IMAGE, OUTPUT, WEIGHT, over_batch
 from cnn425.layers.function import cast_for_autocast, is_final, is_legacy_batched, operation, without_autocast
@@ -142,7 +143,7 @@ def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups
 
 def gradient_order(gy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, groups: int) -> Order:
     """The memory layout torch gives both gradients: that of the output; None where the operands of the gradients say the same."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or is_legacy_batched(gy):
+    if is_traced() or torch._C._are_functorch_transforms_active() or is_legacy_batched(gy):
         return None
     if x.is_complex() or all(t.is_contiguous() and t.shape[-1] > 1 and t.stride(1) > 1 for t in (x, w)):
         return torch.contiguous_format  # the common case, quickly: pixels of one row are neighbours, and channels are not
@@ -187,7 +188,7 @@ def _as_torch_stores_it(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b
     if x.dtype == torch.complex32:  # there is no matrix product of such numbers
         x, w, b = x.to(torch.complex64), w.to(torch.complex64), None if b is None else b.to(torch.complex64)
         return _as_torch_stores_it(x, w, geometry, groups, b).to(torch.complex32)
-    if torch.compiler.is_compiling() or w.ndim > 3 or w.is_contiguous():
+    if is_traced() or w.ndim > 3 or w.is_contiguous():
         return convolution(x, w, geometry, groups, b)
     if layout.is_channels_last(w.unsqueeze(2)):  # a signal is an image of one row
         row = Geometry((1, *geometry.kernel), (1, *geometry.stride), ((0, 0), *geometry.padding), (1, *geometry.dilation))

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from cnn425.algorithms.tracing import is_traced
+
 # Traced by the compiler of these versions, a Function whose output was written in place has a gradient of zero.
 LOSES_WRITTEN_OUTPUTS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
 
@@ -38,6 +40,8 @@ def operation(function: type[Function]) -> Callable[..., Any]:
     def apply(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return traced.apply(*args)
+        if is_traced():
+            return plain(*args)  # torch.jit.trace records what happens, and differentiates that
         if torch._C._are_functorch_transforms_active():
             return function.apply(*args)
         return eager.apply(*args) if is_followed(args) else owned(plain(*args), args)
@@ -64,7 +68,7 @@ def unwritten(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_final(*args: Any) -> bool:
     """Whether nothing follows a computation with these arguments, as in most backward passes: it may be done in any way, in place too."""
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or is_followed(args))
+    return not (is_traced() or torch._C._are_functorch_transforms_active() or is_followed(args))
 
 
 def is_followed(args: Sequence[Any]) -> bool:

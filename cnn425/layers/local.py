@@ -21,6 +21,7 @@ from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425.algorithms.local import local_input_gradient, local_output, local_weight_gradient, memory_order, storage_order
+from cnn425.algorithms.tracing import is_traced
 from cnn425.layers import arguments
 from cnn425.layers.batching import IMAGE, OUTPUT, WEIGHT, over_batch
 from cnn425.layers.function import cast_for_autocast, operation, without_autocast
@@ -142,7 +143,7 @@ def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups
 
 def order(w: Tensor) -> tuple[int, ...] | None:
     """The memory order that the gradient of `w` gets; a compiler chooses its own."""
-    return None if torch.compiler.is_compiling() else memory_order(w)
+    return None if is_traced() else memory_order(w)
 
 
 local = operation(Local)

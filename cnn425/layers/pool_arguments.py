@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cnn425.algorithms.layout import is_channels_last
+from cnn425.algorithms.tracing import is_traced
 from cnn425.windows import Geometry
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -140,7 +141,7 @@ def _plain(value: object) -> bool:
 def geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> Geometry:
     """The windows that a pool's arguments describe; checked once per combination of arguments, then remembered."""
     plain = _plain(kernel) and _plain(stride) and _plain(padding) and _plain(dilation) and type(ceil_mode) is bool
-    known = _remembered if plain and not torch.compiler.is_compiling() else _geometry
+    known = _remembered if plain and not is_traced() else _geometry
     return known(function, dimensions, kernel, stride, padding, dilation, ceil_mode)
 
 
@@ -149,7 +150,7 @@ _checked: dict[Any, Any] = {}
 
 def once(check: Callable[[], Any], pool: str, dimensions: int, input: Any, *values: Any) -> Any:
     """The result of `check`; remembered for a dense tensor of this shape and dtype and these values, all that checks look at."""
-    if type(input) is not Tensor or torch.compiler.is_compiling() or input.layout != torch.strided:
+    if type(input) is not Tensor or is_traced() or input.layout != torch.strided:
         return check()
     if not all(type(value) is bool or _plain(value) for value in values):
         return check()

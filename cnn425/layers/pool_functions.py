@@ -16,6 +16,7 @@ from torch.autograd import Function, forward_ad
 from cnn425.algorithms import pool as algorithm
 from cnn425.algorithms import pool_average, pool_places, pool_small, pool_winners
 from cnn425.algorithms.pool import Bins, Pooling
+from cnn425.algorithms.tracing import is_traced
 from cnn425.layers.function import operation, owned
 
 
@@ -208,7 +209,7 @@ def over_batch(function: Any, batch: int, in_dims: tuple[int | None, ...], image
 
 def transformed() -> bool:
     """Whether the compiler, a transform of `torch.func` or forward mode is at work."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return is_traced() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def max_pool(x: Tensor, pooling: Pooling) -> Tensor:
@@ -216,7 +217,7 @@ def max_pool(x: Tensor, pooling: Pooling) -> Tensor:
     if not ((x.requires_grad and torch.is_grad_enabled()) or transformed()):
         found = pool_winners.largest(x, pooling)
         return owned(algorithm.largest(x, pooling) if found is None else found, (x,))
-    if torch.compiler.is_compiling():
+    if is_traced():
         dtype = pool_places.offset_dtype(pooling.geometry, spatial(x, pooling))
     elif x.numel() <= pool_small.SMALL:
         dtype = torch.int64  # nothing to be saved, and a pixel's number is its address

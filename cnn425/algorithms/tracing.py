@@ -1,0 +1,11 @@
+"""Whether the operations on tensors are being written down, to be done again with other numbers, shapes or gradients.
+
+A trace must hold for any numbers: no algorithm may be chosen by looking at them, and nothing be written into memory that was there before.
+"""
+
+import torch
+
+
+def is_traced() -> bool:
+    """Whether `torch.compile`, `torch.export` or `torch.jit.trace` is at work."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
