@@ -74,6 +74,9 @@ class Side(NamedTuple):
 
 def even(size: int, kernel: int, stride: int, low: int, dilation: int, count: int) -> Side:
     """Windows of equal length at equal distances."""
+    if count == dilation == 1 and low == 0 and kernel == size:  # a long signal has many cells: written down in one go
+        visits = [(u, slice(0, 1), slice(u, u + 1, stride)) for u in range(size)]
+        return Side(1, kernel, tuple(visits), True, True, True, size == 1, True, stride, 1)
     visits = []
     for u in range(kernel):
         first = u * dilation - low

@@ -35,8 +35,17 @@ PAIRS = 2**24  # pixels times windows of a side: beyond, its matrix or its bands
 
 def pairs(side: Side, pixels: int) -> tuple[Tensor, Tensor]:
     """All pairs of a pixel and a window that shows it, as two lists of numbers."""
-    here, there = torch.arange(pixels, device="cpu"), torch.arange(side.positions, device="cpu")
-    return torch.cat([here[visit[2]] for visit in side.visits]), torch.cat([there[visit[1]] for visit in side.visits])
+    window = torch.arange(side.positions, device="cpu").unsqueeze(1)
+    if side.even:
+        cell, there, here = side.visits[0]
+        first = (window - there.start) * side.stride + here.start - cell * side.step
+        end = torch.full_like(window, pixels)
+    else:
+        first = window * pixels // side.positions
+        end = ((window + 1) * pixels + side.positions - 1) // side.positions
+    pixel = first + torch.arange(side.length, device="cpu") * side.step
+    shown = (pixel >= 0) & (pixel < end)
+    return pixel[shown], window.expand(pixel.shape)[shown]
 
 
 def membership(side: Side, pixels: int, dtype: torch.dtype) -> Tensor:
@@ -79,6 +88,8 @@ def plan(geometry: Geometry | Bins, size: tuple[int, ...], dtype: torch.dtype, c
         return Plan(positions, matrix, sides, (), (), ())
     if any(n * count > PAIRS for n, count in zip(size, positions, strict=True)):
         return None
+    if all(side.whole for side in sides):
+        return None  # one sum
     matrices = tuple(None if side.even else membership(side, n, dtype) for side, n in zip(sides, size, strict=True))
     if channels_last:
         return Plan(positions, None, sides, matrices, (), ())
