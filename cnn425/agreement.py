@@ -216,6 +216,13 @@ def double(x: Tensor) -> Tensor:
 
 def transforms(ours: Callable[..., Any], theirs: Callable[..., Any], inputs: Sequence[Any], compiled: bool = False) -> dict[str, str]:
     """Whether `ours` gives what `theirs` gives under each transform of torch: empty, or what is wrong. `compiled` takes seconds more."""
+    return dict(under({**FUNC, **(COMPILERS if compiled else {})}, ours, theirs, inputs))
+
+
+def under(
+    transforms: Mapping[str, "Transform"], ours: Callable[..., Any], theirs: Callable[..., Any], inputs: Sequence[Any]
+) -> Iterator[tuple[str, str]]:
+    """Each of the `transforms` by its name, and what is wrong with `ours` under it, one after the other as they are tried."""
     numbers = [value.detach() for value in inputs if isinstance(value, Tensor) and value.is_floating_point()]
 
     def closed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -226,17 +233,15 @@ def transforms(ours: Callable[..., Any], theirs: Callable[..., Any], inputs: Seq
         return over
 
     mine, expected = closed(ours), closed(theirs)
-    verdicts: dict[str, str] = {}
-    for name, transform in {**FUNC, **(COMPILERS if compiled else {})}.items():
+    for name, transform in transforms.items():
+        wrong: list[str] = []
 
-        def both(transform: Any = transform, name: str = name) -> None:
+        def both(transform: Any = transform, name: str = name, wrong: list[str] = wrong) -> None:
             pairs = zip(tensors(transform(mine, numbers, True)), tensors(transform(expected, numbers, False)), strict=True)
-            verdicts[name] = Agreement(tuple(measure(f"{name} {i}", a, b, TOLERANCES) for i, (a, b) in enumerate(pairs))).wrong
+            wrong.append(Agreement(tuple(measure(f"{name} {i}", a, b, TOLERANCES) for i, (a, b) in enumerate(pairs))).wrong)
 
         error = refusal(both)
-        if error is not None:
-            verdicts[name] = describe(error)
-    return verdicts
+        yield name, wrong[0] if error is None else describe(error)
 
 
 def weighted(function: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -302,7 +307,8 @@ def _export(f: Callable[..., Any], x: Sequence[Tensor], ours: bool) -> Any:
     return torch.export.export(Program(), tuple(x), strict=True).module()(*x) if ours else f(*x)
 
 
-FUNC: dict[str, Callable[[Callable[..., Any], Sequence[Tensor], bool], Any]] = {
+Transform = Callable[[Callable[..., Any], Sequence[Tensor], bool], Any]
+FUNC: dict[str, Transform] = {
     "jvp": lambda f, x, _: torch.func.jvp(f, tuple(x), directions(x)),
     "vjp": _vjp,
     "jacrev": lambda f, x, _: torch.func.jacrev(weighted(f), _all(x))(*x),
@@ -311,7 +317,7 @@ FUNC: dict[str, Callable[[Callable[..., Any], Sequence[Tensor], bool], Any]] = {
     "vmap": _vmaps,
     "per-sample gradient": _per_sample,
 }
-COMPILERS: dict[str, Callable[[Callable[..., Any], Sequence[Tensor], bool], Any]] = {
+COMPILERS: dict[str, Transform] = {
     "compile": lambda f, x, ours: _compile(f, x, ours, dynamic=False),
     "compile, dynamic shapes": lambda f, x, ours: _compile(f, x, ours, dynamic=True),
     "export, strict": _export,

@@ -4,6 +4,7 @@
     python scripts/conformance.py                          every layer, ten minutes or more; --deep for hours of it (--limit 20: shorter)
     python scripts/conformance.py --layers conv2d relu     some of them
     python scripts/conformance.py --compile                also torch.compile and torch.export: a minute more per layer
+    python scripts/conformance.py --compile --features compile    nothing but those
     python scripts/conformance.py --markdown               the tables as the README shows them; --json for machines
 
     samples       PyTorch's own sample inputs for the operator, every dtype torch supports: values, gradients, dtype, strides
@@ -39,7 +40,7 @@ from torch import Tensor
 
 import cnn425.nn as nn
 import cnn425.nn.functional as F
-from cnn425.agreement import TOLERANCES, compare, derivatives, describe, refusal, same_refusal, transforms
+from cnn425.agreement import COMPILERS, FUNC, TOLERANCES, compare, derivatives, describe, refusal, same_refusal, under
 
 LAYERS = tuple(get_args(Name))
 # Torch rounds half precision between the steps of a layer; ours rounds once, at the end. So theirs is allowed that many roundings more.
@@ -53,6 +54,8 @@ class Options:
 
     layers: tuple[str, ...] = LAYERS
     """names as in cnn425.nn.functional; locally connected layers are local1d, local2d, local3d"""
+    features: tuple[str, ...] = ()
+    """some of the features above; all of them if none is named"""
     samples: int = 30
     """at most so many sample inputs per dtype, evenly chosen"""
     examples: int = 60
@@ -235,14 +238,13 @@ def orders(layer: str, o: Options) -> Check:
 
 def transformed(layer: str, o: Options) -> Check:
     """torch.func."""
-    yield from ((f"{layer} {name}", wrong) for name, wrong in transforms(*small(layer)).items())
+    yield from ((f"{layer} {name}", wrong) for name, wrong in under(FUNC, *small(layer)))
 
 
 def compiled(layer: str, o: Options) -> Check:
     """torch.compile and torch.export."""
     if o.compile:
-        verdicts = transforms(*small(layer), compiled=True)
-        yield from ((f"{layer} {name}", wrong) for name, wrong in verdicts.items() if name.startswith(("compile", "export")))
+        yield from ((f"{layer} {name}", wrong) for name, wrong in under(COMPILERS, *small(layer)))
 
 
 FEATURES: dict[str, Callable[[str, Options], Check]] = {
@@ -309,9 +311,10 @@ def collect(o: Options) -> list[Score]:
     scores = []
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        task = progress.add_task("", total=len(o.layers) * len(FEATURES))
+        features = [feature for feature in FEATURES if not o.features or feature in o.features]
+        task = progress.add_task("", total=len(o.layers) * len(features))
         for layer in o.layers:
-            for feature in FEATURES:
+            for feature in features:
                 progress.update(task, advance=1, description=f"{layer} {feature}")
                 scores.append(score(layer, feature, o))
     return scores
@@ -320,8 +323,10 @@ def collect(o: Options) -> list[Score]:
 def main(argv: list[str] | None = None) -> int:
     """Try everything, print the tables, and say by the exit code whether all passed."""
     o = tyro.cli(Options, args=argv, prog="conformance.py", description=__doc__)
-    unknown = [layer for layer in o.layers if layer not in LAYERS]
-    wrong = f"--layers has no {', '.join(unknown)}; choose from {', '.join(LAYERS)}" if unknown else ""
+    wrong = ""
+    for name, known in (("features", tuple(FEATURES)), ("layers", LAYERS)):
+        if unknown := [value for value in getattr(o, name) if value not in known]:
+            wrong = f"--{name} has no {', '.join(unknown)}; choose from {', '.join(known)}"
     wrong = wrong or next(
         (f"--{name} must be at least 1, but got {getattr(o, name)}" for name in ("samples", "examples") if getattr(o, name) < 1), ""
     )
