@@ -76,6 +76,7 @@ def test_two_processes_do_what_one_does(words, tmp_path):
 
 
 SHARDED = """
+import sys
 import torch
 from cnn425.lab import shards
 from cnn425.lab.group import joined
@@ -93,7 +94,9 @@ with joined("cpu") as group:
         assert [part.shape for part in kept] == [rows.shape] * 3, [part.shape for part in kept]
         assert (p.to_local() - rows).abs().max() < 0.01, "its own rows of positions"
     mine = tuple(model[0].weight.to_local().shape)
-    print(f"process {group.rank} holds {mine[0]} of {len(whole[0])} rows", flush=True)
+    # in one piece, the end of the line too: both processes write to one pipe
+    sys.stdout.write(f"process {group.rank} holds {mine[0]} of {len(whole[0])} rows\\n")
+    sys.stdout.flush()
 """
 
 
