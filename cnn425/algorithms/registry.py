@@ -10,10 +10,9 @@ known: dict[str, tuple[str, ...]] = {}
 forced: list[str] = []
 
 
-def register(kind: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Make the algorithms of a kind of layer known, the one that `use` shows first first."""
+def register(kind: str, names: tuple[str, ...]) -> None:
+    """Make the algorithms of a kind of layer known to `use`."""
     known[kind] = names
-    return names
 
 
 def names(kind: str | None = None) -> tuple[str, ...]:
