@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cnn425 import algorithms
-from cnn425.algorithms import choose, definition, depthwise, im2col, registry, shifted, winograd
+from cnn425.algorithms import banded, choose, definition, depthwise, im2col, registry, shifted, strips, winograd
 from cnn425.windows import Geometry
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -69,6 +69,10 @@ CASES = [
     Case("three dimensions, strided", (2, 4, 5, 6, 7), 4, (3, 2, 1), (1, 2, 3), (1, 0, 0), (2, 1, 1), 4),
     Case("depthwise", (2, 4, 15, 16), 4, (3, 3), (1, 1), (1, 1), (1, 1), 4),
     Case("depthwise with a multiplier", (2, 4, 15, 16), 8, (3, 5), (2, 1), (1, 2), (1, 1), 4),
+    Case("depthwise, tiles that overlap", (3, 2, 40, 33), 2, (5, 3), (1, 1), (2, 1), (1, 1), 2),
+    Case("depthwise, a last tile with fewer rows", (2, 3, 37, 31), 3, (3, 5), (2, 3), (4, 0), (3, 2), 3),
+    Case("depthwise, more padding than kernel", (2, 3, 9, 8), 3, (2, 3), (3, 2), (4, 5), (1, 1), 3),
+    Case("a last block of one image", (3, 256, 14, 14), 4, (3, 3), (1, 1), (1, 1), (1, 1)),
     Case("smallest", (1, 1, 3, 3), 1, (3, 3), (1, 1), (0, 0), (1, 1)),
 ]
 case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.bug)
@@ -236,7 +240,8 @@ def test_inference_mode_does_not_spoil_the_scratch():
 def test_use_refuses_unknown_names():
     with (
         pytest.raises(
-            ValueError, match=r"no algorithm 'magic'; .*convolution: definition, im2col, shifted, winograd, fft, merged, depthwise"
+            ValueError,
+            match=r"no algorithm 'magic'; .*convolution: definition, im2col, shifted, winograd, fft, merged, depthwise, banded, strips",
         ),
         algorithms.use("magic"),
     ):
@@ -256,11 +261,14 @@ def test_use_ends_with_its_context_even_after_an_error():
         (im2col, (64, 1, 28, 28), 32, (3, 3), 1),
         (winograd, (16, 128, 28, 28), 128, (3, 3), 1),
         (shifted, (8, 16, 32, 32), 16, (7, 7), 1),
-        (depthwise, (8, 128, 56, 56), 128, (3, 3), 128),
+        (banded, (8, 128, 56, 56), 128, (3, 3), 128),
+        (strips, (16, 512, 9, 9), 512, (3, 3), 512),
+        (depthwise, (16, 128, 100), 128, (3,), 128),
     ],
 )
 def test_the_expected_algorithm_is_chosen(expected, shape, outputs, kernel, groups):
-    geometry = Geometry(kernel, (1, 1), ((0, 0), (0, 0)), (1, 1))
+    d = len(kernel)
+    geometry = Geometry(kernel, (1,) * d, ((0, 0),) * d, (1,) * d)
     assert choose.cheapest("output", shape, outputs, geometry, groups, torch.float32, False, False) is expected
 
 
@@ -281,3 +289,14 @@ def test_infinity_and_nan_reach_only_the_windows_that_see_them():
     mine, theirs = algorithms.convolve(x, w, same, 1), torch.nn.functional.conv2d(x, w, padding=1)
     assert torch.equal(mine.isnan(), theirs.isnan())
     assert torch.equal(mine.isinf(), theirs.isinf())
+
+
+@pytest.mark.parametrize("name", ["banded", "strips"])
+def test_infinity_and_nan_do_not_spread_along_the_zeros_of_a_matrix(name):
+    x, w, gy = torch.randn(3, 4, 30, 18), torch.randn(4, 1, 3, 3), torch.randn(3, 4, 30, 18)
+    x[0, 0, 5, 5], x[1, 2, 29, 3], gy[2, 1, 15, 9] = float("inf"), float("nan"), float("inf")
+    gradients = torch.ops.aten.convolution_backward(gy, x, w, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 4, (True, True, False))
+    with algorithms.use(name):
+        mine = maps(Case("", x.shape, 4, (3, 3), (1, 1), (1, 1), (1, 1), 4), x, w, torch.zeros(4), gy)
+    for ours, theirs in zip(mine, (torch.nn.functional.conv2d(x, w, padding=1, groups=4), *gradients[:2]), strict=True):
+        assert torch.equal(ours.isfinite(), theirs.isfinite())

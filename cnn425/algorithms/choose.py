@@ -7,7 +7,22 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import costs, definition, depthwise, fft, im2col, layout, memory, merged, registry, shifted, tiny, winograd
+from cnn425.algorithms import (
+    banded,
+    costs,
+    definition,
+    depthwise,
+    fft,
+    im2col,
+    layout,
+    memory,
+    merged,
+    registry,
+    shifted,
+    strips,
+    tiny,
+    winograd,
+)
 from cnn425.algorithms.tracing import is_traced
 from cnn425.windows import Geometry
 
@@ -19,6 +34,8 @@ ALGORITHMS: dict[str, ModuleType] = {
     "fft": fft,
     "merged": merged,
     "depthwise": depthwise,
+    "banded": banded,
+    "strips": strips,
 }
 PLAIN = (Tensor, torch.nn.Parameter)
 REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -85,8 +102,8 @@ def plain(x: Tensor) -> bool:
 
 def applicable(name: str, dtype: torch.dtype, geometry: Geometry, channels: int, groups: int) -> bool:
     """Whether the algorithm of this name can compute such a convolution."""
-    if name == "depthwise":
-        return channels == groups
+    if name in ("depthwise", "banded", "strips"):
+        return channels == groups and (name == "depthwise" or geometry.dimensions == 2)
     if name == "merged":
         return groups > 1 and shifted.applies(dtype, geometry)
     return name not in ("shifted", "winograd", "fft") or bool(ALGORITHMS[name].applies(dtype, geometry))
@@ -106,7 +123,7 @@ def cheapest(
 ) -> ModuleType:
     """The algorithm that the model of costs expects to be fastest; the same for the same shapes and threads, on every machine."""
     if shape[1] == groups > 1 and not cuda:
-        return depthwise
+        return cheapest_depthwise(costs.Work.of(result, shape, outputs, geometry, groups, last, threads))
     if cuda or dtype not in (torch.float32, torch.float64):
         return im2col
     if last and merged.together(shape[1] // groups, outputs // groups, groups) > 1:
@@ -119,4 +136,14 @@ def cheapest(
         estimates[winograd] = costs.winograd(work)
     if fft.applies(dtype, geometry):
         estimates[fft] = costs.fft(work)
+    return min(estimates, key=lambda algorithm: estimates[algorithm])
+
+
+def cheapest_depthwise(work: costs.Work) -> ModuleType:
+    """The same, where every group has one channel."""
+    if work.geometry.dimensions != 2:
+        return depthwise
+    estimates = {depthwise: costs.depthwise(work), banded: costs.banded(work)}
+    if not work.last:
+        estimates |= {strips: costs.strips(work), shifted: costs.alone(work)}
     return min(estimates, key=lambda algorithm: estimates[algorithm])

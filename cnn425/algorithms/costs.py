@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from math import log2, prod
 from typing import NamedTuple
 
+from cnn425.algorithms import banded as bands
+from cnn425.algorithms import strips as lanes
 from cnn425.algorithms import winograd as tiles
 from cnn425.algorithms.col2im import MOVES, pays
 from cnn425.windows import Geometry
@@ -21,6 +23,10 @@ FOURIER = 0.3  # one number, per doubling of the size of a transform
 SPECTRA = 1 << 21  # numbers whose spectra stay in the cache; those of more take
 UNCACHED = 1.8  # times as long
 CALL = 6000.0  # one operation of torch with its views
+SWEEP = 0.42  # one multiply-add of a sweep over images
+SMALL = 120.0  # one product of a batch of small ones, its
+INSIDE = 0.029  # multiply-adds, and
+ROUND = 0.022  # those of products of many rows
 
 
 class Work(NamedTuple):
@@ -118,3 +124,46 @@ def fft(work: Work) -> float:
     slow = UNCACHED if images * pixels > SPECTRA else 1.0
     transforms = work.groups * images * pixels * (log2(pixels + 1) * FOURIER + 4 * TURN) * slow
     return transforms + work.groups * pixels * work.images * work.channels * work.outputs * 4 * MULTIPLY + CALL * 20
+
+
+def depthwise(work: Work) -> float:
+    """A sweep per cell, and in the weight gradient a sum; along padded images or, if strided or channels last, row by row."""
+    cells, pixels = prod(work.geometry.kernel), work.windows
+    if work.last:
+        each = 2.2 if work.result == "weight gradient" else 1.05
+    elif any(s > 1 for s in work.geometry.stride):
+        each = (1.0 if work.result == "output" else 1.4) * (2 + 17 / work.positions[-1])
+    else:
+        each = 1.4 if work.result == "weight gradient" else 1.0
+        pixels = work.images * work.groups * prod(p + e - 1 for p, e in zip(work.positions, work.geometry.extent, strict=True))
+    return pixels * cells * each * SWEEP + CALL * (6 + cells)
+
+
+def banded(work: Work) -> float:
+    """Tiles copied, and a small product per image, tile and column of the kernel."""
+    I, J = work.positions
+    (U, V), (s, t), (d, e) = work.geometry.kernel, work.geometry.stride, work.geometry.dilation
+    r = bands.rows(I)
+    K, tiles_ = (r - 1) * s + (U - 1) * d + 1, -(-I // r) * work.images * work.groups
+    products = tiles_ * V * (SMALL + r * K * J * INSIDE) * (1.4 if work.result == "weight gradient" else 1.0)
+    copied = tiles_ * K * (J * t + (V - 1) * e) * 0.8 * (2 if t > 1 else 1)
+    turned = (work.windows + work.images * work.groups * prod(work.size)) * 1.5 if work.last else 0.0
+    phases = s * t if work.result == "input gradient" else 1  # each with a part of the cells
+    return products * (1 + phases) / 2 + copied * phases + turned + CALL * (20 + work.images * (1 + V) * phases / 4)
+
+
+def strips(work: Work) -> float:
+    """Both images copied, a matrix per channel made, and a few products per channel."""
+    (U, _), (s, _), (d, _) = work.geometry.kernel, work.geometry.stride, work.geometry.dilation
+    (_, W), (I, J) = work.size, work.positions
+    r = lanes.height(W)
+    matrix = ((r - 1) * s + (U - 1) * d + 1) * W * r * J
+    moved = (work.windows + work.images * work.groups * prod(work.size)) * 1.2
+    return moved + work.images * work.groups * -(-I // r) * matrix * ROUND + work.groups * matrix * 0.7 + CALL * 25
+
+
+def alone(work: Work) -> float:
+    """What `shifted` takes with one channel per group: its products have one row each."""
+    rows, *rest = work.geometry.kernel
+    strided = 2 if any(s > 1 for s in work.geometry.stride) else 1
+    return work.windows * (rows + prod(rest) * (0.3 + 10 / work.positions[-1])) * strided + CALL * (8 + rows)

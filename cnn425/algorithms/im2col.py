@@ -61,7 +61,8 @@ def write(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | 
         repeat = len(cells[0]) // groups
         factors = weights if repeat == 1 else [a.expand(repeat, *a.shape).flatten(0, 1) for a in weights]
         first = start if start is None or repeat == 1 else start.expand(repeat, *start.shape).flatten(0, 1)
-        out = lowering.as_matrices(part)
+        direct = lowering.as_matrices(part)
+        out = direct
         if out is None:
             buffer = scratch(x, part.numel()) if buffer is None else buffer
             out = buffer[: part.numel()].view(len(cells[0]), *((-1, factors[0].shape[1]) if last else (factors[0].shape[1], -1)))
@@ -69,7 +70,7 @@ def write(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | 
             accumulate(out, cells, [a.mT for a in factors], first)
         else:
             accumulate(out, factors, cells, first)
-        if buffer is not None:
+        if direct is None:
             part.copy_(out.view(part.shape))
 
 
