@@ -11,7 +11,7 @@ Cells are visited in reading order from the first one that all windows have; tho
 Uneven (adaptive) windows are laid out side by side, which makes them even; a window shorter than others shows its first pixel again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import count
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cnn425.algorithms import pool
 from cnn425.algorithms.pool import Bins, Side
+from cnn425.algorithms.pool_program import Given, Recorder
 from cnn425.windows import Geometry
 
 Index = tuple[Any, ...]
@@ -51,6 +52,12 @@ class Line(NamedTuple):
     origin: int
     visits: tuple[Visit, ...]
 
+    def shape(self, x: Any) -> list[int]:
+        """The shape of the largest numbers of `x`."""
+        shape = list(x[self.visits[0].cell if self.first is None else self.first].shape)
+        shape[self.axis] = self.positions
+        return shape
+
 
 class Part(NamedTuple):
     """Rows of windows: their places along the first dimension, the rows of pixels they show, the lines seen from there, and a name."""
@@ -72,27 +79,38 @@ def way(channels_last: bool, sides: tuple[Side, ...], planes: int) -> str:
     return "turned" if few or not all(side.even for side in sides) else "split"
 
 
-def lay(shape: Sequence[int], way: str, stride: int, scratch: Callable[[Sequence[int]], Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Scratch for a block of images `(N, *size, C)` or planes `(N, *size)` as `way` says, and the places that `pieces` of it go to."""
+def lay(record: Recorder, image: Given, way: str, stride: int, direct: bool) -> Any:
+    """A block of images `(N, *size, C)` or planes `(N, *size)` as `way` says; as it lies, if that will do, where `direct` allows it."""
+    if way == "split":
+        return deal(record, image, stride, direct)
     if way == "last":
-        block = scratch(shape)
-        return block, (block,)
-    if way == "turned":
-        block = scratch((1, *shape[1:], shape[0]))
-        return block, (block.squeeze(0).movedim(-1, 0),)
-    columns, rest = divmod(shape[-1], stride)
-    block = scratch((stride, *shape[:-1], columns + bool(rest)))
-    places = block[..., :columns].movedim(0, -1), block[:rest, ..., -1].movedim(0, -1)
-    return block, places[: 1 + bool(rest)]
+        return image if direct else record.copy(record.scratch(image.shape), image)
+    block = record.scratch((1, *image.shape[1:], image.shape[0]))
+    record.copy(lie(block, way), image)
+    return block
 
 
-def pieces(images: Tensor, way: str, stride: int) -> tuple[Tensor, ...]:
-    """The images cut into the columns that are dealt in equal numbers and the others, if any."""
-    if way != "split":
-        return (images,)
-    columns, rest = divmod(images.shape[-1], stride)
-    whole = images[..., : columns * stride].unflatten(-1, (columns, stride))
-    return (whole, images[..., columns * stride :]) if rest else (whole,)
+def lie(block: Tensor, way: str) -> Tensor:
+    """A block laid as `way` says (not split), as images lie."""
+    return block.squeeze(0).movedim(-1, 0) if way == "turned" else block
+
+
+def deal(record: Recorder, x: Any, stride: int, direct: bool = True) -> Any:
+    """The columns of `x` dealt into `stride` images; with a stride of 1 as they lie, where `direct` allows it."""
+    if stride == 1:
+        return x if direct else record.copy(record.scratch(x.shape), x)
+    columns, rest = divmod(x.shape[-1], stride)
+    block = record.scratch((stride, *x.shape[:-1], columns + bool(rest)))
+    whole = seen(x[..., : columns * stride], lambda t: t.unflatten(-1, (columns, stride)))
+    record.copy(block[..., :columns].movedim(0, -1), whole)
+    if rest:
+        record.copy(block[:rest, ..., -1].movedim(0, -1), x[..., columns * stride :])
+    return block
+
+
+def seen(x: Any, how: Callable[[Tensor], Tensor]) -> Any:
+    """A view of a tensor, or of what will be one."""
+    return x.cut(how) if isinstance(x, Given) else how(x)
 
 
 def line(axis: int, side: Side, pixels: int, dtype: torch.dtype, dealt: bool = False) -> Line:
@@ -100,20 +118,21 @@ def line(axis: int, side: Side, pixels: int, dtype: torch.dtype, dealt: bool = F
     chosen = None
     if not side.even:
         side, chosen = laid_side_by_side(side)
-    cells = [dealt_columns(visit[2], side.stride) if dealt else pool.at(axis, visit[2]) for visit in side.visits]
     common = next((n for n, visit in enumerate(side.visits) if side.place(axis, visit) is None), -1)
-    origin, others = (side.visits[common][0] if common >= 0 else 0), []
-    for n in (*range(common + 1, len(side.visits)), *range(common - 1, -1, -1)):
-        u = side.visits[n][0]
-        distance, beats = (u - origin) * side.step * pixels, torch.ge if n < common else torch.gt
+    origin, visits = (side.visits[common][0] if common >= 0 else 0), []
+    for n, visit in enumerate(side.visits):
+        distance, beats = (visit[0] - origin) * side.step * pixels, torch.ge if n < common else torch.gt
+        cell = dealt_columns(visit[2], side.stride) if dealt else pool.at(axis, visit[2])
         number = torch.tensor(distance, dtype=dtype, device="cpu")
-        others.append(Visit(cells[n], side.place(axis, side.visits[n]), beats, distance, number))
-    first = cells[common] if common >= 0 else None
-    return Line(axis, side.positions, chosen, first, origin * side.step * pixels, tuple(others))
+        visits.append(Visit(cell, side.place(axis, visit), beats, distance, number))
+    first, others = visits[common].cell if common >= 0 else None, (*visits[common + 1 :], *visits[: max(common, 0)][::-1])
+    return Line(axis, side.positions, chosen, first, origin * side.step * pixels, others)
 
 
 def dealt_columns(columns: slice, stride: int) -> Index:
     """Every `stride`-th column, as an index of dealt images."""
+    if stride == 1:
+        return (..., columns)
     start, number = columns.start // stride, len(range(columns.start, columns.stop, stride))
     return (columns.start % stride, ..., slice(start, start + number))
 

@@ -7,6 +7,7 @@ Conditions: a NaN is not larger than anything, and minus infinity not larger tha
 numbers go the general way of `cnn425.algorithms.pool`; so do integers, traced and fake tensors, and other devices, which would wait.
 """
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -14,16 +15,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import pool
+from cnn425.algorithms import memory, pool
 from cnn425.algorithms.pool import Pooling, finite, visible
-from cnn425.algorithms.pool_layout import Part, parts, pieces, way
+from cnn425.algorithms.pool_layout import Part, parts, way
 from cnn425.algorithms.pool_places import known_starts
 from cnn425.algorithms.pool_program import programs
+from cnn425.algorithms.pool_search import search, search_values
 from cnn425.algorithms.pool_small import small, small_table, small_values
 
 BLOCK = 2**17  # numbers of the image in a block, for each of the first two threads: each reads its share from its own cache
 PLANES = 32, 1024  # planes in a block that is turned, at least and at most
-EXACT = 2**24  # whole numbers below are exact in float32
+EXACT = 2**23  # offsets below are bits of a float32
 
 
 class Plan(NamedTuple):
@@ -68,7 +70,7 @@ def winners(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Te
             return None
         positions = [side.positions for _, side in pool.sides(pooling.geometry, size)]
         y, where = pool.blank(x, pooling, positions), pool.blank(x, pooling, positions, dtype)
-        work(images, pool.planes(y, pooling), pool.planes(where, pooling), found)
+        work([images], [pool.planes(y, pooling), pool.planes(where, pooling)], found, found.like, search)
         if dtype == torch.int64:
             where.add_(known_starts(pooling.geometry, size))
     return (y, where) if finite(y) else None
@@ -87,7 +89,7 @@ def largest(x: Tensor, pooling: Pooling) -> Tensor | None:
     if (found := plan(pooling, size, tuple(images.shape), x.dtype, torch.get_num_threads())) is None:
         return None
     y = pool.blank(x, pooling, [side.positions for _, side in pool.sides(pooling.geometry, size)])
-    work(images, pool.planes(y, pooling), None, found)
+    work([images], [pool.planes(y, pooling)], found, x.new_empty(0), search_values)
     return y
 
 
@@ -96,26 +98,40 @@ def of_everything(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tens
     d = len(pooling.geometry[0])
     y, where = pool.blank(x, pooling, (1,) * d), pool.blank(x, pooling, (1,) * d, dtype)
     images = pool.planes(x, pooling).flatten(1, d)
+    if pooling.channels_last and images.shape[1] < EXACT:
+        first_of_the_largest(images, *(pool.planes(out, pooling).flatten(1, d) for out in (y, where)))
+        return y, where
     for out, found in zip((y, where), images.max(1), strict=True):
         pool.planes(out, pooling).flatten(1).copy_(found.flatten(1) if found.ndim > 1 else found.unsqueeze(1))
     return y, where
 
 
-def work(images: Tensor, values: Tensor, places: Tensor | None, found: Plan) -> None:
-    """Fills values and places (offsets, if any) from blocks of images, and of rows of windows where an image is larger than a block."""
-    how, step, parts, stride, like = found
+def first_of_the_largest(images: Tensor, values: Tensor, places: Tensor) -> None:
+    """The largest number of `(N, pixels, C)` along the pixels, and the first pixel that is as large: the one of the largest countdown."""
+    n, pixels, channels = images.shape
+    step = max(1, 2 * BLOCK // (pixels * channels))
+    countdown = torch.arange(pixels, 0, -1, dtype=torch.float32).unsqueeze(1)
+    for start in range(0, n, step):
+        memory.begin()
+        block, best = images[start : start + step], values[start : start + step]
+        torch.amax(block, 1, keepdim=True, out=best)
+        hits = torch.eq(block, best, out=memory.scratch(countdown, *block.shape))
+        places[start : start + step] = pixels - hits.mul_(countdown).amax(1, keepdim=True)
+
+
+def work(images: Sequence[Tensor], windows: Sequence[Tensor], plan: Plan, like: Tensor, write: Callable[..., None]) -> None:
+    """Does for every block of images, and of rows of windows where an image is larger than a block, what `write` has written down."""
+    how, step, parts, stride, _ = plan
+    direct, n = images[0].dtype == like.dtype, len(images[0])
     for part in parts:
-        sources, y = pieces(images[:, part.pixels], how, stride), values[:, part.windows]
-        where = None if places is None else places[:, part.windows]
-        for start in range(0, len(y), step):
-            here = slice(start, start + step)
-            shape = images[here, part.pixels].shape
-            key = part.name, shape, places is None
-            image, steps, best, offsets = programs.get(key, part.lines, how, stride, shape, like, places is None)
-            for place, source in zip(image, sources, strict=True):
-                place.copy_(source[here])
+        tensors, before, cut = [*(t[:, part.pixels] for t in images), *(t[:, part.windows] for t in windows)], None, []
+        for start in range(0, n, step):
+            number = min(step, n - start)
+            shapes = [(number, *t.shape[1:]) for t in tensors]
+            key = write, part.name, number, images[0].shape, like.dtype, direct
+            given, steps = programs.get(key, like, write, part, how, stride, shapes, direct)
+            if given is not before:
+                cut, before = [there.of(tensors) for there in given], given
+            block = [t[start : start + number] for t in cut]
             for take in steps:
-                take()
-            y[here].copy_(best)
-            if where is not None:
-                where[here].copy_(offsets) if isinstance(offsets, Tensor) else where[here].fill_(offsets)
+                take(block)
