@@ -205,6 +205,41 @@ def test_autocast_computes_losses_in_full_precision(dtype):
         assert verdict, verdict.wrong
 
 
+WRITTEN_OVER = [
+    ("classes", "input", {}),
+    ("classes", "input", {"reduction": "sum", "label_smoothing": 0.1}),
+    ("classes", "input", {"weight": torch.tensor([1.0, 2, 3]), "reduction": "none"}),
+    ("probabilities", "input", {"label_smoothing": 0.1}),
+    ("probabilities", "truth", {"weight": torch.tensor([1.0, 2, 3], requires_grad=True)}),
+]
+
+
+@pytest.mark.parametrize(("truth", "written", "arguments"), WRITTEN_OVER, ids=str)
+def test_scores_and_truth_may_be_written_over_before_backward_where_torch_lets_them(truth, written, arguments):
+    def gradients(library):
+        torch.manual_seed(425)
+        scores, t = torch.randn(4, 3, requires_grad=written == "input"), torch.tensor([0, 2, 1, 1])
+        x, t = scores * 2, t if truth == "classes" else torch.rand(4, 3)
+        loss = library.cross_entropy(x, t, **arguments)
+        (x if written == "input" else t).zero_()
+        return torch.autograd.grad(loss.sum(), scores if written == "input" else arguments["weight"])
+
+    torch.testing.assert_close(gradients(F), gradients(builtin))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_other_kinds_of_tensors_are_written_only_into_their_own_kind(reduction):
+    from torch.testing._internal.composite_compliance import check_all_permutations, check_backward_formula, check_forward_ad_formula
+
+    def loss(x, t):
+        return F.cross_entropy(x, t, reduction=reduction)
+
+    x, t = torch.randn(4, 3), torch.tensor([0, 2, -100, 1])
+    check_all_permutations(loss, (x, t), {}, torch.testing.assert_close)
+    for check in (check_backward_formula, check_forward_ad_formula):
+        check(loss, (x.requires_grad_(), t), {}, assert_equal_fn=torch.testing.assert_close)
+
+
 # ---- errors -----------------------------------------------------------------------------------------------------------------------------
 
 

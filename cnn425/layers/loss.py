@@ -19,8 +19,7 @@ from torch.autograd import Function
 from torch.nn import _reduction  # the names of reductions and the warnings about their old spelling, not a kernel
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from cnn425.algorithms.elementwise import by_rows
-from cnn425.layers.activation import HALF, dtype_name, softmax_along  # one layer defined by another
+from cnn425.layers.activation import HALF, dtype_name  # one layer defined by another
 from cnn425.layers.function import autocast_dtype, is_final, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
@@ -29,44 +28,48 @@ from cnn425.layers.function import autocast_dtype, is_final, operation
 class CrossEntropy(Function):
     """The surprise at class `target`, zero where the target is `ignored`: `(N, C, *size), (N, *size) -> (N, *size)`, or the mean of all.
 
-    Further outputs, for backward alone: the largest score, the sum of the exponentials above it, and how many targets count.
+    Further outputs, for the derivatives alone: e = exp(x - max), their sum, whose quotient is the softmax, and how many targets count. The
+    largest score counts as a constant: no result depends on it.
     """
 
     @staticmethod
     def forward(x: Tensor, target: Tensor, ignored: int, mean: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         drop, t = dropped(target, ignored)
         top = x.amax(1, keepdim=True)
-        total = (x - top).exp_().sum(1, keepdim=True)
-        y = total.log().sub_(pick(x, t).sub_(top)).masked_fill_(drop, 0).squeeze(1)
+        e = (x - top).exp_()
+        total = e.sum(1, keepdim=True)
+        y = (total.log() - (pick(x, t) - top)).masked_fill(drop, 0).squeeze(1)
         count = target.numel() - drop.sum()
-        return y.sum() / count if mean else y, top, total, count
+        return y.sum() / count if mean else y, e, total, count
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, target, ctx.ignored, ctx.mean = inputs
-        ctx.mark_non_differentiable(*output[1:])
+        _, target, ctx.ignored, ctx.mean = inputs
+        ctx.mark_non_differentiable(output[3])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, target, *output[1:])
-        ctx.save_for_forward(x, target, *output[1:])
+        ctx.save_for_backward(target, *output[1:])
+        ctx.save_for_forward(target, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gy: Tensor | None, ge: Tensor | None, gtotal: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        target, e, total, count = ctx.saved_tensors
+        upstream = [g for g in (ge, gtotal) if g is not None]
         if gy is None:
-            return None, None, None, None
-        x, target, top, total, count = ctx.saved_tensors
+            return e * sum(upstream) if upstream else None, None, None, None
         drop, t = dropped(target, ctx.ignored)
         g = ((gy / count).expand(t.shape) if ctx.mean else gy.unsqueeze(1)).masked_fill(drop, 0)
-        if is_final(gy, x):  # the softmax, from what is known already
-            return by_rows(softmax_times, x, top, g / total).scatter_add_(1, t, -g), None, None, None
-        return (g * softmax_along(x, 1)).scatter_add(1, t, -g), None, None, None
+        softmax_times_g = e * sum(upstream, g / total)
+        add = Tensor.scatter_add_ if is_final(gy, e) else Tensor.scatter_add
+        return add(softmax_times_g, 1, t, -g), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        x, target, _top, _total, count = ctx.saved_tensors
+        target, e, total, count = ctx.saved_tensors
         drop, t = dropped(target, ctx.ignored)
-        dy = (softmax_along(x, 1) * dx).sum(1, keepdim=True) - dx.gather(1, t)
-        dy = dy.masked_fill(drop, 0).squeeze(1)
-        return dy.sum() / count if ctx.mean else dy, None, None, None
+        de = e * dx
+        dtotal = de.sum(1, keepdim=True)
+        dy = (dtotal / total - dx.gather(1, t)).masked_fill(drop, 0).squeeze(1)
+        return dy.sum() / count if ctx.mean else dy, de, dtotal, None
 
     @staticmethod
     def vmap(
@@ -76,10 +79,10 @@ class CrossEntropy(Function):
             (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
             for t, dim in zip((x, target), in_dims, strict=False)
         )
-        y, top, total, _ = cross_entropies(x, target, ignored, False)
-        y, top, total, target = (t.unflatten(0, (info.batch_size, t.shape[0] // info.batch_size)) for t in (y, top, total, target))
+        y, e, total, _ = cross_entropies(x, target, ignored, False)
+        y, e, total, target = (t.unflatten(0, (info.batch_size, t.shape[0] // info.batch_size)) for t in (y, e, total, target))
         count = (target != ignored).flatten(1).sum(1)
-        return (y.flatten(1).sum(1) / count if mean else y, top, total, count), (0, 0, 0, 0)
+        return (y.flatten(1).sum(1) / count if mean else y, e, total, count), (0, 0, 0, 0)
 
 
 def dropped(target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
@@ -87,11 +90,6 @@ def dropped(target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
     target = target.unsqueeze(1)
     drop = target == ignored
     return drop, target.masked_fill(drop, 0)
-
-
-def softmax_times(x: Tensor, top: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
-    """The exponentials of `x - top`, times `factor`."""
-    return torch.mul((x - top).exp_(), factor, out=out)
 
 
 def pick(z: Tensor, t: Tensor) -> Tensor:
@@ -221,9 +219,10 @@ def _of_probabilities(x: Tensor, q: Tensor, weight: Tensor | None, smoothing: fl
         return (x * q).sum(1), math.nan
     if smoothing > 0:
         q = q * (1 - smoothing) + smoothing / x.shape[1]
+    terms = log_probabilities(x) * q
     if weight is not None:
-        q = q * weight.view(-1, *[1] * (x.ndim - 2))
-    return -(q * log_probabilities(x)).sum(1), x.numel() // x.shape[1]
+        terms = terms * weight.view(-1, *[1] * (x.ndim - 2))
+    return -terms.sum(1), x.numel() // x.shape[1]
 
 
 def _full(t: Tensor) -> Tensor:
