@@ -82,14 +82,15 @@ class Geometry(NamedTuple):
             )
 
 
-def pad(x: Tensor, overhang: Sequence[tuple[int, int]], fill: float = 0.0) -> Tensor:
+# The fill is 0 and not 0.0: a compiler of dynamic shapes takes floating-point numbers for numbers that vary.
+def pad(x: Tensor, overhang: Sequence[tuple[int, int]], fill: float = 0) -> Tensor:
     """The image with `overhang` (low, high) pixels of `fill` around its last dimensions; negative numbers crop."""
     if not any(low or high for low, high in overhang):
         return x
     return torch.constant_pad_nd(x, [p for pair in reversed(overhang) for p in pair], fill)
 
 
-def windows(x: Tensor, geometry: Geometry, fill: float = 0.0) -> Tensor:
+def windows(x: Tensor, geometry: Geometry, fill: float = 0) -> Tensor:
     """All windows of an image, as a view of the padded image: `(*batch, *size) -> (*batch, *positions, *kernel)`."""
     d = geometry.dimensions
     size = x.shape[x.ndim - d :]

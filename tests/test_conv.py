@@ -237,6 +237,18 @@ def test_exports():
     torch.testing.assert_close(program.module()(x[:1]), layer(x[:1]))
 
 
+@pytest.mark.parametrize("case", ["sizes that vary", "autocast"])
+def test_compiled_layers_one_after_the_other(case):
+    layers = [(2, 4, 3, 2, 1), (4, 3, 3, 1, 1)]
+    theirs = torch.nn.Sequential(*(torch.nn.Conv2d(*layer) for layer in layers))
+    torch._dynamo.reset()
+    compiled = torch.compile(nn.convert(theirs), fullgraph=True, dynamic=case != "autocast", backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        for size in [(2, 2, 8, 8), (3, 2, 9, 7)]:
+            x = torch.randn(size)
+            torch.testing.assert_close(compiled(x), theirs(x), **({"rtol": 0.02, "atol": 0.02} if case == "autocast" else {}))
+
+
 def test_autocast_lowers_what_torch_lowers():
     (x, w, b), _ = problem(2)
     with torch.autocast("cpu"):

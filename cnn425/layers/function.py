@@ -121,8 +121,11 @@ def cast_for_autocast(*tensors: Tensor | None) -> Sequence[Any]:
 
 
 def without_autocast(function: Callable[..., Any], device: torch.device, *args: Any) -> Any:
-    """`function(*args)` with autocast off: once the arguments are cast, or in a backward, mathematics keeps the precision it was given."""
-    if autocast_dtype(device) is None:
+    """`function(*args)` with autocast off: once the arguments are cast, or in a backward, mathematics keeps the precision it was given.
+
+    Not for the compiler: it would leave autocast off for good, and the arguments that it sees are cast.
+    """
+    if torch.compiler.is_compiling() or autocast_dtype(device) is None:
         return function(*args)
     with torch.autocast(device.type, enabled=False):
         return function(*args)
