@@ -109,16 +109,17 @@ def windows(x: Tensor, geometry: Geometry, fill: float = 0) -> Tensor:
 def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
     """The adjoint of `windows`: each pixel is the sum of the window cells that show it, `(*batch, *positions, *kernel) -> (*batch, *size)`.
 
-    One addition per offset (u, v), in reading order, so the sum is the same at every run.
+    One side of the window after the other, the last one first, cells in order: U + V additions, and the same sum at every run.
     """
-    d = geometry.dimensions
-    batch = w.shape[: w.ndim - 2 * d]
-    room = [low + n + max(high, 0) for n, (low, high) in zip(size, geometry.overhang(size), strict=True)]
-    padded = w.new_zeros(*batch, *room)
-    for offset, cells in geometry.shifts(geometry.positions(size)):
-        pixels: Any = (..., *cells)
-        cell: Any = (..., *offset)
-        padded[pixels].add_(w[cell])  # += would also copy the sum onto itself
-    for at, (n, (low, _)) in enumerate(zip(size, geometry.padding, strict=True), len(batch)):
-        padded = padded.narrow(at, low, n)
-    return padded
+    batch, positions = w.ndim - 2 * geometry.dimensions, geometry.positions(size)
+    for side in reversed(range(geometry.dimensions)):
+        low, high = geometry.overhang(size)[side]
+        shape = list(w.shape[:-1])
+        shape[batch + side] = low + size[side] + max(high, 0)
+        padded = w.new_zeros(shape)
+        for u in range(geometry.kernel[side]):
+            first, stride = u * geometry.dilation[side], geometry.stride[side]
+            pixels: Any = [slice(None)] * (batch + side) + [slice(first, first + (positions[side] - 1) * stride + 1, stride)]
+            padded[tuple(pixels)].add_(w[..., u])  # += would also copy the sum onto itself
+        w = padded.narrow(batch + side, low, size[side])
+    return w
