@@ -20,18 +20,25 @@ from cnn425.algorithms.lowering import Lowering, accumulate
 from cnn425.algorithms.memory import scratch
 from cnn425.windows import Geometry
 
-MOVES = 2  # adding a cell to its pixel takes as long as copying so many
+FEW_POSITIONS = 400  # with fewer windows per image, images are taken together
+MOVES = 2  # adding a cell to its pixel takes as long as copying so many,
+TURNS = 4  # and turning a number of the weight around as copying so many
 
 
-def pays(inputs: int, outputs: int, geometry: Geometry) -> bool:
-    """Whether adding the windows of few output channels is faster than copying those of many input channels."""
-    return prod(geometry.kernel) > 1 and MOVES * outputs <= inputs
+def pays(inputs: int, outputs: int, geometry: Geometry, windows: int, turned: bool = True) -> bool:
+    """Whether adding the windows of few output channels is faster than copying those of many input channels, and turning the weight around.
+
+    `turned`: the weight has to be turned around for this way, too, as if it makes an output instead of a gradient.
+    """
+    if prod(geometry.kernel) == 1:
+        return False
+    return MOVES * outputs * windows <= inputs * windows + (0 if turned else TURNS * inputs * outputs)
 
 
 def spread(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, gx: Tensor, last: bool, shifted: bool) -> None:
     """Fills `gx` `(N, C, *size)` from `gy` `(N, O, *positions)` and `w` `(O, C/G, *kernel)`."""
     gx.zero_()
-    lowering = Lowering(gx, geometry, groups, last, shifted, together=None, copies=False)
+    lowering = Lowering(gx, geometry, groups, last, shifted, together=True if prod(gy.shape[2:]) < FEW_POSITIONS else None, copies=False)
     weights = lowering.weights(w)
     buffer: Tensor | None = None
     lines: Tensor | None = None

@@ -28,7 +28,8 @@ from cnn425.windows import Geometry
 CONTIGUOUS = torch.contiguous_format
 HALF = (torch.bfloat16, torch.float16)
 EXACT = 1 << 28  # multiplications; a half-precision sum this short is added up in float32 throughout, a longer one between blocks
-SMALL_WEIGHT = 1 << 16  # numbers; so small a weight gradient is summed up image by image
+SMALL_WEIGHT = 1 << 16  # numbers; so small a weight gradient is summed up image by image,
+FEW_POSITIONS = 400  # if it has so many windows
 
 
 def convolve(
@@ -37,7 +38,7 @@ def convolve(
     """The output, `(N, C, *size), (O, C/G, *kernel), (O,) -> (N, O, *positions)`."""
     positions = geometry.positions(x.shape[2:])
     y = empty(x, (x.shape[0], w.shape[0], *positions), layout)
-    if unit(geometry) and x.dtype not in HALF and col2im.pays(x.shape[1], w.shape[0], geometry):
+    if unit(geometry) and x.dtype not in HALF and col2im.pays(x.shape[1], w.shape[0], geometry, y[:, 0].numel()):
         back = flipped(geometry, x.shape[2:], positions)
         col2im.spread(x, flip(w, groups), back, groups, y, layout is not CONTIGUOUS, shifted)
         return y if bias is None else y.add_(bias.view(-1, *(1,) * geometry.dimensions))
@@ -50,10 +51,12 @@ def unit(geometry: Geometry) -> bool:
     return all(s == 1 for s in geometry.stride)
 
 
-def write(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, y: Tensor, last: bool, shifted: bool) -> None:
-    """The convolution written to `y`, which may lie in memory with gaps."""
+def write(
+    x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, y: Tensor, last: bool, shifted: bool, turned: bool = False
+) -> None:
+    """The convolution, with the kernel `turned` around if it says so, written to `y`, which may lie in memory with gaps."""
     lowering = Lowering(x, geometry, groups, last, shifted)
-    weights = lowering.weights(w)
+    weights = lowering.turned_weights(w) if turned else lowering.weights(w)
     start = None if bias is None else bias.view(groups, 1, -1) if last else bias.view(groups, -1, 1)
     buffer: Tensor | None = None
     for block, cells in lowering:
@@ -87,10 +90,14 @@ def convolve_weight_gradient(
     ):  # fewer windows to copy: those of the output gradient over the input
         turned = flipped(geometry, x.shape[2:], gy.shape[2:])
         return gw.copy_(flip(convolve_weight_gradient(x, gy, turned, groups, layout, shifted), groups))
-    small = groups * O * C * prod(geometry.kernel) <= SMALL_WEIGHT
-    lowering = Lowering(x, geometry, groups, last, shifted, together=None if small else True)
+    weight, positions = groups * O * C * prod(geometry.kernel), prod(gy.shape[2:])
+    if prod(geometry.kernel) == 1:
+        together = weight > positions * (groups * C + gy.shape[1])  # one product, if to copy both is less than to add up the weight
+    else:
+        together = weight > SMALL_WEIGHT or positions < FEW_POSITIONS
+    lowering = Lowering(x, geometry, groups, last, shifted, together=True if together else None)
     half = x.dtype in HALF  # the sum over blocks would round each time
-    sums = torch.zeros(0)
+    sums, direct = torch.zeros(0), False
     buffer: Tensor | None = None
     for k, (block, cells) in enumerate(lowering):
         part = lowering.part(gy, block)
@@ -100,9 +107,15 @@ def convolve_weight_gradient(
             left = buffer[: part.numel()].view(part.shape).copy_(part).view(len(cells[0]), *((-1, O) if last else (O, -1)))
         left = left.mT if last else left
         if k == 0:
-            sums = torch.empty(len(cells), len(left), O, lowering.cells, dtype=torch.float32 if half else x.dtype, device=x.device)
+            direct = not (shifted or half) and len(left) == groups  # the product can write the gradient itself
+            if direct:
+                sums = (gw.movedim(1, -1) if last else gw).view(1, groups, O, -1)
+            else:
+                sums = torch.empty(len(cells), len(left), O, lowering.cells, dtype=torch.float32 if half else x.dtype, device=x.device)
         for total, right in zip(sums, cells, strict=True):
             add(total[: len(left)], left, right if last else right.mT, first=k == 0)
+    if direct:
+        return gw
     if sums.shape[1] > groups:
         sums = sums.unflatten(1, (-1, groups)).sum(1)
     return lowering.weight(sums, gw)
@@ -131,7 +144,7 @@ def convolve_input_gradient(
 ) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (O, C/G, *kernel) -> (N, C, *size)`."""
     gx = empty(gy, (gy.shape[0], w.shape[1] * groups, *size), layout)
-    if gy.dtype not in HALF and col2im.pays(gy.shape[1], gx.shape[1], geometry):
+    if gy.dtype not in HALF and col2im.pays(gy.shape[1], gx.shape[1], geometry, gy[:, 0].numel(), turned=groups > 1 or shifted):
         col2im.spread(gy, w, geometry, groups, gx, layout is not CONTIGUOUS, shifted)
         return gx
     for cells, pixels, part in phases(geometry, size, gy.shape[2:]):
@@ -139,5 +152,5 @@ def convolve_input_gradient(
         if part is None:
             target.zero_()
         elif target.numel():
-            write(gy, flip(w[(slice(None), slice(None), *cells)], groups), part, groups, None, target, layout is not CONTIGUOUS, shifted)
+            write(gy, w[(slice(None), slice(None), *cells)], part, groups, None, target, layout is not CONTIGUOUS, shifted, turned=True)
     return gx

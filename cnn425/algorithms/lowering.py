@@ -25,7 +25,7 @@ from cnn425.algorithms.memory import scratch
 from cnn425.windows import Geometry
 
 BYTES = 5 << 20  # of one block: two cores read their halves from the second-level cache or near it
-FEW_POSITIONS = 400  # with fewer windows per image, a product per image would be thin
+FEW_POSITIONS = 60  # with fewer windows per image, a product per image would be thin
 
 
 class Lowering:
@@ -44,13 +44,14 @@ class Lowering:
         self.phases = self.windows.kernel[0] if shifted else 1
         self.cells = self.channels * prod(self.windows.kernel) // self.phases
         row_bytes = groups * self.cells * self.phases * self.row * x.element_size()
-        free = copies and self._is_view(x, self.windows)
+        few = prod(self.positions) < FEW_POSITIONS and x.shape[0] > 1
+        free = copies and self._is_view(x, self.windows) and (last or not (few if together is None else together))
         if together is None:
-            together = (last and groups > 1) or (self.row * (self.positions[0] + self.lag) < FEW_POSITIONS and not free)
+            together = (last and groups > 1) or few
         room = 1 << 40 if free else max(BYTES - self.lag * row_bytes, row_bytes)
         self.blocks = list(blocks(x.shape[0], self.positions[0], row_bytes, room))
         part_of_image = self.blocks[0].rows < self.positions[0]
-        self.together = (together and not (free and groups == 1)) or (part_of_image and groups > 1)
+        self.together = together or (part_of_image and groups > 1)
         self.order = self._order(geometry.dimensions)
         self.buffer: Tensor | None = None
         self.slabs = Slabs(x, self.windows, self.lines(self.blocks[0]), last) if copies else None
@@ -117,13 +118,24 @@ class Lowering:
 
     def weights(self, w: Tensor) -> list[Tensor]:
         """The weight as one matrix `(G, O/G, K)` per shift, its cells in the order of the matrices."""
-        w = w.unflatten(0, (self.groups, -1))  # g o c u v
-        if not self.shifted:
-            w = w.movedim(2, -1) if self.last else w
-            return [w.reshape(*w.shape[:2], -1)]
-        w = w.movedim(3, 0)  # u g o c v
+        w = self._per_shift(w.unflatten(0, (self.groups, -1)))  # u g o c v
         w = w.movedim(3, -1) if self.last else w
-        return list(w.reshape(*w.shape[:3], -1).unbind(0))
+        return list(in_order(w).flatten(3).unbind(0))
+
+    def turned_weights(self, w: Tensor) -> list[Tensor]:
+        """The same of the weight `(O, C/G, *kernel)` turned around, inputs and outputs exchanged, as `(G, C/G, K)` per shift.
+
+        The inputs stay innermost in memory, where they are close together or else would have to be fetched from far apart.
+        """
+        w = w.unflatten(0, (self.groups, -1))
+        w = self._per_shift(w.flip(*range(3, w.ndim)) if prod(w.shape[3:]) > 1 else w)  # u g o c v
+        w = w.movedim(3, -1)  # u g o v c
+        w = w if not self.last else w.movedim(2, -2)  # u g v o c
+        return list(in_order(w).flatten(2, -2).mT.unbind(0))
+
+    def _per_shift(self, w: Tensor) -> Tensor:
+        """The weight `(g, o, c, u, *v)` as `(u, g, o, c, *v)`, with a single u where all cells belong to one matrix."""
+        return w.movedim(3, 0) if self.shifted else w.unsqueeze(0)
 
     def weight(self, matrices: Tensor, w: Tensor) -> Tensor:
         """The inverse of `weights`: matrices `(shifts, G, O/G, K)` written to the weight `w`."""
@@ -168,6 +180,11 @@ class Lowering:
         """Every block with its matrices."""
         for block in self.blocks:
             yield block, self.matrices(block)
+
+
+def in_order(w: Tensor) -> Tensor:
+    """The tensor with its numbers in the order of its dimensions, copied if they are not."""
+    return w if w.is_contiguous() else scratch(w, *w.shape).copy_(w)
 
 
 def row_by_row(geometry: Geometry, size: Sequence[int]) -> tuple[Geometry, list[tuple[int, int]]]:
