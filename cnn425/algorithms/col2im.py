@@ -20,7 +20,7 @@ from cnn425.algorithms.lowering import Lowering, accumulate
 from cnn425.algorithms.memory import scratch
 from cnn425.windows import Geometry
 
-FEW_POSITIONS = 400  # with fewer windows per image, images are taken together
+FEW_POSITIONS = 1000  # with fewer windows per image, the rows of all images are made together
 MOVES = 2  # adding a cell to its pixel takes as long as copying so many,
 TURNS = 4  # and turning a number of the weight around as copying so many
 
@@ -38,7 +38,8 @@ def pays(inputs: int, outputs: int, geometry: Geometry, windows: int, turned: bo
 def spread(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, gx: Tensor, last: bool, shifted: bool) -> None:
     """Fills `gx` `(N, C, *size)` from `gy` `(N, O, *positions)` and `w` `(O, C/G, *kernel)`."""
     gx.zero_()
-    lowering = Lowering(gx, geometry, groups, last, shifted, together=True if prod(gy.shape[2:]) < FEW_POSITIONS else None, copies=False)
+    few = prod(gy.shape[2:]) < FEW_POSITIONS and shifted
+    lowering = Lowering(gx, geometry, groups, last, shifted, together=few or None, copies=False)
     weights = lowering.weights(w)
     buffer: Tensor | None = None
     lines: Tensor | None = None

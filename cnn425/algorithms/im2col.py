@@ -27,6 +27,8 @@ from cnn425.windows import Geometry
 
 CONTIGUOUS = torch.contiguous_format
 HALF = (torch.bfloat16, torch.float16)
+CHANNELS, POSITIONS = 16, 1 << 12  # half-precision products of so many channels, and so few windows, are made with channels last
+MANY_WINDOWS = 1 << 11  # the half-precision gradient of a weight is made faster as its transpose, and that turned around
 EXACT = 1 << 28  # multiplications; a half-precision sum this short is added up in float32 throughout, a longer one between blocks
 SMALL_WEIGHT = 1 << 16  # numbers; so small a weight gradient is summed up image by image,
 FEW_POSITIONS = 400  # if it has so many windows
@@ -55,7 +57,10 @@ def write(
     x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, y: Tensor, last: bool, shifted: bool, turned: bool = False
 ) -> None:
     """The convolution, with the kernel `turned` around if it says so, written to `y`, which may lie in memory with gaps."""
-    lowering = Lowering(x, geometry, groups, last, shifted)
+    half = x.dtype in HALF and not x.is_cuda and prod(geometry.kernel) > 1
+    half = half and x.shape[1] >= CHANNELS and y[0, 0].numel() <= POSITIONS
+    last = last or half
+    lowering = Lowering(x, geometry, groups, last, shifted, together=True if half else None)
     weights = lowering.turned_weights(w) if turned else lowering.weights(w)
     start = None if bias is None else bias.view(groups, 1, -1) if last else bias.view(groups, -1, 1)
     buffer: Tensor | None = None
@@ -82,8 +87,8 @@ def convolve_weight_gradient(
 ) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`."""
     O, C, last = gy.shape[1] // groups, x.shape[1] // groups, layout is not CONTIGUOUS
-    if x.dtype in HALF and gy.numel() * C * prod(geometry.kernel) <= EXACT:
-        return convolve_weight_gradient(gy.float(), x.float(), geometry, groups, layout, shifted).to(x.dtype)
+    half = x.dtype in HALF  # the sum over blocks would round each time
+    last = last and (not half or x.is_cuda)  # and is fastest with the windows in rows
     gw = empty(x, (groups * O, C, *geometry.kernel), layout)
     if (
         unit(geometry) and prod(geometry.kernel) > 1 and 2 * gy.shape[1] <= x.shape[1]
@@ -94,9 +99,10 @@ def convolve_weight_gradient(
     if prod(geometry.kernel) == 1:
         together = weight > positions * (groups * C + gy.shape[1])  # one product, if to copy both is less than to add up the weight
     else:
-        together = weight > SMALL_WEIGHT or positions < FEW_POSITIONS
+        together = weight > SMALL_WEIGHT or positions < FEW_POSITIONS or half
     lowering = Lowering(x, geometry, groups, last, shifted, together=True if together else None)
-    half = x.dtype in HALF  # the sum over blocks would round each time
+    if half and len(lowering.blocks) > 1 and weight * gy[:, 0].numel() <= EXACT:
+        return convolve_weight_gradient(gy.float(), x.float(), geometry, groups, layout, shifted).to(x.dtype)
     sums, direct = torch.zeros(0), False
     buffer: Tensor | None = None
     for k, (block, cells) in enumerate(lowering):
@@ -110,6 +116,8 @@ def convolve_weight_gradient(
             direct = not (shifted or half) and len(left) == groups  # the product can write the gradient itself
             if direct:
                 sums = (gw.movedim(1, -1) if last else gw).view(1, groups, O, -1)
+            elif half and gy[:, 0].numel() >= MANY_WINDOWS:
+                sums = torch.empty(len(cells), len(left), lowering.cells, O, dtype=torch.float32, device=x.device).mT
             else:
                 sums = torch.empty(len(cells), len(left), O, lowering.cells, dtype=torch.float32 if half else x.dtype, device=x.device)
         for total, right in zip(sums, cells, strict=True):
@@ -124,7 +132,8 @@ def convolve_weight_gradient(
 def add(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
     """`total += left @ right`, or `total = left @ right` the first time."""
     if total.dtype != left.dtype:
-        total.copy_(torch.bmm(left, right)) if first else total.add_(torch.bmm(left, right))
+        product = torch.bmm(left, right) if total.is_contiguous() else torch.bmm(right.mT, left.mT).mT
+        total.copy_(product) if first else total.add_(product)
     elif len(total) == 1:
         torch.mm(left[0], right[0], out=total[0]) if first else total[0].addmm_(left[0], right[0])
     elif first:
