@@ -14,6 +14,7 @@ Nothing else in the project computes an output size.
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -94,8 +95,13 @@ def windows(x: Tensor, geometry: Geometry, fill: float = 0) -> Tensor:
     """All windows of an image, as a view of the padded image: `(*batch, *size) -> (*batch, *positions, *kernel)`."""
     d = geometry.dimensions
     size = x.shape[x.ndim - d :]
-    x = pad(x, geometry.overhang(size), fill)
-    batch, steps = x.stride()[: x.ndim - d], x.stride()[x.ndim - d :]
+    hanging = [stride - 1 if geometry.ceil_mode else 0 for stride in geometry.stride]  # at most: no view shows what is too much
+    x = pad(x, [(low, high + more) for (low, high), more in zip(geometry.padding, hanging, strict=True)], fill)
+    strides: Sequence[int] = x.stride()
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace takes strides for constants; products of sizes it computes anew
+        x = x.contiguous()
+        strides = [prod(x.shape[dim + 1 :]) for dim in range(x.ndim)]
+    batch, steps = strides[: x.ndim - d], strides[x.ndim - d :]
     return x.as_strided(
         (*x.shape[: x.ndim - d], *geometry.positions(size), *geometry.kernel),
         (

@@ -323,8 +323,8 @@ def check_mean(function: str, input: Tensor) -> None:
 
 
 def equal_cells(positions: Sequence[int], size: Sequence[int]) -> int:
-    """The number of cells of every adaptive window if they all have as many, else 0."""
-    if any(count == 0 or n % count for n, count in zip(size, positions, strict=True)):
+    """The number of cells of every adaptive window if they all have as many, else 0; in a trace, which serves images of any size, 0."""
+    if is_traced() or any(count == 0 or n % count for n, count in zip(size, positions, strict=True)):
         return 0
     return prod([n // count for n, count in zip(size, positions, strict=True)])
 

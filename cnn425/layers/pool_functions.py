@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from cnn425.algorithms import pool as algorithm
-from cnn425.algorithms import pool_average, pool_places, pool_small, pool_winners
+from cnn425.algorithms import pool_average, pool_places, pool_small, pool_traced, pool_winners
 from cnn425.algorithms.pool import Bins, Pooling
 from cnn425.algorithms.tracing import is_traced
 from cnn425.layers.function import operation, owned
@@ -37,7 +37,7 @@ class MaxPool(Function):
     def forward(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         if (found := pool_winners.winners(x, pooling, dtype)) is not None:
             return found
-        y, pixels = algorithm.winners(x, pooling)
+        y, pixels = (pool_traced if is_traced() else algorithm).winners(x, pooling)
         return y, pixels if dtype == torch.int64 else pool_places.offsets_of(pixels, pooling.geometry, spatial(x, pooling), dtype)
 
     @staticmethod
@@ -124,7 +124,7 @@ class AveragePool(Function):
     def forward(x: Tensor, pooling: Pooling, divisor: int, count_include_pad: bool) -> Tensor:
         numbers = wide(x)
         y = pool_average.total(numbers, pooling)
-        y = algorithm.total(numbers, pooling) if y is None else y
+        y = (pool_traced if is_traced() else algorithm).total(numbers, pooling) if y is None else y
         return divided(y, pooling, spatial(x, pooling), divisor, count_include_pad, in_place=True).to(x.dtype)
 
     @staticmethod
@@ -217,10 +217,8 @@ def max_pool(x: Tensor, pooling: Pooling) -> Tensor:
     if not ((x.requires_grad and torch.is_grad_enabled()) or transformed()):
         found = pool_winners.largest(x, pooling)
         return owned(algorithm.largest(x, pooling) if found is None else found, (x,))
-    if is_traced():
-        dtype = pool_places.offset_dtype(pooling.geometry, spatial(x, pooling))
-    elif x.numel() <= pool_small.SMALL:
-        dtype = torch.int64  # nothing to be saved, and a pixel's number is its address
+    if is_traced() or x.numel() <= pool_small.SMALL:
+        dtype = torch.int64  # nothing to be saved, and a pixel's number is its address; a trace may serve images of any size
     else:
         dtype = pool_places.known_offset_dtype(pooling.geometry, spatial(x, pooling))
     return max_pool_with_pixels(x, pooling, dtype)[0]
