@@ -86,6 +86,24 @@ def test_the_fast_way_finds_the_general_ways_winners(which, block, layout, monke
         torch.testing.assert_close(pool_places.pixels_at(where, pooling.geometry, (13, 14)), pixels, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("block", [700, 2**17])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"),
+    [((3,), (2,), (1,)), ((4,), (4,), (1,)), ((2, 3, 2), (2, 1, 2), (1, 1, 2)), ((1, 2, 3), (1, 2, 3), (1, 1, 1))],
+)
+def test_signals_and_volumes_too(kernel, stride, dilation, block, channels_last, monkeypatch, fresh_plans):
+    monkeypatch.setattr(pool_winners, "BLOCK", block)
+    windows = Geometry(kernel, stride, ((1, 1) if kernel[0] in (2, 3) else (0, 0),) + ((0, 0),) * (len(kernel) - 1), dilation)
+    pooling, size = Pooling(windows, channels_last), (101,) if len(kernel) == 1 else (9, 10, 11)
+    x = ties(3, 20, *size)
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        y, pixels = pool.winners(x.to(dtype), pooling)
+        torch.testing.assert_close(pool_winners.winners(x.to(dtype), pooling, torch.int64), (y, pixels), check_stride=True, rtol=0, atol=0)
+        torch.testing.assert_close(pool_winners.largest(x.to(dtype), pooling), y, check_stride=True, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("which", CASES)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_small_images_have_the_same_winners(which, channels_last):
