@@ -261,6 +261,8 @@ def test_use_ends_with_its_context_even_after_an_error():
         (im2col, (64, 1, 28, 28), 32, (3, 3), 1),
         (winograd, (16, 128, 28, 28), 128, (3, 3), 1),
         (shifted, (8, 16, 32, 32), 16, (7, 7), 1),
+        (winograd, (2, 64, 8, 28, 28), 64, (3, 3, 3), 1),
+        (shifted, (1, 96, 16, 36, 36), 96, (3, 3, 3), 1),  # a row of tiles has no room in the scratch memory
         (banded, (8, 128, 56, 56), 128, (3, 3), 128),
         (strips, (16, 512, 9, 9), 512, (3, 3), 512),
         (depthwise, (16, 128, 100), 128, (3,), 128),

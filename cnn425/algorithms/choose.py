@@ -132,7 +132,8 @@ def cheapest(
     estimates = {im2col: costs.im2col(work)}
     if shifted.applies(dtype, geometry):
         estimates[shifted] = costs.shifted(work)
-    if dtype == torch.float32 and geometry.dimensions < 3 and winograd.applies(dtype, geometry):
+    widest = max(work.channels, work.outputs)
+    if dtype == torch.float32 and winograd.applies(dtype, geometry) and winograd.fits(widest, work.positions, geometry):
         estimates[winograd] = costs.winograd(work)
     if fft.applies(dtype, geometry):
         estimates[fft] = costs.fft(work)

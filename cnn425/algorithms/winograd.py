@@ -40,6 +40,7 @@ from cnn425.windows import Geometry
 
 POINT_BYTES = 19 << 19  # of the kernel's points, of some outputs at a time if all are more
 BLOCK_BYTES = 5 << 20  # of the points of a block of tiles, there and back
+ROW_BYTES = 11 << 20  # of the points of a row of tiles, in three buffers
 POINTS = (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))
 FEW_POINTS = (Fraction(0), Fraction(1), Fraction(-1))
 
@@ -56,6 +57,13 @@ def applies(dtype: torch.dtype, geometry: Geometry) -> bool:
         and all(s == d == 1 for s, d in zip(geometry.stride, geometry.dilation, strict=True))
         and max(geometry.kernel) < tile(geometry.dimensions)
     )
+
+
+def fits(channels: int, positions: Sequence[int], geometry: Geometry) -> bool:
+    """Whether the points of one row of tiles, of so many channels, have room in the scratch memory, there and back."""
+    sides = [tile(geometry.dimensions) if k > 1 else 1 for k in geometry.kernel]
+    counts = [-(-p // (a + 1 - k)) for p, a, k in zip(positions, sides, geometry.kernel, strict=True)]
+    return 3 * prod(counts[1:]) * channels * prod(sides) * 4 <= ROW_BYTES
 
 
 @lru_cache(maxsize=64)
