@@ -206,5 +206,5 @@ def strips(work: Work) -> float:
 def alone(work: Work) -> float:
     """What `shifted` takes with one channel per group: its products have one row each."""
     rows, *rest = work.geometry.kernel
-    strided = 2 if any(s > 1 for s in work.geometry.stride) else 1
+    strided = 1.0 if work.unit else 3.6 if work.backwards else 2.0
     return work.windows * (rows + prod(rest) * (0.3 + 10 / work.positions[-1])) * strided + work.call * (8 + rows) / 4
