@@ -151,7 +151,7 @@ def winograd(work: Work) -> float:
     multiplied = points * work.channels * work.outputs * MULTIPLY * (1 + THIN / work.outputs)
     kernel = points * work.channels * work.outputs * (prod(work.geometry.kernel) * MULTIPLY + 3 * COPY)
     moves, products = (1.2, 1.2) if work.threads == 1 else (2.2, 1.44)  # its many short steps gain little from a second core,
-    moves = min(moves, 1.7) if d == 3 else moves  # and those of volumes are longer
+    moves = min(moves, 1.7) if d == 3 and min(work.geometry.kernel) > 1 else moves  # and those of volumes are longer
     return work.groups * (count * ((cut + back) * moves + multiplied * products) + kernel + work.call * 18)
 
 
