@@ -21,7 +21,7 @@ This is the general way, `sides`, for every device, dtype and number. What can b
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from math import isfinite
+from math import gcd, isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +34,7 @@ from cnn425.windows import Geometry, windows
 BLOCK = 2**18  # numbers
 PLACES = 2**16  # numbers whose addresses are known at a time: they take twice their memory
 PLAIN = (Tensor, torch.nn.Parameter)
+VISITS = 2**15  # of uneven windows
 NOBODY = -1  # the pixel number of a window without pixels (a dilated window may lie wholly in the padding)
 
 
@@ -105,6 +106,13 @@ def uneven(size: int, count: int) -> Side:
             visits.append((u, slice(i, count, families), slice(start + u, start + u + (members - 1) * stride + 1, stride)))
     visits.sort(key=lambda visit: visit[0])
     return Side(count, visits[-1][0] + 1, tuple(visits), False, False, False, False)
+
+
+def many_visits(geometry: Geometry | Bins, size: Sequence[int]) -> bool:
+    """Whether the visits of uneven windows are too many to be written down."""
+    if not isinstance(geometry, Bins):
+        return False
+    return any(m and n % m and (n + m) // gcd(n, m) > VISITS for n, m in zip(size, geometry.positions, strict=True))
 
 
 def _sides(geometry: Geometry | Bins, size: tuple[int, ...]) -> tuple[Side, ...]:

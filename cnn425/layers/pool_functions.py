@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from cnn425.algorithms import pool as algorithm
-from cnn425.algorithms import pool_average, pool_places, pool_small, pool_traced, pool_winners
+from cnn425.algorithms import pool_average, pool_places, pool_small, pool_tables, pool_winners
 from cnn425.algorithms.pool import Bins, Pooling
 from cnn425.algorithms.tracing import is_traced
 from cnn425.layers.function import operation, owned
@@ -23,6 +23,11 @@ from cnn425.layers.function import operation, owned
 def spatial(x: Tensor, pooling: Pooling) -> tuple[int, ...]:
     """The image size in pixels."""
     return tuple(x.shape[x.ndim - len(pooling.geometry[0]) :])
+
+
+def by_tables(pooling: Pooling, size: tuple[int, ...]) -> bool:
+    """Whether pixels are looked up in tables: in traces, and where a list of visits would be too long."""
+    return is_traced() or algorithm.many_visits(pooling.geometry, size)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -35,9 +40,10 @@ class MaxPool(Function):
 
     @staticmethod
     def forward(x: Tensor, pooling: Pooling, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        if (found := pool_winners.winners(x, pooling, dtype)) is not None:
+        tables = by_tables(pooling, spatial(x, pooling))
+        if not tables and (found := pool_winners.winners(x, pooling, dtype)) is not None:
             return found
-        y, pixels = (pool_traced if is_traced() else algorithm).winners(x, pooling)
+        y, pixels = (pool_tables if tables else algorithm).winners(x, pooling)
         return y, pixels if dtype == torch.int64 else pool_places.offsets_of(pixels, pooling.geometry, spatial(x, pooling), dtype)
 
     @staticmethod
@@ -123,8 +129,9 @@ class AveragePool(Function):
     @staticmethod
     def forward(x: Tensor, pooling: Pooling, divisor: int, count_include_pad: bool) -> Tensor:
         numbers = wide(x)
-        y = pool_average.total(numbers, pooling)
-        y = (pool_traced if is_traced() else algorithm).total(numbers, pooling) if y is None else y
+        tables = by_tables(pooling, spatial(x, pooling))
+        y = None if tables else pool_average.total(numbers, pooling)
+        y = (pool_tables if tables else algorithm).total(numbers, pooling) if y is None else y
         return divided(y, pooling, spatial(x, pooling), divisor, count_include_pad, in_place=True).to(x.dtype)
 
     @staticmethod
@@ -154,6 +161,8 @@ class Share(Function):
         if isinstance(pooling.geometry, Bins) and set(pooling.geometry.positions) == {1}:
             pooling = Pooling(pooling.geometry)  # the gradient of a mean of everything is contiguous, in torch
         g = divided(wide(gy), pooling, size, divisor, count_include_pad)
+        if not is_traced() and by_tables(pooling, size):
+            return pool_tables.spread(g, pooling, size).to(gy.dtype)
         gx = pool_average.spread(g, pooling, size)
         return (algorithm.spread(g, pooling, size) if gx is None else gx).to(gy.dtype)
 
@@ -214,10 +223,11 @@ def transformed() -> bool:
 
 def max_pool(x: Tensor, pooling: Pooling) -> Tensor:
     """The largest number of every window; who won is found out only where a derivative may be asked for."""
-    if not ((x.requires_grad and torch.is_grad_enabled()) or transformed()):
+    tables = by_tables(pooling, spatial(x, pooling))
+    if not tables and not ((x.requires_grad and torch.is_grad_enabled()) or transformed()):
         found = pool_winners.largest(x, pooling)
         return owned(algorithm.largest(x, pooling) if found is None else found, (x,))
-    if is_traced() or x.numel() <= pool_small.SMALL:
+    if tables or x.numel() <= pool_small.SMALL:
         dtype = torch.int64  # nothing to be saved, and a pixel's number is its address; a trace may serve images of any size
     else:
         dtype = pool_places.known_offset_dtype(pooling.geometry, spatial(x, pooling))

@@ -1,12 +1,13 @@
-"""cnn425/algorithms/pool_traced.py: the general way's results, whatever the windows, and traces that serve images of any size."""
+"""cnn425/algorithms/pool_tables.py: the general way's results, whatever the windows, and traces that serve images of any size."""
 
 import pytest
 import torch
 
 from cnn425 import nn
 from cnn425.agreement import compare
-from cnn425.algorithms import pool, pool_traced
+from cnn425.algorithms import pool, pool_tables
 from cnn425.algorithms.pool import Bins, Pooling
+from cnn425.nn import functional as F
 from cnn425.windows import Geometry
 
 WINDOWS = {
@@ -27,10 +28,25 @@ def test_results_are_those_of_the_general_way(name, last):
     x = torch.randint(-2, 3, (2, 3, 7, 8)).float()
     special = torch.rand(2, 2, 3, 7, 8) < 0.1
     for t in (x, x.where(~special[0], -torch.inf).where(~special[1], torch.nan), x.int()):
-        for mine, expected in zip(pool_traced.winners(t, pooling), pool.winners(t, pooling), strict=True):
+        for mine, expected in zip(pool_tables.winners(t, pooling), pool.winners(t, pooling), strict=True):
             torch.testing.assert_close(mine, expected, rtol=0, atol=0, equal_nan=True)
             assert mine.stride() == expected.stride()
-    torch.testing.assert_close(pool_traced.total(x, pooling), pool.total(x, pooling), rtol=0, atol=0)
+    sums = pool.total(x, pooling)
+    torch.testing.assert_close(pool_tables.total(x, pooling), sums, rtol=0, atol=0)
+    torch.testing.assert_close(pool_tables.spread(sums, pooling, (7, 8)), pool.spread(sums, pooling, (7, 8)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["adaptive_avg_pool1d", "adaptive_max_pool1d"])
+@pytest.mark.parametrize("windows", [999, 100_001])
+def test_uneven_windows_of_a_long_signal_are_not_visited_one_by_one(name, windows, monkeypatch):
+    def refused(*_):
+        raise AssertionError("a visit for every cell")
+
+    monkeypatch.setattr(pool, "uneven", refused)
+    x = torch.randn(1, 1, 1_000_003, dtype=torch.float64)
+    assert compare(*(lambda x, f=f: getattr(f, name)(x, windows) for f in (F, torch.nn.functional)), [x])
+    with torch.no_grad():
+        torch.testing.assert_close(getattr(F, name)(x, windows), getattr(torch.nn.functional, name)(x, windows))
 
 
 LAYERS = {

@@ -1,11 +1,14 @@
-"""Pools that are traced: no step depends on the size of the image or on its numbers, so that one trace serves them all.
+"""Pools by tables of pixels: no step depends on the size of the image or on its numbers, so that one trace serves them all.
 
 One side of the window after the other, the last dimension first, as in `cnn425.algorithms.pool`; but the pixels of all windows along a side
-are looked up at once, by a table of their numbers that is computed inside of the trace:
+are looked up at once, by a table of their numbers that is computed on the way:
 
     table    pixels[i, u] = start of window i + u * step, and which of these are in the window and in the image
     winners  the largest of x[..., pixels], by its place; a cell outside of the image shows a pixel of the same window again
     total    the sum of x[..., pixels], where cells outside of the image count as zero
+    spread   the adjoint of total: every number is added to the pixels of its window
+
+For traces, and for long sides with uneven windows: a table is made at once, a list of visits one by one.
 """
 
 from collections.abc import Sequence
@@ -82,3 +85,14 @@ def total(x: Tensor, pooling: Pooling) -> Tensor:
             shown = look_up(x, axis, torch.where(counts, pixels, 0))
             x = torch.where(before(axis, counts), shown, 0).sum(axis)
     return blank(like, pooling, x.shape[x.ndim - d :]).copy_(x)
+
+
+def spread(g: Tensor, pooling: Pooling, size: Sequence[int]) -> Tensor:
+    """The adjoint of `total`: every number goes to all pixels of its window, `(*batch, *positions) -> (*batch, *size)`."""
+    d, like = len(size), g
+    for axis in range(-d, 0):
+        pixels, counts = table(pooling.geometry, d + axis, size, g.device)
+        shares = torch.where(before(axis, counts), g.unsqueeze(g.ndim + axis + 1), 0).flatten(axis - 1, axis)
+        zeros = g.new_zeros((*g.shape[: g.ndim + axis], size[axis], *g.shape[g.ndim + axis + 1 :]))
+        g = zeros.index_add(axis, torch.where(counts, pixels, 0).flatten(), shares)
+    return blank(like, pooling, size).copy_(g)
