@@ -72,6 +72,7 @@ CASES = [
     Case("depthwise, tiles that overlap", (3, 2, 40, 33), 2, (5, 3), (1, 1), (2, 1), (1, 1), 2),
     Case("depthwise, a last tile with fewer rows", (2, 3, 37, 31), 3, (3, 5), (2, 3), (4, 0), (3, 2), 3),
     Case("depthwise, more padding than kernel", (2, 3, 9, 8), 3, (2, 3), (3, 2), (4, 5), (1, 1), 3),
+    Case("depthwise, strips of the gradient that end with the image", (3, 2, 8, 8), 2, (3, 3), (2, 2), (1, 1), (1, 1), 2),
     Case("a last block of one image", (3, 256, 14, 14), 4, (3, 3), (1, 1), (1, 1), (1, 1)),
     Case("smallest", (1, 1, 3, 3), 1, (3, 3), (1, 1), (0, 0), (1, 1)),
 ]

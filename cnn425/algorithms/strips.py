@@ -57,7 +57,8 @@ class Plan(NamedTuple):
         """Strips of an image, those that only see zeros included: those of the image, and as many as keep it from the next one."""
         count = -(-self.out[0] // self.r)
         seen = (self.out[0] - 1) // self.r * self.hop + self.K  # rows, from `top` on, that the last of them sees
-        count = max(count, -(-min(self.size[0] - self.top, seen) // self.hop))
+        between = seen - max(0, -self.top)  # rows from the first pixel of an image, or from `top`, to the first of the next one
+        count = max(count, -(-max(min(self.size[0] - self.top, seen), between) // self.hop))
         return -(-count // self.apart) * self.apart
 
 
