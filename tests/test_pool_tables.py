@@ -36,13 +36,14 @@ def test_results_are_those_of_the_general_way(name, last):
     torch.testing.assert_close(pool_tables.spread(sums, pooling, (7, 8)), pool.spread(sums, pooling, (7, 8)), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["adaptive_avg_pool1d", "adaptive_max_pool1d"])
-@pytest.mark.parametrize("windows", [999, 100_001])
-def test_uneven_windows_of_a_long_signal_are_not_visited_one_by_one(name, windows, monkeypatch):
+@pytest.mark.parametrize("name", ["adaptive_avg_pool1d", "adaptive_max_pool1d", "avg_pool1d", "max_pool1d"])
+@pytest.mark.parametrize("windows", [9_999, 100_001])
+def test_the_cells_of_many_or_long_windows_are_not_visited_one_by_one(name, windows, monkeypatch):
     def refused(*_):
         raise AssertionError("a visit for every cell")
 
     monkeypatch.setattr(pool, "uneven", refused)
+    monkeypatch.setattr(pool, "even", refused)
     x = torch.randn(1, 1, 1_000_003, dtype=torch.float64)
     assert compare(*(lambda x, f=f: getattr(f, name)(x, windows) for f in (F, torch.nn.functional)), [x])
     with torch.no_grad():

@@ -35,6 +35,7 @@ BLOCK = 2**18  # numbers
 PLACES = 2**16  # numbers whose addresses are known at a time: they take twice their memory
 PLAIN = (Tensor, torch.nn.Parameter)
 VISITS = 2**15  # of uneven windows
+LONG = 2**10  # cells of a window along one side
 NOBODY = -1  # the pixel number of a window without pixels (a dilated window may lie wholly in the padding)
 
 
@@ -109,10 +110,11 @@ def uneven(size: int, count: int) -> Side:
 
 
 def many_visits(geometry: Geometry | Bins, size: Sequence[int]) -> bool:
-    """Whether the visits of uneven windows are too many to be written down."""
-    if not isinstance(geometry, Bins):
-        return False
-    return any(m and n % m and (n + m) // gcd(n, m) > VISITS for n, m in zip(size, geometry.positions, strict=True))
+    """Whether the visits of a side are too many to be written down, and a table of its pixels is not large."""
+    if isinstance(geometry, Bins):
+        return any(m and n % m and (n + m) // gcd(n, m) > VISITS for n, m in zip(size, geometry.positions, strict=True))
+    sides = zip(size, geometry.kernel, geometry.positions(size), strict=True)
+    return any(kernel > LONG and 1 < count <= 4 * n // kernel for n, kernel, count in sides)
 
 
 def _sides(geometry: Geometry | Bins, size: tuple[int, ...]) -> tuple[Side, ...]:
