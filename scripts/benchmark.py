@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py                                  # convolutions, pools, local layers; about ten minutes
     python scripts/benchmark.py --what conv --only 3x3           # some of them
+    python scripts/benchmark.py --what survey                    # 74 convolutions that networks are made of
     python scripts/benchmark.py --what small step                # what a call costs before it computes; a training step of MNIST
     python scripts/benchmark.py --what local                     # also against JAX and Keras 2: `pip install jax tensorflow-cpu tf_keras`
     python scripts/benchmark.py --scaling --figures docs/images  # who wins where; cost against size
@@ -43,7 +44,7 @@ class Options:
     """What to time, how long, and where to put the results."""
 
     what: tuple[str, ...] = ("conv", "pool", "local")
-    """any of conv, pool, local, small, rows, step"""
+    """any of conv, survey, pool, local, small, rows, step"""
     only: str = ""
     """cases whose name contains this text"""
     dtype: str = "float32"
@@ -69,7 +70,7 @@ class Conv:
     outputs: int
     kernel: tuple[int, ...]
     stride: int = 1
-    padding: int = 0
+    padding: int | tuple[int, ...] = 0
     dilation: int = 1
     groups: int = 1
 
@@ -100,6 +101,92 @@ CONVOLUTIONS = (
     Conv("15x15", (4, 8, 64, 64), 8, (15, 15), 1, 7),
     Conv("3x3 batch 1", (1, 64, 56, 56), 64, (3, 3), 1, 1),
     Conv("3x3 tiny", (1, 1, 8, 8), 1, (3, 3)),
+)
+# What common networks are made of, and odd sizes: input, outputs, kernel, stride, padding, dilation, groups.
+SURVEY = tuple(
+    Conv(
+        " ".join(["x".join(map(str, shape)), "to", str(outputs), "x".join(map(str, kernel)), *map("{}{}".format, "spdg", rest)]),
+        shape,
+        outputs,
+        kernel,
+        *rest,
+    )
+    for shape, outputs, kernel, *rest in (
+        ((16, 64, 56, 56), 64, (3, 3), 1, 1),
+        ((8, 128, 28, 28), 128, (3, 3), 1, 1),
+        ((4, 256, 14, 14), 256, (3, 3), 1, 1),
+        ((8, 512, 7, 7), 512, (3, 3), 1, 1),
+        ((1, 64, 56, 56), 64, (3, 3), 1, 1),
+        ((1, 128, 28, 28), 128, (3, 3), 1, 1),
+        ((1, 256, 14, 14), 256, (3, 3), 1, 1),
+        ((32, 16, 32, 32), 16, (3, 3), 1, 1),
+        ((32, 16, 32, 32), 32, (3, 3), 1, 1),
+        ((64, 32, 26, 26), 64, (3, 3)),
+        ((32, 32, 16, 16), 32, (3, 3), 1, 1),
+        ((32, 64, 8, 8), 64, (3, 3), 1, 1),
+        ((64, 64, 14, 14), 64, (3, 3), 1, 1),
+        ((8, 32, 112, 112), 32, (3, 3), 1, 1),
+        ((4, 64, 112, 112), 64, (3, 3), 1, 1),
+        ((32, 3, 32, 32), 32, (3, 3), 1, 1),
+        ((16, 3, 64, 64), 16, (3, 3), 1, 1),
+        ((64, 1, 28, 28), 6, (5, 5), 1, 2),
+        ((64, 6, 14, 14), 16, (5, 5)),
+        ((2, 3, 224, 224), 64, (3, 3), 1, 1),
+        ((8, 3, 224, 224), 32, (3, 3), 2, 1),
+        ((4, 3, 224, 224), 64, (7, 7), 2, 3),
+        ((4, 3, 224, 224), 96, (11, 11), 4, 2),
+        ((16, 64, 56, 56), 128, (3, 3), 2, 1),
+        ((16, 128, 28, 28), 256, (3, 3), 2, 1),
+        ((32, 32, 32, 32), 64, (3, 3), 2, 1),
+        ((8, 256, 14, 14), 512, (3, 3), 2, 1),
+        ((32, 16, 32, 32), 32, (3, 3), 2, 1),
+        ((16, 64, 56, 56), 256, (1, 1)),
+        ((16, 256, 28, 28), 128, (1, 1)),
+        ((8, 1024, 14, 14), 256, (1, 1)),
+        ((16, 128, 28, 28), 256, (1, 1), 2),
+        ((8, 512, 7, 7), 2048, (1, 1)),
+        ((32, 16, 32, 32), 96, (1, 1)),
+        ((4, 256, 56, 56), 64, (1, 1)),
+        ((16, 32, 32, 32), 64, (5, 5), 1, 2),
+        ((16, 64, 14, 14), 64, (5, 5), 1, 2),
+        ((8, 16, 28, 28), 32, (5, 5), 1, 2),
+        ((8, 96, 27, 27), 256, (5, 5), 1, 2, 1, 2),
+        ((16, 48, 28, 28), 64, (5, 5), 1, 2),
+        ((8, 64, 56, 56), 64, (5, 5), 2, 2),
+        ((8, 16, 32, 32), 16, (7, 7), 1, 3),
+        ((8, 64, 28, 28), 64, (7, 7), 1, 3),
+        ((8, 32, 56, 56), 64, (7, 7), 2, 3),
+        ((8, 128, 17, 17), 128, (1, 7), 1, (0, 3)),
+        ((8, 128, 17, 17), 128, (7, 1), 1, (3, 0)),
+        ((8, 64, 28, 28), 64, (3, 3), 1, 2, 2),
+        ((4, 128, 33, 33), 128, (3, 3), 1, 4, 4),
+        ((16, 64, 28, 28), 64, (3, 3), 1, 1, 1, 4),
+        ((8, 128, 28, 28), 128, (3, 3), 1, 1, 1, 32),
+        ((8, 128, 56, 56), 128, (3, 3), 1, 1, 1, 2),
+        ((8, 256, 14, 14), 256, (3, 3), 1, 1, 1, 8),
+        ((8, 128, 56, 56), 128, (3, 3), 1, 1, 1, 128),
+        ((16, 480, 14, 14), 480, (3, 3), 1, 1, 1, 480),
+        ((8, 96, 56, 56), 96, (3, 3), 2, 1, 1, 96),
+        ((8, 32, 112, 112), 32, (3, 3), 1, 1, 1, 32),
+        ((8, 240, 28, 28), 240, (5, 5), 1, 2, 1, 240),
+        ((8, 672, 14, 14), 672, (5, 5), 1, 2, 1, 672),
+        ((4, 96, 56, 56), 96, (7, 7), 1, 3, 1, 96),
+        ((16, 512, 7, 7), 512, (3, 3), 1, 1, 1, 512),
+        ((32, 32, 32, 32), 32, (3, 3), 1, 1, 1, 32),
+        ((16, 64, 256), 128, (3,), 1, 1),
+        ((32, 128, 128), 128, (3,), 1, 1),
+        ((16, 32, 1000), 64, (5,), 1, 2),
+        ((8, 1, 16000), 64, (80,), 4, 38),
+        ((16, 64, 512), 64, (7,), 1, 3),
+        ((8, 256, 200), 256, (3,), 2, 1),
+        ((8, 64, 1000), 64, (3,), 1, 4, 4),
+        ((2, 16, 16, 32, 32), 32, (3, 3, 3), 1, 1),
+        ((2, 3, 16, 56, 56), 32, (3, 3, 3), 1, 1),
+        ((4, 32, 8, 16, 16), 32, (3, 3, 3), 1, 1),
+        ((1, 64, 8, 28, 28), 64, (3, 3, 3), 1, 1),
+        ((2, 32, 16, 28, 28), 64, (3, 3, 3), 2, 1),
+        ((2, 64, 8, 14, 14), 128, (1, 3, 3), 1, (0, 1, 1)),
+    )
 )
 POOLS = (
     ("max 2x2", "max_pool2d", (64, 64, 24, 24), {"kernel_size": 2}),
@@ -511,11 +598,12 @@ def main(options: Options) -> dict[str, Any]:
         "GFLOP/s": rates[0] / 1e9, "GB/s": rates[1] / 1e9,
     }  # fmt: skip
     console.print(f"{options.threads} threads, {options.dtype}: products {rates[0] / 1e9:.0f} GFLOP/s, copies {rates[1] / 1e9:.0f} GB/s")
-    if "conv" in options.what:
-        cases = [c for c in CONVOLUTIONS if options.only in c.name]
-        results["conv"] = [convolution(c, options, rates) for c in track(cases, "convolutions", console=console)]
-        for part in versus_torch("convolution, ours / torch", results["conv"]):
-            console.print(part)
+    for what, convolutions in (("conv", CONVOLUTIONS), ("survey", SURVEY)):
+        if what in options.what:
+            cases = [c for c in convolutions if options.only in c.name]
+            results[what] = [convolution(c, options, rates) for c in track(cases, "convolutions", console=console)]
+            for part in versus_torch("convolution, ours / torch", results[what]):
+                console.print(part)
     if "pool" in options.what:
         results["pool"] = [pool(c, options) for c in track([c for c in POOLS if options.only in c[0]], "pools", console=console)]
         for part in versus_torch("pooling, ours / torch", results["pool"]):
