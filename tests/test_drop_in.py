@@ -397,6 +397,15 @@ def test_a_layer_is_an_instance_of_its_namesake_as_code_asks_that_walks_through_
     assert "forward" in vars(ours) or "_conv_forward" in vars(ours.__mro__[1])  # what is computed is ours
 
 
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("kernel_size", [3, (3,), (5, 5)], ids=str)
+def test_a_convolution_looks_at_its_weight_and_not_at_what_its_kernel_size_says(kernel_size, d):
+    mine, expected = getattr(nn, f"Conv{d}d")(2, 3, 3), getattr(torch.nn, f"Conv{d}d")(2, 3, 3)
+    mine.load_state_dict(expected.state_dict())
+    mine.kernel_size = expected.kernel_size = kernel_size
+    torch.testing.assert_close(mine(image(1, 2, *[5] * d)), expected(image(1, 2, *[5] * d)))
+
+
 def test_a_model_of_our_layers_can_be_traced_symbolically():
     model = torch.nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), nn.Linear(16, 5), nn.Softmax(1)

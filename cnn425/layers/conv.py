@@ -277,12 +277,14 @@ class _Convolution(torch.nn.modules.conv._ConvNd):
     +-1/sqrt(fan-in), fan-in = C/groups * prod(kernel). Only what is computed is ours.
     """
 
+    _dimensions: int
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        d = len(self.kernel_size)
+        d = self._dimensions
         return _conv(f"conv{d}d", input, weight, bias, self.stride, padding, self.dilation, self.groups, d)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -293,10 +295,16 @@ class _Convolution(torch.nn.modules.conv._ConvNd):
 class Conv1d(_Convolution, torch.nn.Conv1d):
     """`(N, C, W) -> (N, O, J)`; see `conv1d` and `torch.nn.Conv1d`."""
 
+    _dimensions = 1
+
 
 class Conv2d(_Convolution, torch.nn.Conv2d):
     """`(N, C, H, W) -> (N, O, I, J)`; see `conv2d` and `torch.nn.Conv2d`."""
 
+    _dimensions = 2
+
 
 class Conv3d(_Convolution, torch.nn.Conv3d):
     """`(N, C, D, H, W) -> (N, O, I, J, K)`; see `conv3d` and `torch.nn.Conv3d`."""
+
+    _dimensions = 3
