@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cnn425 import algorithms
-from cnn425.algorithms import banded, choose, definition, depthwise, im2col, registry, shifted, strips, winograd
+from cnn425.algorithms import banded, choose, definition, depthwise, im2col, memory, registry, shifted, strips, winograd
 from cnn425.windows import Geometry
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -73,6 +75,7 @@ CASES = [
     Case("depthwise, a last tile with fewer rows", (2, 3, 37, 31), 3, (3, 5), (2, 3), (4, 0), (3, 2), 3),
     Case("depthwise, more padding than kernel", (2, 3, 9, 8), 3, (2, 3), (3, 2), (4, 5), (1, 1), 3),
     Case("depthwise, strips of the gradient that end with the image", (3, 2, 8, 8), 2, (3, 3), (2, 2), (1, 1), (1, 1), 2),
+    Case("strided lines under a kernel of one row, which nobody wrote", (2, 3, 10, 12), 12, (1, 3), (2, 2), (0, 1), (1, 1)),
     Case("a last block of one image", (3, 256, 14, 14), 4, (3, 3), (1, 1), (1, 1), (1, 1)),
     Case("smallest", (1, 1, 3, 3), 1, (3, 3), (1, 1), (0, 0), (1, 1)),
 ]
@@ -111,6 +114,41 @@ def test_the_chosen_algorithms_give_torchs_convolution(case):
     for mine, expected in zip(maps(case, *tensors), reference(case, *tensors), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)
         assert mine.stride() == expected.stride()
+
+
+@st.composite
+def convolutions(draw):
+    """Convolutions of up to some ten thousand numbers, dense, depthwise or in groups, of sizes and strides that do not match."""
+    d = draw(st.sampled_from([1, 2, 2, 2, 3]))
+    groups, inputs, outputs = draw(
+        st.one_of(
+            st.tuples(st.just(1), st.sampled_from([1, 2, 3, 8, 16, 48]), st.sampled_from([1, 2, 3, 8, 16, 64])),
+            st.sampled_from([1, 2, 3, 8, 33]).flatmap(lambda g: st.tuples(st.just(g), st.just(1), st.sampled_from([1, 1, 2]))),
+            st.tuples(st.sampled_from([2, 3, 4]), st.sampled_from([1, 2, 8]), st.sampled_from([1, 2, 3, 8])),
+        )
+    )
+
+    def sides(choices):
+        return draw(st.one_of(st.sampled_from(choices).map(lambda n: (n,) * d), st.tuples(*[st.sampled_from(choices)] * d)))
+
+    kernel, stride, dilation = sides([1, 2, 3, 3, 4, 5, 7][: 7 if d < 3 else 5]), sides([1, 1, 2, 3, 4]), sides([1, 1, 1, 2, 3])
+    padding = tuple(draw(st.integers(0, k)) for k in kernel)
+    least = [max(1, (k - 1) * a + 1 - 2 * p) for k, a, p in zip(kernel, dilation, padding, strict=True)]
+    size = tuple(draw(st.integers(n, n + {1: 150, 2: 30, 3: 8}[d])) for n in least)
+    images = draw(st.sampled_from([1, 2, 3, 8, 17] if inputs * groups < 32 else [1, 3]))
+    return Case("random", (images, inputs * groups, *size), outputs * groups, kernel, stride, padding, dilation, groups)
+
+
+@settings(max_examples=max(300, settings().max_examples))
+@given(convolutions(), st.booleans())
+@pytest.mark.parametrize("name", [None, *algorithms.names("convolution")])
+def test_random_convolutions(name, case, last):
+    tensors = case.tensors(last=last)
+    memory.begin()
+    memory.scratch(tensors[0], memory.BYTES // 8).fill_(torch.nan)  # what another algorithm may have left there
+    with algorithms.use(name) if name else contextlib.nullcontext():
+        for mine, expected in zip(maps(case, *tensors), reference(case, *tensors), strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-9)
 
 
 @case

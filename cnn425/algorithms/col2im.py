@@ -57,7 +57,7 @@ def spread(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, gx: Tensor, l
         lines = scratch(gy, prod(shape)) if lines is None else lines
         here = lines[: prod(shape)].view(shape)
         targets = lowering.views(here, block)
-        if len(targets) > 1:
+        if len(targets) > 1 or targets[0].numel() < here.numel():  # lines that no row of windows is in are not written
             here.zero_()
         for target, factor in zip(targets, factors, strict=True):
             left, other = (right, factor) if last else (factor.mT, right)
