@@ -91,6 +91,30 @@ def test_every_dtype(dtype):
         torch.testing.assert_close(mine, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("kernel", "channels"), [(1, 16), (3, 64)], ids=["image by image", "block by block"])
+def test_half_precision_gradients_that_cancel_are_rounded_once(kernel, channels, dtype):
+    # bug: each product was rounded before they were added up, and the roundings stay when the products cancel one another
+    x, gy = torch.randn(4, channels, 48, 48).repeat(2, 1, 1, 1), torch.randn(4, channels, 48, 48)
+    gy = torch.cat([gy, -gy]) + 0.1 * torch.randn(8, channels, 48, 48)
+
+    def gradient(F, to):
+        w = torch.zeros(channels, channels, kernel, kernel, dtype=to, requires_grad=True)
+        return torch.autograd.grad(F.conv2d(x.to(dtype).to(to), w, padding=kernel // 2), w, gy.to(dtype).to(to))[0].double()
+
+    exact = gradient(builtin, torch.float64)
+    mine, torchs = ((gradient(library, dtype) - exact).norm().item() for library in (F, builtin))
+    assert mine < 1.2 * torchs
+
+
+def test_a_half_precision_gradient_may_be_infinite():
+    x, gy = torch.ones(4, 16, 99, 99, dtype=torch.float16), torch.ones(4, 1, 99, 99, dtype=torch.float16)
+    w = torch.zeros(1, 16, 1, 1, dtype=torch.float16, requires_grad=True)
+    gy[1, 0, 0, 0], x[:, 1] = torch.inf, -1e3  # the second sum is -39 million
+    gw = torch.autograd.grad(F.conv2d(x, w), w, gy)[0]
+    assert gw.flatten().tolist() == [torch.inf, -torch.inf, *[torch.inf] * 14]
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_integers(dtype):
     x, w = torch.randint(0, 5, (1, 2, 5, 5), dtype=dtype), torch.randint(0, 5, (3, 2, 3, 3), dtype=dtype)

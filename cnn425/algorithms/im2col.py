@@ -121,7 +121,8 @@ def convolve_weight_gradient(
             else:
                 sums = torch.empty(len(cells), len(left), O, lowering.cells, dtype=torch.float32 if half else x.dtype, device=x.device)
         for total, right in zip(sums, cells, strict=True):
-            add(total[: len(left)], left, right if last else right.mT, first=k == 0)
+            several = len(lowering.blocks) > 1 or len(left) > groups  # products that may cancel one another, and not their roundings
+            add(total[: len(left)], left, right if last else right.mT, first=k == 0, exact=several and not x.is_cuda)
     if direct:
         return gw
     if sums.shape[1] > groups:
@@ -129,11 +130,17 @@ def convolve_weight_gradient(
     return lowering.weight(sums, gw)
 
 
-def add(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """`total += left @ right`, or `total = left @ right` the first time."""
+def add(total: Tensor, left: Tensor, right: Tensor, first: bool, exact: bool = False) -> None:
+    """`total += left @ right`, or `total = left @ right` the first time; `exact` adds what a half-precision product rounds away, too."""
     if total.dtype != left.dtype:
-        product = torch.bmm(left, right) if total.is_contiguous() else torch.bmm(right.mT, left.mT).mT
+        if not total.is_contiguous():
+            total, left, right = total.mT, right.mT, left.mT
+        product = torch.bmm(left, right)
+        if exact:  # infinity minus infinity would be NaN
+            product.clamp_(-torch.finfo(product.dtype).max, torch.finfo(product.dtype).max)
         total.copy_(product) if first else total.add_(product)
+        if exact:  # a product minus a matrix is made in float32, and rounded when little is left
+            total.add_(torch.baddbmm(product, left, right, beta=-1))
     elif len(total) == 1:
         torch.mm(left[0], right[0], out=total[0]) if first else total[0].addmm_(left[0], right[0])
     elif first:
