@@ -165,6 +165,60 @@ def test_in_place_on_a_leaf_is_refused():
             f(torch.ones(2, requires_grad=True), inplace=True)
 
 
+SPARSE = {
+    "coo": lambda x: x.to_sparse(),
+    "coo, the last dimension dense": lambda x: x.to_sparse(1),
+    "coo, numbers at the same place": lambda x: torch.sparse_coo_tensor([[0, 0, 1], [0, 0, 2]], [3.0, -5.0, 1.0], x.shape, dtype=x.dtype),
+    "csr": lambda x: x.to_sparse_csr(),
+    "csc": lambda x: x.to_sparse_csc(),
+    "bsr": lambda x: x.to_sparse_bsr((1, 2)),
+    "bsc": lambda x: x.to_sparse_bsc((1, 2)),
+}
+HELD = torch.tensor([[-1.0, 0.0, 2.0, 0.0], [3.0, -INF, 0.0, NAN]])
+beta = pytest.mark.filterwarnings("ignore:Sparse ... tensor support is in beta state", "ignore:Sparse invariant checks")
+
+
+@beta
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("layout", SPARSE)
+def test_the_rectifier_of_a_sparse_tensor_is_torchs(layout, inplace):
+    x, theirs = (SPARSE[layout](HELD) for _ in range(2))
+    if inplace and layout == "coo, numbers at the same place":
+        assert not same_refusal(lambda: F.relu(x, inplace=True), lambda: builtin.relu(theirs, inplace=True))
+        return
+    y, expected = F.relu(x, inplace=inplace), builtin.relu(theirs, inplace=inplace)
+    assert y.layout == expected.layout
+    assert (y is x) == inplace
+    torch.testing.assert_close(y, expected, equal_nan=True)
+
+
+@beta
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_the_gradient_of_a_sparse_rectifier_is_torchs(layout, inplace):
+    def gradient(library):
+        x = SPARSE[layout](HELD.nan_to_num(nan=5.0, neginf=-7.0)).requires_grad_()
+        library.relu(x * 2, inplace=inplace).to_dense().square().sum().backward()
+        return x.grad.to_dense()
+
+    torch.testing.assert_close(gradient(F), gradient(builtin))
+
+
+@beta
+@pytest.mark.parametrize("call", ["sigmoid", "softmax", "cross_entropy", "relu of a leaf"])
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
+def test_what_torch_refuses_of_sparse_tensors(layout, call):
+    x = SPARSE[layout](torch.rand(2, 4))
+    calls = {
+        "sigmoid": lambda library: library.sigmoid(x),
+        "softmax": lambda library: library.softmax(x, 1),
+        "cross_entropy": lambda library: library.cross_entropy(x, torch.tensor([0, 1])),
+        "relu of a leaf": lambda library: library.relu(x.requires_grad_(), inplace=True),
+    }
+    assert not same_refusal(lambda: calls[call](F), lambda: calls[call](builtin))
+    assert refusal(lambda: calls[call](F)) is not None
+
+
 def test_in_place_after_a_layer_that_needs_its_output_is_noticed():
     x = torch.randn(3, requires_grad=True)
     y = F.sigmoid(x)

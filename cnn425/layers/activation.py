@@ -18,6 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.algorithms.elementwise import by_rows, elementwise
 from cnn425.algorithms.tracing import is_traced
+from cnn425.layers.arguments import check_dense
 from cnn425.layers.function import autocast_dtype, is_final, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
@@ -203,12 +204,14 @@ softmax_along = operation(Probabilities)
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 HALF = (torch.float16, torch.bfloat16)
+SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """`max(0, x)` for every number: `(*) -> (*)`. With `inplace` the result is written over `input`, which is returned.
 
-    Slides "Activation functions". A drop-in for `torch.nn.functional.relu`: integers too; bool and complex raise NotImplementedError.
+    Slides "Activation functions". A drop-in for `torch.nn.functional.relu`: integers too, and sparse tensors; bool and complex raise
+    NotImplementedError.
     """
     if has_torch_function_unary(input):
         return handle_torch_function(relu, (input,), input, inplace=inplace)
@@ -216,6 +219,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         raise TypeError(f"relu(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}")
     if input.dtype == torch.bool:
         raise NotImplementedError("Boolean inputs not supported for relu")
+    if input.layout in SPARSE:
+        return _relu_of_sparse(input, inplace)
     if not inplace:
         return rectify(input)
     if not _only_backward():
@@ -223,6 +228,23 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     if input.requires_grad and input.is_leaf and torch.is_grad_enabled():
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
     return rectify_(input)
+
+
+def _relu_of_sparse(x: Tensor, inplace: bool) -> Tensor:
+    """The rectifier of the numbers that a sparse tensor holds: those that it does not hold are zeros, and stay zeros."""
+    coordinates = x.layout is torch.sparse_coo
+    if inplace and coordinates and not x.is_coalesced():
+        raise RuntimeError("relu_ requires coalesced input")
+    if inplace:
+        y = _relu_of_sparse(x.clone(), False)
+        return x.zero_().add_(y) if coordinates else x.copy_(y)  # to copy coordinates has no derivative
+    if coordinates:
+        x = x.coalesce()  # numbers at the same place are added up first
+        return torch.sparse_coo_tensor(x.indices().clone(), rectify(x.values()), x.shape, is_coalesced=True, check_invariants=False)
+    rows_first = x.layout in (torch.sparse_csr, torch.sparse_bsr)
+    starts, places = (x.crow_indices(), x.col_indices()) if rows_first else (x.ccol_indices(), x.row_indices())
+    values = rectify(x.values())
+    return torch.sparse_compressed_tensor(starts.clone(), places.clone(), values, x.shape, layout=x.layout, check_invariants=False)
 
 
 def _only_backward() -> bool:
@@ -266,6 +288,7 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     if not -max(1, input.ndim) <= dim < max(1, input.ndim):
         bound = max(1, input.ndim)
         raise IndexError(f"Dimension out of range (expected to be in range of [{-bound}, {bound - 1}], but got {dim})")
+    check_dense("softmax", input)
     if dtype is None and input.device.type == "cuda" and input.dtype in HALF and autocast_dtype(input.device) is not None:
         dtype = torch.float32  # on CUDA autocast keeps the softmax in full precision; on the CPU it does not
     x = input if dtype is None else input.to(dtype)

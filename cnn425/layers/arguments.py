@@ -171,6 +171,12 @@ def check_fits(input: torch.Size, windows: Geometry) -> None:
         raise RuntimeError(f"Only zero batch or zero channel inputs are supported, but got input shape: {list(input)}")
 
 
+def check_dense(function: str, input: Tensor) -> None:
+    """Refuse sparse tensors."""
+    if input.layout != torch.strided:
+        raise NotImplementedError(f"Could not run '{function}' with an input of layout {input.layout}: call .to_dense() first")
+
+
 def check_same_type(input: Tensor, weight: Tensor, bias: Tensor | None, windows: Geometry | None = None) -> None:
     """Input, weight and bias must agree in dtype, and in device."""
     if input.dtype == torch.bool and input.numel():

@@ -20,6 +20,7 @@ from torch.nn import _reduction  # the names of reductions and the warnings abou
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425.layers.activation import HALF, dtype_name  # one layer defined by another
+from cnn425.layers.arguments import check_dense
 from cnn425.layers.function import autocast_dtype, is_final, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
@@ -256,6 +257,7 @@ def _check(input: Tensor, target: Tensor, weight: Tensor | None, soft: bool, ign
         _check_weight(input, weight)
     if not input.is_floating_point() or input.itemsize == 1:
         raise NotImplementedError(f"\"log_softmax_kernel_impl\" not implemented for '{dtype_name(input.dtype)}'")
+    check_dense("cross_entropy", input)
     if soft:
         return
     _check_classes(input, target)

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from cnn425.algorithms.layout import is_channels_last
 from cnn425.algorithms.tracing import is_traced
+from cnn425.layers.arguments import check_dense
 from cnn425.windows import Geometry
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -168,12 +169,6 @@ def check_tensor(function: str, input: object) -> None:
     if not isinstance(input, Tensor):
         raise TypeError(f"{function}(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}")
     check_dense(function, input)
-
-
-def check_dense(function: str, input: Tensor) -> None:
-    """Refuse sparse tensors."""
-    if input.layout != torch.strided:
-        raise NotImplementedError(f"Could not run '{function}' with an input of layout {input.layout}: call .to_dense() first")
 
 
 def check_dtype(function: str, input: Tensor, accepted: Sequence[torch.dtype]) -> None:
