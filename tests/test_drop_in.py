@@ -443,7 +443,7 @@ TRACED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.(trace|script).* is deprecated", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", TRACED)
 def test_a_trace_serves_other_numbers_and_has_gradients(name):
     ours, theirs, shapes, named = TRACED[name]
@@ -452,7 +452,7 @@ def test_a_trace_serves_other_numbers_and_has_gradients(name):
     assert compare(traced, lambda *tensors: theirs(*tensors, **named), tensors)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.(trace|script).* is deprecated", "ignore::torch.jit.TracerWarning")
 def test_a_traced_network_serves_other_images():
     layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), torch.nn.Flatten(), nn.Linear(36, 3), nn.Softmax(1)
     network = torch.nn.Sequential(*layers)

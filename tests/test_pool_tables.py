@@ -72,7 +72,7 @@ def layers(name, d):
     return ours, theirs
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.(trace|script).* is deprecated", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("d", [1, 2, 3])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_trace_serves_images_of_other_sizes(name, d):
