@@ -177,6 +177,19 @@ def test_half_precision_sums_in_float32(case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_few_channels_by_themselves_are_rounded_once_in_half_precision(dtype):
+    # bug: `shifted`, which rounds after every row of the kernel, was chosen for what it does not apply to
+    case = Case("", (4, 2, 45, 45), 2, (9, 9), (1, 1), (4, 4), (1, 1), 2)
+    x, w, _, gy = (t.to(dtype) for t in case.tensors())
+    for convolve, (a, b, *more) in (
+        (algorithms.convolve, (x, w, case.geometry, 2)),
+        (algorithms.convolve_input_gradient, (gy, w, case.geometry, 2, (45, 45))),
+    ):
+        exact = convolve(a.float(), b.float(), *more)
+        torch.testing.assert_close(convolve(a, b, *more).float(), exact, rtol=0.51 * torch.finfo(dtype).eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", [*CASES[:4], *CASES[8:10], *CASES[12:15]], ids=lambda c: c.bug)
 def test_half_precision_gradients_round_once(case, dtype):
     """Every number, also one that is the small difference of large ones, not only in relation to the largest."""

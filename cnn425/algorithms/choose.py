@@ -123,7 +123,7 @@ def cheapest(
 ) -> ModuleType:
     """The algorithm that the model of costs expects to be fastest; the same for the same shapes and threads, on every machine."""
     if shape[1] == groups > 1 and not cuda:
-        return cheapest_depthwise(costs.Work.of(result, shape, outputs, geometry, groups, last, threads))
+        return cheapest_depthwise(costs.Work.of(result, shape, outputs, geometry, groups, last, threads), dtype)
     if cuda or dtype not in (torch.float32, torch.float64):
         return im2col
     if last and merged.together(shape[1] // groups, outputs // groups, groups) > 1:
@@ -140,11 +140,13 @@ def cheapest(
     return min(estimates, key=lambda algorithm: estimates[algorithm])
 
 
-def cheapest_depthwise(work: costs.Work) -> ModuleType:
+def cheapest_depthwise(work: costs.Work, dtype: torch.dtype) -> ModuleType:
     """The same, where every group has one channel."""
     if work.geometry.dimensions != 2:
         return depthwise
     estimates = {depthwise: costs.depthwise(work), banded: costs.banded(work)}
     if not work.last:
-        estimates |= {strips: costs.strips(work), shifted: costs.alone(work)}
+        estimates[strips] = costs.strips(work)
+        if shifted.applies(dtype, work.geometry):
+            estimates[shifted] = costs.alone(work)
     return min(estimates, key=lambda algorithm: estimates[algorithm])
