@@ -15,12 +15,14 @@ from torch import Tensor
 from cnn425 import algorithms
 from cnn425.windows import Geometry
 
-CASES = (  # name, input (N, C, H, W), outputs, kernel side, groups; padding keeps the size
+CASES = (  # name, input (N, C, *size), outputs, kernel side, groups; padding keeps the size
     ("64 to 64, 3x3, 28x28", (2, 64, 28, 28), 64, 3, 1),
     ("256 to 256, 3x3, 14x14", (2, 256, 14, 14), 256, 3, 1),
     ("32 to 64, 5x5, 32x32", (2, 32, 32, 32), 64, 5, 1),
     ("8 to 8, 15x15, 64x64", (2, 8, 64, 64), 8, 15, 1),
     ("32 to 32 in 8 groups, 3x3, 28x28", (2, 32, 28, 28), 32, 3, 8),
+    ("64 depthwise, 3x3, 28x28", (2, 64, 28, 28), 64, 3, 64),
+    ("64 to 64, 3x3x3, 8x14x14", (2, 64, 8, 14, 14), 64, 3, 1),
 )
 
 
@@ -35,13 +37,14 @@ class Options:
 def torchs(x: Tensor, w: Tensor, gy: Tensor, side: int, groups: int) -> Sequence[Tensor]:
     """Output, input gradient and weight gradient by torch."""
     x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
-    y = torch.nn.functional.conv2d(x, w, padding=side // 2, groups=groups)
+    y = getattr(torch.nn.functional, f"conv{x.ndim - 2}d")(x, w, padding=side // 2, groups=groups)
     return y.detach(), *torch.autograd.grad(y, [x, w], gy)
 
 
 def ours(x: Tensor, w: Tensor, gy: Tensor, side: int, groups: int) -> Sequence[Tensor]:
     """The same by the algorithm in use."""
-    geometry = Geometry((side, side), (1, 1), ((side // 2, side // 2),) * 2, (1, 1))
+    d = x.ndim - 2
+    geometry = Geometry((side,) * d, (1,) * d, ((side // 2, side // 2),) * d, (1,) * d)
     return (
         algorithms.convolve(x, w, geometry, groups),
         algorithms.convolve_input_gradient(gy, w, geometry, groups, x.shape[2:]),
@@ -54,12 +57,21 @@ def main(options: Options) -> dict[str, dict[str, list[float]]]:
     table: dict[str, dict[str, list[float]]] = {}
     print("| convolution | by | output | input gradient | weight gradient |\n|---|---|--:|--:|--:|")
     for name, shape, outputs, side, groups in CASES:
-        x, w, gy = torch.randn(shape), torch.randn(outputs, shape[1] // groups, side, side), torch.randn(shape[0], outputs, *shape[2:])
+        x, w, gy = (
+            torch.randn(shape),
+            torch.randn(outputs, shape[1] // groups, *(side,) * (len(shape) - 2)),
+            torch.randn(shape[0], outputs, *shape[2:]),
+        )
         exact = torchs(x.double(), w.double(), gy.double(), side, groups)
         results = {"torch": torchs(x, w, gy, side, groups)}
         for algorithm in algorithms.names("convolution"):
-            skip = {"winograd": side > 5, "merged": groups == 1, "depthwise": True, "banded": True, "strips": True, "definition": True}
-            if not skip.get(algorithm, False):
+            dense, sweeps = groups < shape[1], algorithm in ("depthwise", "banded", "strips")
+            if (
+                algorithm != "definition"
+                and dense != sweeps
+                and not (algorithm == "winograd" and side > 5)
+                and (algorithm != "merged" or groups > 1)
+            ):
                 with algorithms.use(algorithm):
                     results[algorithm] = ours(x, w, gy, side, groups)
         table[name] = {

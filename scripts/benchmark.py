@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -43,12 +43,12 @@ LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 class Options:
     """What to time, how long, and where to put the results."""
 
-    what: tuple[str, ...] = ("conv", "pool", "local")
-    """any of conv, survey, pool, local, small, rows, step"""
+    what: tuple[Literal["conv", "survey", "pool", "local", "small", "rows", "step"], ...] = ("conv", "pool", "local")
+    """which of them"""
     only: str = ""
     """cases whose name contains this text"""
-    dtype: str = "float32"
-    """float32, float64 or bfloat16"""
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """of all numbers"""
     seconds: float = 0.5
     """for each rival of each case, forward and backward"""
     threads: int = torch.get_num_threads()
@@ -586,7 +586,27 @@ def draw_sweeps(sweeps: dict[str, list[dict[str, Any]]], path: Path) -> None:
     plt.close(figure)
 
 
+def wrong(options: Options) -> str | None:
+    """What is wrong with the options, in one sentence; folders for results are made before anything is timed."""
+    names: dict[str, Sequence[Any]] = {"conv": CONVOLUTIONS, "survey": SURVEY, "pool": POOLS, "local": LOCALS, "small": SMALL, "rows": ROWS}
+    for what in options.what:
+        if what in names and not any(options.only in (c.name if isinstance(c, Conv) else c[0]) for c in names[what]):
+            return f"--only {options.only!r} is in no name of a case of {what}; run without --only to see the names"
+    if options.threads < 1 or not options.seconds >= 0:
+        return f"--threads {options.threads} --seconds {options.seconds}: a number of threads and a time are wanted"
+    try:
+        for folder in (options.figures, options.json and options.json.parent):
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"cannot make the folder {error.filename}: {error.strerror}; name another one in --json or --figures"
+    return None
+
+
 def main(options: Options) -> dict[str, Any]:
+    if (mistake := wrong(options)) is not None:
+        Console(stderr=True).print(f"error: {mistake}", soft_wrap=True, markup=False, highlight=False)
+        raise SystemExit(2)
     console = Console() if sys.stdout.isatty() else Console(width=140)
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
@@ -634,13 +654,11 @@ def main(options: Options) -> dict[str, Any]:
             threads.append({**row, "name": str(n)})
         results["scaling"]["threads"] = threads
     if options.figures:
-        options.figures.mkdir(parents=True, exist_ok=True)
         if results.get("conv"):
             draw_bars(results["conv"], options.figures / "convolution_speed.png")
         if options.scaling:
             draw_sweeps(results["scaling"], options.figures / "convolution_scaling.png")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(results, indent=1))
     return results
 

@@ -58,3 +58,20 @@ def test_small_calls_rows_and_the_step_of_a_network_are_timed(capsys):
         torch.set_num_threads(before)
     assert [row["name"] for what in ("small", "rows", "step") for row in results[what]] == ["relu 4x4", "relu 64x64x24x24", "MNIST step"]
     assert "training step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"what": ("survey",), "only": "nothing like it"}, "--only 'nothing like it' is in no name of a case of survey"),
+        ({"threads": 0}, "--threads 0"),
+        ({"seconds": -1.0}, "--seconds -1.0"),
+        ({"json": Path(__file__) / "results.json"}, "cannot make the folder"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_sentence_before_anything_is_timed(options, complaint, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(benchmark.Options(**options))
+    printed = capsys.readouterr()
+    assert complaint in printed.err
+    assert not printed.out
