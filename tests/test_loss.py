@@ -366,3 +366,16 @@ def test_a_step_against_the_gradient_lowers_the_loss():
     loss = F.cross_entropy(x, t)
     (gx,) = torch.autograd.grad(loss, x)
     assert F.cross_entropy(x - 0.1 * gx, t) < loss
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_loss_and_a_penalty_on_its_gradient_have_one_gradient(reduction):
+    """Backward then gets gradients of the loss and of what it keeps for its own derivative, at the same time."""
+
+    def gradient(cross_entropy):
+        x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        loss = cross_entropy(x, torch.tensor([0, 1, 2, 3, 0]), reduction=reduction)
+        (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+        return torch.autograd.grad(loss + slope.pow(2).sum(), x)[0]
+
+    torch.testing.assert_close(gradient(F.cross_entropy), gradient(torch.nn.functional.cross_entropy))
