@@ -76,7 +76,7 @@ CASES = [
     Case("depthwise, more padding than kernel", (2, 3, 9, 8), 3, (2, 3), (3, 2), (4, 5), (1, 1), 3),
     Case("depthwise, strips of the gradient that end with the image", (3, 2, 8, 8), 2, (3, 3), (2, 2), (1, 1), (1, 1), 2),
     Case("strided lines under a kernel of one row, which nobody wrote", (2, 3, 10, 12), 12, (1, 3), (2, 2), (0, 1), (1, 1)),
-    Case("a last block of one image", (3, 256, 14, 14), 4, (3, 3), (1, 1), (1, 1), (1, 1)),
+    Case("a last block of one image, which lies as a matrix as it is", (9, 64, 14, 14), 8, (5, 5), (2, 2), (2, 2), (1, 1)),
     Case("smallest", (1, 1, 3, 3), 1, (3, 3), (1, 1), (0, 0), (1, 1)),
 ]
 case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.bug)
