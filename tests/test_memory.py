@@ -1,9 +1,11 @@
-"""Scratch comes from one arena, in pieces that do not overlap, and from elsewhere once the arena is full."""
+"""Scratch comes from one arena, in pieces that do not overlap, or from elsewhere once it is full; large results are written again."""
 
 import threading
 
+import pytest
 import torch
 
+import cnn425.nn.functional as F
 from cnn425.algorithms import memory
 
 
@@ -34,3 +36,110 @@ def test_threads_do_not_share_it():
     thread.start()
     thread.join()
     assert not mine.any()
+
+
+def test_the_default_device_does_not_matter():
+    """Threads start without an arena, so this one makes its own while tensors are made elsewhere by default."""
+    kinds = []
+
+    def run():
+        with torch.device("meta"):
+            kinds.append(memory.scratch(torch.zeros(1, device="cpu"), 5).device.type)
+            kinds.append(large(CPU).device.type)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert kinds == ["cpu", "cpu"]
+
+
+ROWS, COLUMNS = 2049, 4096  # a little over 32 MB
+CPU = torch.device("cpu")
+
+
+def large(device=CPU):
+    return memory.again((ROWS, COLUMNS), torch.float32, device)
+
+
+@pytest.fixture
+def forgotten():
+    memory.results.kept = []
+    yield
+    memory.results.kept = []
+
+
+def test_a_large_result_that_nobody_holds_is_the_next_one(forgotten):
+    address = large().data_ptr()
+    again = large()
+    assert again.data_ptr() == address
+    assert again.shape == (ROWS, COLUMNS)
+    assert again.is_contiguous()
+    assert not again._is_view()
+    assert memory.again((COLUMNS, ROWS), torch.float32, again.device).data_ptr() != address
+    del again
+    assert memory.again((2 * ROWS, COLUMNS), torch.bfloat16, CPU).data_ptr() == address  # as many bytes
+
+
+HOLDERS = {
+    "view": lambda t: t[3:],
+    "detached": lambda t: t.detach(),
+    "array": lambda t: t.numpy(),
+    "storage": lambda t: t.untyped_storage(),
+    "typed storage": lambda t: t.storage(),
+    "saved for backward": lambda t: torch.ones(1, requires_grad=True) * t,
+    "gradient": lambda t: setattr(p := torch.nn.Parameter(torch.empty(ROWS, COLUMNS)), "grad", t) or p,
+}
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_memory_that_is_held_is_not_written_again(forgotten, kind):
+    result = large()
+    address, holder = result.data_ptr(), HOLDERS[kind](result)
+    del result
+    assert large().data_ptr() != address
+    memory.results.kept = memory.results.kept[:1]
+    del holder
+    assert large().data_ptr() == address
+
+
+def test_memory_that_another_process_may_see_or_that_was_resized_is_not_used_again(forgotten):
+    for change in (torch.Tensor.share_memory_, lambda t: t.untyped_storage().resize_(64)):
+        result = large()
+        change(result)
+        address = result.data_ptr()
+        del result
+        assert large().data_ptr() != address
+        memory.results.kept = []
+
+
+def test_only_the_last_large_results_are_remembered(forgotten):
+    for n in range(memory.KEPT + 2):
+        memory.again((ROWS + n, COLUMNS), torch.float32, CPU)
+    assert len(memory.results.kept) == memory.KEPT
+    assert memory.again((5,), torch.float32, CPU).shape == (5,)
+    assert len(memory.results.kept) == memory.KEPT
+
+
+def test_training_with_a_large_local_layer_writes_its_gradient_again(forgotten):
+    """Three steps by memory that is written again agree with three by fresh memory; gradients that are kept stay what they were."""
+    w, x = torch.randn(24, 24, 64, 27, 3, 3), torch.randn(2, 27, 26, 26)
+    assert w.nbytes > memory.LARGE
+    steps, addresses = [], set()
+    for fresh in (False, True):
+        weight, gradients = w.clone().requires_grad_(), []
+        for _ in range(3):
+            weight.grad = None
+            if fresh:
+                memory.results.kept = []
+            F.locally_connected2d(x, weight).square().sum().backward()
+            addresses.add((fresh, weight.grad.data_ptr()))
+            gradients.append(weight.grad.sum((2, 3)))
+            with torch.no_grad():
+                weight.sub_(weight.grad, alpha=1e-3)
+        steps.append(torch.stack(gradients))
+    assert torch.equal(*steps)
+    assert len([a for fresh, a in addresses if not fresh]) == 1
+    first, second = (torch.autograd.grad(F.locally_connected2d(x, weight).sum(), weight)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.data_ptr() != second.data_ptr()

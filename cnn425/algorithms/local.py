@@ -52,7 +52,7 @@ def local_input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int,
 def local_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: Sequence[int] | None = None) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (*positions, O, C/G, *kernel)`, in memory in `order`."""
     shape = (*gy.shape[2:], gy.shape[1], x.shape[1] // groups, *geometry.kernel)
-    gw = empty(shape, order or range(len(shape)), gy.dtype, gy.device)
+    gw = empty(shape, order or range(len(shape)), gy.dtype, gy.device, again=type(gy) in PLAIN and not is_traced())
     if gy.numel() == 0 or x.numel() == 0:
         return gw.zero_()
     _algorithm(gw, geometry, groups, gy.shape[0]).weight_gradient(gy, x, geometry, groups, gw)

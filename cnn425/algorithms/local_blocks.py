@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cnn425.algorithms.memory import again as written_again
 from cnn425.windows import Geometry, windows
 
 Block = tuple[slice, ...]
@@ -41,9 +42,9 @@ def memory_order(w: Tensor) -> tuple[int, ...]:
     return tuple(sorted(range(w.ndim), key=lambda dim: (steps[dim] != 0, -steps[dim])))
 
 
-def empty(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for a tensor of `shape` whose dimensions lie in `order`."""
-    memory = torch.empty([shape[dim] for dim in order], dtype=dtype, device=device)
+def empty(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype, device: torch.device, again: bool = False) -> Tensor:
+    """Memory for a tensor of `shape` whose dimensions lie in `order`; if large, `again` that of a former one that nobody holds."""
+    memory = (written_again if again else torch.empty)([shape[dim] for dim in order], dtype=dtype, device=device)
     return memory.permute(sorted(range(len(shape)), key=lambda dim: order[dim]))
 
 

@@ -1,11 +1,17 @@
-"""Memory that algorithms write again at every call: scratch from one arena per thread, which the operating system has to provide only once.
+"""Memory that algorithms write again at every call, which the operating system has to provide only once.
 
-A fresh megabyte costs 256 page faults, more time than a matrix product spends on it. `scratch` hands out pieces of the arena, one behind
-the other; `begin` takes all of them back at the start of the next computation. So nothing that is returned to a caller may lie in
-scratch.
+A fresh megabyte costs 256 page faults, more time than a matrix product spends on it. `scratch` hands out pieces of one arena per thread,
+one behind the other; `begin` takes all of them back at the start of the next computation. So nothing that is returned to a caller may lie
+in scratch.
+
+`again` is for large results that come at every step of training and are thrown away before the next, as gradients of weights: the memory
+of a former one that nobody holds any more, neither a tensor nor an array, a view, or a storage. (The C library keeps what is freed in
+smaller pieces itself, and returns larger ones to the system at once.)
 """
 
+import sys
 import threading
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -13,6 +19,9 @@ from torch import Tensor
 
 BYTES = 16 << 20
 ALIGNMENT = 64
+Holders = tuple[int, int]
+LARGE = 32 << 20  # bytes of a result from which the C library keeps nothing
+KEPT = 4  # results that are remembered, per thread
 
 
 class Arena(threading.local):
@@ -39,6 +48,43 @@ def scratch(like: Tensor, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=like.dtype, device=like.device)
     if arena.memory is None:
         with torch.inference_mode(False):
-            arena.memory = torch.empty(BYTES, dtype=torch.uint8)
+            arena.memory = torch.empty(BYTES, dtype=torch.uint8, device="cpu")
     arena.used = -(-stop // ALIGNMENT) * ALIGNMENT
     return arena.memory[start:stop].view(like.dtype).view(shape)
+
+
+class Results(threading.local):
+    """The memory of the last large results of a thread, each with its holders when it was new."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[Tensor, Holders]] = []
+
+
+results = Results()
+
+
+def again(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a result of this shape, any content: that of a former one of the same size if nobody holds it, or else new."""
+    size = prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < LARGE:
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    free = (k for k, (memory, alone) in enumerate(results.kept) if memory.nbytes == size and is_free(memory, alone))
+    if (k := next(free, None)) is not None:
+        memory, alone = results.kept.pop(k)
+    else:
+        with torch.inference_mode(False):
+            memory = torch.empty(size, dtype=torch.uint8, device=device)
+        alone = holders(memory)
+    results.kept = [*results.kept, (memory, alone)][-KEPT:]
+    return torch.empty(0, dtype=dtype, device=device).set_(memory.untyped_storage()).resize_(tuple(shape))
+
+
+def holders(memory: Tensor) -> Holders:
+    """How many tensors hold the storage of `memory`, and how many Python objects hold that storage by itself."""
+    storage = memory.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(storage)
+
+
+def is_free(memory: Tensor, alone: Holders) -> bool:
+    """Whether nobody else holds it, no other process may see it, and nobody changed its size."""
+    return holders(memory) == alone and not memory.is_shared() and memory.untyped_storage().nbytes() == memory.nbytes
