@@ -12,11 +12,11 @@ from torch import Tensor
 
 from cnn425.algorithms import local_definition, local_matmul, local_sweep, registry
 from cnn425.algorithms.layout import FORMATS, is_channels_last
-from cnn425.algorithms.local_blocks import empty, memory_order
+from cnn425.algorithms.local_blocks import MANY, empty, memory_order
 from cnn425.algorithms.tracing import is_traced
 from cnn425.windows import Geometry
 
-__all__ = ["local_input_gradient", "local_output", "local_weight_gradient", "memory_order", "storage_order"]
+__all__ = ["laid_out", "local_input_gradient", "local_output", "local_weight_gradient", "memory_order", "storage_order"]
 
 ALGORITHMS: dict[str, ModuleType] = {"definition": local_definition, "matmul": local_matmul, "sweep": local_sweep}
 SWEPT = 4  # at most so many pairs of channels: a matrix product per position would be all overhead
@@ -57,6 +57,19 @@ def local_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int
         return gw.zero_()
     _algorithm(gw, geometry, groups, gy.shape[0]).weight_gradient(gy, x, geometry, groups, gw)
     return gw
+
+
+def laid_out(gy: Tensor, w: Tensor, geometry: Geometry, groups: int) -> Tensor:
+    """The output gradient of many images in the memory order in which both of its maps read it, so that it is copied once."""
+    if (
+        len(gy) < MANY
+        or is_channels_last(gy)
+        or 0 in (gy.numel(), w.numel())
+        or _algorithm(w, geometry, groups, len(gy)) is not local_matmul
+    ):
+        return gy
+    laid = local_matmul.suited(gy)
+    return gy if is_channels_last(laid) else laid  # the gradient of the image lies as `gy` does
 
 
 def storage_order(shape: Sequence[int], dimensions: int) -> tuple[int, ...]:

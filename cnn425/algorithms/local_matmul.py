@@ -28,9 +28,10 @@ from cnn425.algorithms import local_blocks as local
 from cnn425.algorithms.local_blocks import Block, Cells
 from cnn425.windows import Geometry, windows
 
-BLOCK = 2 << 20  # bytes of rows at a time on a CPU: the second-level caches of two cores
+BLOCK = 4 << 20  # bytes of rows at a time on a CPU: the second-level caches of two cores
 BLOCK_ON_DEVICE = 8 << 20
-TILE = 64  # positions whose results are turned into the layout of the output at once: more than their cache lines would fit the cache
+TILE = 64  # positions whose results are turned into the layout of the output at once: the lines of more would not fit the cache,
+TILE_BYTES = 1 << 15  # if a position has several lines
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, y: Tensor) -> None:
@@ -39,10 +40,11 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor |
     views = local.window_view(local.padded_image(x, geometry, cells), geometry, groups, cells)
     weights, outputs = local.weight_view(w, geometry.dimensions, groups, cells), local.output_view(y, groups)
     biases = None if bias is None else local.output_view(bias, groups)
+    d, numbers = geometry.dimensions, max(1, y.shape[0] * y.shape[1])
     for block in fitting(views, geometry):
         target = outputs[block]
         result = product(matrices(weights[block]), columns(views[block], cells), cells).view(target.shape)
-        for tile in local.blocks(target.shape[: geometry.dimensions], TILE):
+        for tile in local.blocks(target.shape[:d], max(TILE, TILE_BYTES // (numbers * y.element_size()))):
             if biases is None:
                 target[tile].copy_(result[tile])
             else:

@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from cnn425.algorithms.local import local_input_gradient, local_output, local_weight_gradient, memory_order, storage_order
+from cnn425.algorithms.local import laid_out, local_input_gradient, local_output, local_weight_gradient, memory_order, storage_order
 from cnn425.algorithms.tracing import is_traced
 from cnn425.layers import arguments
 from cnn425.layers.batching import IMAGE, OUTPUT, WEIGHT, over_batch
-from cnn425.layers.function import cast_for_autocast, operation, without_autocast
+from cnn425.layers.function import cast_for_autocast, is_final, operation, without_autocast
 from cnn425.layers.local_arguments import check_shapes, local_geometry, times
 from cnn425.layers.local_conversion import copied_from, shared
 from cnn425.windows import Geometry
@@ -47,8 +47,9 @@ class Local(Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
         needs_x, needs_w, _, _, needs_b = ctx.needs_input_grad
-        gx = input_gradient(gy, w.conj(), ctx.geometry, ctx.groups, ctx.size) if needs_x else None
-        gw = weight_gradient(gy, x.conj(), ctx.geometry, ctx.groups, order(w)) if needs_w else None
+        g = laid_out(gy, w, ctx.geometry, ctx.groups) if needs_x and needs_w and is_final(gy, w, x) else gy
+        gx = input_gradient(g, w.conj(), ctx.geometry, ctx.groups, ctx.size) if needs_x else None
+        gw = weight_gradient(g, x.conj(), ctx.geometry, ctx.groups, order(w)) if needs_w else None
         gb = gy.sum(0 if ctx.bias_per_position else (0, *range(2, gy.ndim))) if needs_b else None
         return gx, gw, None, None, gb
 
