@@ -143,3 +143,13 @@ def test_training_with_a_large_local_layer_writes_its_gradient_again(forgotten):
     first, second = (torch.autograd.grad(F.locally_connected2d(x, weight).sum(), weight)[0] for _ in range(2))
     assert torch.equal(first, second)
     assert first.data_ptr() != second.data_ptr()
+
+
+def test_what_a_block_was_lent_is_taken_back():
+    memory.begin()
+    memory.scratch(torch.empty(0), 5)
+    with memory.lent():
+        first = memory.scratch(torch.empty(0), 7).data_ptr()
+    with pytest.raises(TypeError), memory.lent():
+        memory.scratch(torch.empty(0), 3).view("not a dtype")
+    assert memory.scratch(torch.empty(0), 7).data_ptr() == first

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import local_definition, local_matmul, local_sweep, registry
+from cnn425.algorithms import local_definition, local_matmul, local_sweep, memory, registry
 from cnn425.algorithms.layout import FORMATS, is_channels_last
 from cnn425.algorithms.local_blocks import MANY, empty, memory_order
 from cnn425.algorithms.tracing import is_traced
@@ -68,7 +68,7 @@ def laid_out(gy: Tensor, w: Tensor, geometry: Geometry, groups: int) -> Tensor:
         or _algorithm(w, geometry, groups, len(gy)) is not local_matmul
     ):
         return gy
-    laid = local_matmul.suited(gy)
+    laid = gy.movedim(0, -1).contiguous().movedim(-1, 0)
     return gy if is_channels_last(laid) else laid  # the gradient of the image lies as `gy` does
 
 
@@ -84,10 +84,11 @@ def storage_order(shape: Sequence[int], dimensions: int) -> tuple[int, ...]:
 
 
 def _algorithm(w: Tensor, geometry: Geometry, groups: int, batch: int) -> ModuleType:
-    if registry.forced and (name := registry.forced_for("local")):
-        return ALGORITHMS[name]
     if is_traced() or type(w) not in PLAIN or w.device.type not in ("cpu", "cuda"):
         return local_definition  # a graph that does not grow with the number of positions, for any shape and any kind of tensor
+    memory.begin()
+    if registry.forced and (name := registry.forced_for("local")):
+        return ALGORITHMS[name]
     if w.dtype in HALF:
         return local_matmul  # the only one that adds up in float32
     d = geometry.dimensions

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cnn425.algorithms.memory import again as written_again
+from cnn425.algorithms.memory import in_order, scratch
 from cnn425.windows import Geometry, windows
 
 Block = tuple[slice, ...]
@@ -44,15 +45,19 @@ def memory_order(w: Tensor) -> tuple[int, ...]:
 
 def empty(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype, device: torch.device, again: bool = False) -> Tensor:
     """Memory for a tensor of `shape` whose dimensions lie in `order`; if large, `again` that of a former one that nobody holds."""
-    memory = (written_again if again else torch.empty)([shape[dim] for dim in order], dtype=dtype, device=device)
-    return memory.permute(sorted(range(len(shape)), key=lambda dim: order[dim]))
+    return arranged((written_again if again else torch.empty)([shape[dim] for dim in order], dtype=dtype, device=device), order)
 
 
-def image(shape: Sequence[int], geometry: Geometry, cells: Cells, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for the padded image of `shape` (N, C, *size), in the layout that suits the cells."""
-    size = shape[2:]
-    padded = (low + n + high for n, (low, high) in zip(size, geometry.overhang(size), strict=True))
-    return empty((*shape[:2], *padded), cells.image, dtype, device)
+def arranged(memory: Tensor, order: Sequence[int]) -> Tensor:
+    """Contiguous memory as the tensor whose dimensions lie in it in `order`."""
+    return memory.permute(sorted(range(len(order)), key=lambda dim: order[dim]))
+
+
+def image(like: Tensor, shape: Sequence[int], geometry: Geometry, cells: Cells, dtype: torch.dtype | None = None) -> Tensor:
+    """Scratch for the padded image of `shape` (N, C, *size), in the layout that suits the cells."""
+    padded = (low + n + high for n, (low, high) in zip(shape[2:], geometry.overhang(shape[2:]), strict=True))
+    sizes = (*shape[:2], *padded)
+    return arranged(scratch(like, *(sizes[dim] for dim in cells.image), dtype=dtype), cells.image)
 
 
 def real_pixels(padded: Tensor, x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
@@ -66,7 +71,7 @@ def real_pixels(padded: Tensor, x: Tensor, geometry: Geometry) -> tuple[Tensor, 
 
 def padded_image(x: Tensor, geometry: Geometry, cells: Cells) -> Tensor:
     """`x` with its padding, in the layout that suits the cells; `x` itself where it lies so."""
-    padded = image(x.shape, geometry, cells, x.dtype, x.device)
+    padded = image(x, x.shape, geometry, cells)
     inside, seen = real_pixels(padded, x, geometry)
     if inside.shape == padded.shape and seen.stride() == padded.stride():
         return seen
@@ -79,7 +84,7 @@ def padded_image(x: Tensor, geometry: Geometry, cells: Cells) -> Tensor:
 def put(image: Tensor, inner: Tensor) -> None:
     """Copy to the `image` a padded image's pixels; where the batch is innermost, as one transposition of a matrix."""
     if image.is_contiguous() and inner.stride(0) == 1:
-        pixels = inner.movedim(0, -1).contiguous()
+        pixels = in_order(inner.movedim(0, -1))
         image.flatten(1).copy_(pixels.flatten(0, -2).T)
     else:
         image.copy_(inner)

@@ -26,6 +26,8 @@ from torch import Tensor
 
 from cnn425.algorithms import local_blocks as local
 from cnn425.algorithms.local_blocks import Block, Cells
+from cnn425.algorithms.lowering import mergeable
+from cnn425.algorithms.memory import in_order, lent, scratch
 from cnn425.windows import Geometry, windows
 
 BLOCK = 4 << 20  # bytes of rows at a time on a CPU: the second-level caches of two cores
@@ -43,24 +45,26 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor |
     d, numbers = geometry.dimensions, max(1, y.shape[0] * y.shape[1])
     for block in fitting(views, geometry):
         target = outputs[block]
-        result = product(matrices(weights[block]), columns(views[block], cells), cells).view(target.shape)
-        for tile in local.blocks(target.shape[:d], max(TILE, TILE_BYTES // (numbers * y.element_size()))):
-            if biases is None:
-                target[tile].copy_(result[tile])
-            else:
-                torch.add(result[tile], biases[block][tile], out=target[tile])
+        with lent():
+            result = product(matrices(weights[block]), columns(views[block], cells), cells).view(target.shape)
+            for tile in local.blocks(target.shape[:d], max(TILE, TILE_BYTES // (numbers * y.element_size()))):
+                if biases is None:
+                    target[tile].copy_(result[tile])
+                else:
+                    torch.add(result[tile], biases[block][tile], out=target[tile])
 
 
 def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, gx: Tensor) -> None:
     """Fill `gx` `(N, C, *size)`."""
     cells = local.cells_of(local.memory_order(w), w.shape, geometry.dimensions, len(gy))
     exact = torch.float32 if gx.dtype in (torch.float16, torch.bfloat16) else gx.dtype
-    padded = local.image(gx.shape, geometry, cells, exact, gx.device).zero_()
+    padded = local.image(gx, gx.shape, geometry, cells, exact).zero_()
     views, lines = local.window_view(padded, geometry, groups, cells), local.line_view(padded, geometry, groups, cells)
     weights, gradients = local.weight_view(w, geometry.dimensions, groups, cells), local.output_view(suited(gy), groups)
     for block in fitting(views, geometry):
-        result = product(matrices(weights[block]).mT, packed(gradients[block]), cells)
-        add_windows(lines, (result if cells.batch_inside else result.mT).view(views[block].shape), block, geometry, cells)
+        with lent():
+            result = product(matrices(weights[block]).mT, packed(gradients[block]), cells)
+            add_windows(lines, (result if cells.batch_inside else result.mT).view(views[block].shape), block, geometry, cells)
     inside, seen = local.real_pixels(padded, gx, geometry)
     if seen.shape != gx.shape:
         gx.zero_()
@@ -74,11 +78,13 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, gw: 
     weights, gradients = local.weight_view(gw, geometry.dimensions, groups, cells), local.output_view(suited(gy), groups)
     multiply = torch.mul if len(x) == 1 else torch.bmm  # of one image: an outer product
     for block in fitting(views, geometry):
-        target, left, right = weights[block], packed(gradients[block]), columns(views[block], cells).mT
-        if target.is_contiguous():
-            multiply(left, right, out=target.view(-1, left.shape[1], right.shape[2]))
-        else:
-            target.copy_(multiply(left, right).view(target.shape))
+        with lent():
+            target, left, right = weights[block], packed(gradients[block]), columns(views[block], cells).mT
+            shape = (len(left), left.shape[1], right.shape[2])
+            product_ = target.view(shape) if target.is_contiguous() else scratch(gw, *shape)
+            multiply(left, right, out=product_)
+            if not target.is_contiguous():
+                target.copy_(product_.view(target.shape))
 
 
 def fitting(windows: Tensor, geometry: Geometry) -> Iterator[Block]:
@@ -91,17 +97,22 @@ def fitting(windows: Tensor, geometry: Geometry) -> Iterator[Block]:
 def suited(gy: Tensor) -> Tensor:
     """`gy` laid out so that its part at a position is a matrix: the batch innermost if there are many images, else the channels."""
     inner = 0 if len(gy) >= local.MANY else 1
-    return gy.movedim(inner, -1).contiguous().movedim(-1, inner)
+    return in_order(gy.movedim(inner, -1)).movedim(-1, inner)
 
 
 def product(left: Tensor, right: Tensor, cells: Cells) -> Tensor:
     """The products of matrices, in memory with the batch innermost or outermost, as the cells say."""
-    return torch.bmm(left, right) if cells.batch_inside else torch.bmm(right.mT, left.mT).mT
+    first, second = (left, right) if cells.batch_inside else (right.mT, left.mT)
+    out = torch.bmm(first, second, out=scratch(left, len(left), first.shape[1], second.shape[2]))
+    return out if cells.batch_inside else out.mT
 
 
 def columns(windows: Tensor, cells: Cells) -> Tensor:
     """The windows of a block as one matrix per position and group, `(B, K, N)`: copied, unless a window is one stretch of memory."""
     k = len(cells.order)
+    inner = slice(-k - 1, -1) if cells.batch_inside else slice(-k, None)
+    if mergeable(windows.shape[inner], windows.stride()[inner]) is None:
+        windows = in_order(windows)
     if cells.batch_inside:
         return packed(windows.flatten(-k - 1, -2))
     return packed(windows.flatten(-k)).mT
@@ -118,7 +129,7 @@ def packed(t: Tensor) -> Tensor:
     _, height, width = matrix.shape
     _, down, across = matrix.stride()
     ready = (across == 1 and (height == 1 or down >= width)) or (down == 1 and (width == 1 or across >= height))
-    return matrix if ready else matrix.contiguous()
+    return matrix if ready else in_order(matrix)
 
 
 def add_windows(lines: Tensor, result: Tensor, block: Block, geometry: Geometry, cells: Cells) -> None:
@@ -127,7 +138,7 @@ def add_windows(lines: Tensor, result: Tensor, block: Block, geometry: Geometry,
     first = d + (not cells.batch_inside)
     across = first + cells.order.index(d)
     target = lines[block[:-1]].narrow(across, start * stride, (stop - start - 1) * stride + geometry.extent[-1])
-    rows = torch.zeros(target.shape, dtype=target.dtype, device=target.device)
+    rows = scratch(target, *target.shape).zero_()
     seen = windows(rows.movedim(across, -1), Geometry(geometry.kernel[-1:], (stride,), ((0, 0),), geometry.dilation[-1:]))
     said = result.movedim((d - 1, across + 1), (-2, -1))
     apart = -(-geometry.extent[-1] // stride)

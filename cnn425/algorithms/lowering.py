@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cnn425.algorithms.blocks import Block, Slabs, blocks
-from cnn425.algorithms.memory import scratch
+from cnn425.algorithms.memory import in_order, scratch
 from cnn425.windows import Geometry
 
 BYTES = 5 << 20  # of one block: two cores read their halves from the second-level cache or near it
@@ -180,11 +180,6 @@ class Lowering:
         """Every block with its matrices."""
         for block in self.blocks:
             yield block, self.matrices(block)
-
-
-def in_order(w: Tensor) -> Tensor:
-    """The tensor with its numbers in the order of its dimensions, copied if they are not."""
-    return w if w.is_contiguous() else scratch(w, *w.shape).copy_(w)
 
 
 def row_by_row(geometry: Geometry, size: Sequence[int]) -> tuple[Geometry, list[tuple[int, int]]]:

@@ -11,7 +11,8 @@ smaller pieces itself, and returns larger ones to the system at once.)
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 
 import torch
@@ -40,17 +41,33 @@ def begin() -> None:
     arena.used = 0
 
 
-def scratch(like: Tensor, *shape: int) -> Tensor:
+@contextmanager
+def lent() -> Iterator[None]:
+    """Takes back, at its end, all scratch handed out since its beginning: for the blocks of a loop."""
+    used = arena.used
+    try:
+        yield
+    finally:
+        arena.used = used
+
+
+def scratch(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """Memory of this shape, with the dtype and device of `like` and any content: from the arena on the CPU, while there is room."""
-    size = prod(shape) * like.element_size()
+    dtype = dtype or like.dtype
+    size = prod(shape) * dtype.itemsize
     start, stop = arena.used, arena.used + size
     if like.device.type != "cpu" or stop > BYTES:
-        return torch.empty(shape, dtype=like.dtype, device=like.device)
+        return torch.empty(shape, dtype=dtype, device=like.device)
     if arena.memory is None:
         with torch.inference_mode(False):
             arena.memory = torch.empty(BYTES, dtype=torch.uint8, device="cpu")
     arena.used = -(-stop // ALIGNMENT) * ALIGNMENT
-    return arena.memory[start:stop].view(like.dtype).view(shape)
+    return arena.memory[start:stop].view(dtype).view(shape)
+
+
+def in_order(t: Tensor) -> Tensor:
+    """The tensor with its numbers in the order of its dimensions, copied into scratch if they are not."""
+    return t if t.is_contiguous() else scratch(t, *t.shape).copy_(t)
 
 
 class Results(threading.local):
