@@ -32,8 +32,8 @@ from cnn425.windows import Geometry, windows
 
 BLOCK = 4 << 20  # bytes of rows at a time on a CPU: the second-level caches of two cores
 BLOCK_ON_DEVICE = 8 << 20
-TILE = 64  # positions whose results are turned into the layout of the output at once: the lines of more would not fit the cache,
-TILE_BYTES = 1 << 15  # if a position has several lines
+TILE = 64  # positions whose results are turned into the layout of the output at once: the lines of more would not stay in the cache,
+TILE_BYTES = 1 << 18  # unless they are so few
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None, y: Tensor) -> None:

@@ -26,10 +26,11 @@ KEPT = 4  # results that are remembered, per thread
 
 
 class Arena(threading.local):
-    """The arena of a thread, and how many of its bytes are in use."""
+    """The arena of a thread, also seen as numbers of each kind, and how many of its bytes are in use."""
 
     def __init__(self) -> None:
         self.memory: Tensor | None = None
+        self.numbers: dict[torch.dtype, Tensor] = {}
         self.used = 0
 
 
@@ -58,11 +59,12 @@ def scratch(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tens
     start, stop = arena.used, arena.used + size
     if like.device.type != "cpu" or stop > BYTES:
         return torch.empty(shape, dtype=dtype, device=like.device)
-    if arena.memory is None:
+    if (numbers := arena.numbers.get(dtype)) is None:
         with torch.inference_mode(False):
-            arena.memory = torch.empty(BYTES, dtype=torch.uint8, device="cpu")
+            arena.memory = torch.empty(BYTES, dtype=torch.uint8, device="cpu") if arena.memory is None else arena.memory
+            numbers = arena.numbers[dtype] = arena.memory.view(dtype)
     arena.used = -(-stop // ALIGNMENT) * ALIGNMENT
-    return arena.memory[start:stop].view(dtype).view(shape)
+    return numbers[start // dtype.itemsize : stop // dtype.itemsize].view(shape)
 
 
 def in_order(t: Tensor) -> Tensor:
