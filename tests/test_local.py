@@ -179,7 +179,7 @@ def test_every_algorithm_is_the_definition_for_any_strides_and_blocks(case):
     geometry, groups, size, n, outputs, inputs, order, block = case
     positions = geometry.positions(size)
     x, gy = torch.randn(n, inputs * groups, *size, **float64), torch.randn(n, outputs, *positions, **float64)
-    w = algorithms.empty((*positions, outputs, inputs, *geometry.kernel), order, torch.float64, x.device).normal_()
+    w = algorithms.empty((*positions, outputs, inputs, *geometry.kernel), order, x).normal_()
     blocks = local_matmul.BLOCK, local_sweep.BLOCK
     local_matmul.BLOCK = local_sweep.BLOCK = 1 << block
     try:

@@ -45,7 +45,7 @@ def test_the_default_device_does_not_matter():
     def run():
         with torch.device("meta"):
             kinds.append(memory.scratch(torch.zeros(1, device="cpu"), 5).device.type)
-            kinds.append(large(CPU).device.type)
+            kinds.append(large().device.type)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -53,19 +53,18 @@ def test_the_default_device_does_not_matter():
     assert kinds == ["cpu", "cpu"]
 
 
-ROWS, COLUMNS = 2049, 4096  # a little over 32 MB
-CPU = torch.device("cpu")
+ROWS, COLUMNS = 300, 1000  # a little over one megabyte
 
 
-def large(device=CPU):
-    return memory.again((ROWS, COLUMNS), torch.float32, device)
+def large(rows=ROWS, columns=COLUMNS, dtype=torch.float32, **kind):
+    return memory.result(torch.empty(0, device="cpu"), (rows, columns), dtype, **kind)
 
 
 @pytest.fixture
 def forgotten():
-    memory.results.kept = []
+    memory.forget()
     yield
-    memory.results.kept = []
+    memory.forget()
 
 
 def test_a_large_result_that_nobody_holds_is_the_next_one(forgotten):
@@ -75,9 +74,17 @@ def test_a_large_result_that_nobody_holds_is_the_next_one(forgotten):
     assert again.shape == (ROWS, COLUMNS)
     assert again.is_contiguous()
     assert not again._is_view()
-    assert memory.again((COLUMNS, ROWS), torch.float32, again.device).data_ptr() != address
+    assert large(COLUMNS, ROWS).data_ptr() != address
     del again
-    assert memory.again((2 * ROWS, COLUMNS), torch.bfloat16, CPU).data_ptr() == address  # as many bytes
+    turned = large(2 * ROWS, COLUMNS, torch.bfloat16, strides=(1, 2 * ROWS))  # as many bytes
+    assert turned.data_ptr() == address
+    assert turned.stride() == (1, 2 * ROWS)
+
+
+def test_small_results_and_those_of_other_kinds_are_made_anew(forgotten):
+    large(3, 5)
+    memory.result(torch.empty(0, device="meta"), (ROWS, COLUMNS))
+    assert not memory.results.kept
 
 
 HOLDERS = {
@@ -110,28 +117,29 @@ def test_memory_that_another_process_may_see_or_that_was_resized_is_not_used_aga
         address = result.data_ptr()
         del result
         assert large().data_ptr() != address
-        memory.results.kept = []
+        memory.forget()
 
 
-def test_only_the_last_large_results_are_remembered(forgotten):
-    for n in range(memory.KEPT + 2):
-        memory.again((ROWS + n, COLUMNS), torch.float32, CPU)
-    assert len(memory.results.kept) == memory.KEPT
-    assert memory.again((5,), torch.float32, CPU).shape == (5,)
-    assert len(memory.results.kept) == memory.KEPT
+def test_only_the_latest_results_are_remembered(forgotten, monkeypatch):
+    monkeypatch.setattr(memory, "KEPT", 5 << 20)
+    held = [large(ROWS + n) for n in range(6)]
+    kept = [size for size, _, _ in memory.results.kept]
+    assert kept == [t.nbytes for t in held[-4:]]
+    assert large(8 * ROWS).nbytes > memory.KEPT
+    assert [size for size, _, _ in memory.results.kept] == kept
 
 
 def test_training_with_a_large_local_layer_writes_its_gradient_again(forgotten):
     """Three steps by memory that is written again agree with three by fresh memory; gradients that are kept stay what they were."""
     w, x = torch.randn(24, 24, 64, 27, 3, 3), torch.randn(2, 27, 26, 26)
-    assert w.nbytes > memory.LARGE
+    assert w.nbytes > 16 * memory.LARGE
     steps, addresses = [], set()
     for fresh in (False, True):
         weight, gradients = w.clone().requires_grad_(), []
         for _ in range(3):
             weight.grad = None
             if fresh:
-                memory.results.kept = []
+                memory.forget()
             F.locally_connected2d(x, weight).square().sum().backward()
             addresses.add((fresh, weight.grad.data_ptr()))
             gradients.append(weight.grad.sum((2, 3)))

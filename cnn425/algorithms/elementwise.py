@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnn425.algorithms import memory
 from cnn425.algorithms.tracing import is_traced
 
 BYTES = 1 << 20
@@ -33,7 +34,7 @@ def by_rows(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     first: Any = tensors[0]
     if is_traced() or first.numel() * first.itemsize <= 2 * BYTES or not first.is_cpu or type(first) not in PLAIN:
         return formula(*tensors)
-    result = torch.empty_like(first)
+    result = memory.result(first, first.shape)
     rows = max(1, BYTES * len(first) // (first.numel() * first.itemsize))
     for block, *blocks in zip(result.split(rows), *(t.split(rows) for t in tensors), strict=True):
         formula(*blocks, out=block)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cnn425.algorithms import memory
 from cnn425.windows import Geometry
 
 HALF = (torch.bfloat16, torch.float16)
@@ -51,18 +52,21 @@ def volumes_keep_their_layout(x: Tensor, w: Tensor, geometry: Geometry, groups: 
     return large and not alone
 
 
+def channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of dense memory whose dimension 1 is innermost, the others in order, whatever their sizes."""
+    step, strides = 1, [0] * len(shape)
+    for d in (1, *range(len(shape) - 1, 1, -1), 0):
+        strides[d], step = step, step * shape[d]
+    return tuple(strides)
+
+
 def canonical(x: Tensor, layout: torch.memory_format) -> Tensor:
     """`x`, whose numbers lie as `layout` says, with the strides that a tensor made that way has along dimensions of size 1 too."""
     if layout is torch.contiguous_format or 1 not in x.shape or not x.is_contiguous(memory_format=layout):
         return x
-    size = x.shape
-    step, strides = 1, [0] * x.ndim
-    for d in (1, *range(x.ndim - 1, 1, -1), 0):
-        strides[d] = step
-        step *= size[d]
-    return x.as_strided(size, strides)
+    return x.as_strided(x.shape, channels_last_strides(x.shape))
 
 
 def empty(like: Tensor, shape: Sequence[int], layout: torch.memory_format) -> Tensor:
     """Memory for a result of `shape`, with the dtype and device of `like`."""
-    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=layout)
+    return memory.result(like, shape, strides=None if layout is torch.contiguous_format else channels_last_strides(shape))

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import local_definition, local_matmul, local_sweep, memory, registry
+from cnn425.algorithms import layout, local_definition, local_matmul, local_sweep, memory, registry
 from cnn425.algorithms.layout import FORMATS, is_channels_last
 from cnn425.algorithms.local_blocks import MANY, empty, memory_order
 from cnn425.algorithms.tracing import is_traced
@@ -32,7 +32,7 @@ def local_output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Te
     d = geometry.dimensions
     if bias is not None:
         bias = (bias if bias.ndim > 1 else bias.view(-1, *(1,) * d)).expand(w.shape[d], *w.shape[:d]).unsqueeze(0)
-    y = _room((x.shape[0], w.shape[d], *w.shape[:d]), x)
+    y = layout.empty(x, (x.shape[0], w.shape[d], *w.shape[:d]), as_lies(x))
     if x.numel() == 0 or w.numel() == 0:
         return y.copy_(bias.expand(y.shape)) if bias is not None else y.zero_()
     _algorithm(w, geometry, groups, x.shape[0]).output(x, w, geometry, groups, bias, y)
@@ -42,7 +42,7 @@ def local_output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Te
 def local_input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int]) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (*positions, O, C/G, *kernel) -> (N, C, *size)`."""
     d = geometry.dimensions
-    gx = _room((gy.shape[0], w.shape[d + 1] * groups, *size), gy)
+    gx = layout.empty(gy, (gy.shape[0], w.shape[d + 1] * groups, *size), as_lies(gy))
     if gy.numel() == 0 or w.numel() == 0:
         return gx.zero_()
     _algorithm(w, geometry, groups, gy.shape[0]).input_gradient(gy, w, geometry, groups, gx)
@@ -52,7 +52,7 @@ def local_input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int,
 def local_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: Sequence[int] | None = None) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (*positions, O, C/G, *kernel)`, in memory in `order`."""
     shape = (*gy.shape[2:], gy.shape[1], x.shape[1] // groups, *geometry.kernel)
-    gw = empty(shape, order or range(len(shape)), gy.dtype, gy.device, again=type(gy) in PLAIN and not is_traced())
+    gw = empty(shape, order or range(len(shape)), gy)
     if gy.numel() == 0 or x.numel() == 0:
         return gw.zero_()
     _algorithm(gw, geometry, groups, gy.shape[0]).weight_gradient(gy, x, geometry, groups, gw)
@@ -68,7 +68,7 @@ def laid_out(gy: Tensor, w: Tensor, geometry: Geometry, groups: int) -> Tensor:
         or _algorithm(w, geometry, groups, len(gy)) is not local_matmul
     ):
         return gy
-    laid = gy.movedim(0, -1).contiguous().movedim(-1, 0)
+    laid = empty(gy.shape, (*range(1, gy.ndim), 0), gy).copy_(gy)
     return gy if is_channels_last(laid) else laid  # the gradient of the image lies as `gy` does
 
 
@@ -98,7 +98,6 @@ def _algorithm(w: Tensor, geometry: Geometry, groups: int, batch: int) -> Module
     return local_sweep if pairs == 1 or (pairs <= SWEPT and memory_order(w)[-1] < d) else local_matmul
 
 
-def _room(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Memory for a result of `shape`: channels last if `like` lies so."""
-    layout = FORMATS[like.ndim] if is_channels_last(like) else torch.contiguous_format
-    return torch.empty(tuple(shape), dtype=like.dtype, device=like.device, memory_format=layout)
+def as_lies(like: Tensor) -> torch.memory_format:
+    """The layout of a result: channels last if `like` lies so."""
+    return FORMATS[like.ndim] if is_channels_last(like) else torch.contiguous_format

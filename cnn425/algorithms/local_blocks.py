@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cnn425.algorithms.memory import again as written_again
+from cnn425.algorithms import memory
 from cnn425.algorithms.memory import in_order, scratch
 from cnn425.windows import Geometry, windows
 
@@ -43,14 +43,14 @@ def memory_order(w: Tensor) -> tuple[int, ...]:
     return tuple(sorted(range(w.ndim), key=lambda dim: (steps[dim] != 0, -steps[dim])))
 
 
-def empty(shape: Sequence[int], order: Sequence[int], dtype: torch.dtype, device: torch.device, again: bool = False) -> Tensor:
-    """Memory for a tensor of `shape` whose dimensions lie in `order`; if large, `again` that of a former one that nobody holds."""
-    return arranged((written_again if again else torch.empty)([shape[dim] for dim in order], dtype=dtype, device=device), order)
+def empty(shape: Sequence[int], order: Sequence[int], like: Tensor) -> Tensor:
+    """Memory for a result of `shape` whose dimensions lie in `order`, of the kind of numbers in `like`."""
+    return arranged(memory.result(like, [shape[dim] for dim in order]), order)
 
 
-def arranged(memory: Tensor, order: Sequence[int]) -> Tensor:
+def arranged(numbers: Tensor, order: Sequence[int]) -> Tensor:
     """Contiguous memory as the tensor whose dimensions lie in it in `order`."""
-    return memory.permute(sorted(range(len(order)), key=lambda dim: order[dim]))
+    return numbers.permute(sorted(range(len(order)), key=lambda dim: order[dim]))
 
 
 def image(like: Tensor, shape: Sequence[int], geometry: Geometry, cells: Cells, dtype: torch.dtype | None = None) -> Tensor:

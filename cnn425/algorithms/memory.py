@@ -4,9 +4,10 @@ A fresh megabyte costs 256 page faults, more time than a matrix product spends o
 one behind the other; `begin` takes all of them back at the start of the next computation. So nothing that is returned to a caller may lie
 in scratch.
 
-`again` is for large results that come at every step of training and are thrown away before the next, as gradients of weights: the memory
-of a former one that nobody holds any more, neither a tensor nor an array, a view, or a storage. (The C library keeps what is freed in
-smaller pieces itself, and returns larger ones to the system at once.)
+`result` is for what is returned. The results of one step of training are thrown away before the next, which wants as many of the same
+sizes: they are written where a former one lay, once nobody holds that any more, neither a tensor nor an array, a view, or a storage. (The C
+library returns what is freed to the system, at once if it is large, and else whenever the top of its heap happens to be free.) `forget`
+lets go of all memory that is held for this thread and not in use.
 """
 
 import sys
@@ -18,11 +19,14 @@ from math import prod
 import torch
 from torch import Tensor
 
+from cnn425.algorithms.tracing import is_traced
+
 BYTES = 16 << 20
 ALIGNMENT = 64
 Holders = tuple[int, int]
-LARGE = 32 << 20  # bytes of a result from which the C library keeps nothing
-KEPT = 4  # results that are remembered, per thread
+LARGE = 1 << 20  # bytes of a result that is worth the trouble
+KEPT = 384 << 20  # bytes of results that are remembered, per thread; the weights of the lecture's local layer have 292 MB
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Arena(threading.local):
@@ -73,29 +77,48 @@ def in_order(t: Tensor) -> Tensor:
 
 
 class Results(threading.local):
-    """The memory of the last large results of a thread, each with its holders when it was new."""
+    """The memory of the last large results of a thread, the latest last: how many bytes, and its holders when it was new."""
 
     def __init__(self) -> None:
-        self.kept: list[tuple[Tensor, Holders]] = []
+        self.kept: list[tuple[int, Tensor, Holders]] = []
 
 
 results = Results()
 
 
-def again(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for a result of this shape, any content: that of a former one of the same size if nobody holds it, or else new."""
-    size = prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size < LARGE:
-        return torch.empty(tuple(shape), dtype=dtype, device=device)
-    free = (k for k, (memory, alone) in enumerate(results.kept) if memory.nbytes == size and is_free(memory, alone))
-    if (k := next(free, None)) is not None:
-        memory, alone = results.kept.pop(k)
-    else:
-        with torch.inference_mode(False):
-            memory = torch.empty(size, dtype=torch.uint8, device=device)
-        alone = holders(memory)
-    results.kept = [*results.kept, (memory, alone)][-KEPT:]
-    return torch.empty(0, dtype=dtype, device=device).set_(memory.untyped_storage()).resize_(tuple(shape))
+def result(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None, strides: Sequence[int] | None = None) -> Tensor:
+    """Memory for a result of this shape, any content; contiguous, unless dense `strides` are given. If large, a former one that is free."""
+    dtype = dtype or like.dtype
+    size = 0 if is_traced() else prod(shape) * dtype.itemsize  # a trace is for images of any size
+    kept = LARGE <= size <= KEPT and like.device.type == "cpu" and type(like) in PLAIN
+    if not kept or torch._C._len_torch_dispatch_stack():
+        if strides is None:
+            return torch.empty(tuple(shape), dtype=dtype, device=like.device)
+        return torch.empty_strided(tuple(shape), strides, dtype=dtype, device=like.device)
+    memory = former(size)
+    flat = torch.empty(0, dtype=dtype, device="cpu").set_(memory.untyped_storage())
+    return flat.resize_(tuple(shape)) if strides is None else flat.set_(memory.untyped_storage(), 0, tuple(shape), tuple(strides))
+
+
+def former(size: int) -> Tensor:
+    """So many bytes that nobody holds, remembered from now on as the latest."""
+    kept = results.kept
+    for k, (bytes_, memory, alone) in enumerate(kept):
+        if bytes_ == size and is_free(memory, alone):
+            kept.append(kept.pop(k))
+            return memory
+    with torch.inference_mode(False):
+        memory = torch.empty(size, dtype=torch.uint8, device="cpu")
+    kept.append((size, memory, holders(memory)))
+    while sum(bytes_ for bytes_, _, _ in kept) > KEPT:
+        del kept[0]
+    return memory
+
+
+def forget() -> None:
+    """Returns the memory that is kept for this thread and not in use to the system."""
+    results.kept = []
+    arena.memory, arena.numbers, arena.used = None, {}, 0
 
 
 def holders(memory: Tensor) -> Holders:

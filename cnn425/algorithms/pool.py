@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import registry
+from cnn425.algorithms import memory, registry
+from cnn425.algorithms.layout import channels_last_strides
 from cnn425.algorithms.tracing import is_traced
 from cnn425.windows import Geometry, windows
 
@@ -146,13 +147,10 @@ def blank(x: Tensor, pooling: Pooling, size: Sequence[int], dtype: torch.dtype |
     shape = (*x.shape[: x.ndim - len(size)], *size)
     ours = type(x) is Tensor  # other kinds of tensors make memory of their kind, which numbers of their kind may be written to
     if not pooling.channels_last:
-        return torch.empty(shape, dtype=dtype, device=x.device) if ours else x.new_empty(shape, dtype=dtype)
-    channel = len(shape) - len(size) - 1
-    strides, step = [1] * len(shape), shape[channel]
-    for dim in reversed(range(len(shape))):
-        if dim != channel:
-            strides[dim], step = step, step * shape[dim]
-    return torch.empty_strided(shape, strides, dtype=dtype, device=x.device) if ours else x.new_empty_strided(shape, strides, dtype=dtype)
+        return memory.result(x, shape, dtype) if ours else x.new_empty(shape, dtype=dtype)
+    batch = (1,) * (len(size) + 2 - x.ndim)
+    strides = channels_last_strides((*batch, *shape))[len(batch) :]
+    return memory.result(x, shape, dtype, strides) if ours else x.new_empty_strided(shape, strides, dtype=dtype)
 
 
 def planes(x: Tensor, pooling: Pooling) -> Tensor:
