@@ -29,7 +29,7 @@ class Rectifier(Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return x.clamp(min=0)
+        return elementwise(rectified, x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -47,6 +47,11 @@ class Rectifier(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
         return rectify(x), in_dims[0]
+
+
+def rectified(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """`max(0, x)`."""
+    return torch.clamp(x, min=0, out=out)
 
 
 class RectifierInPlace(Rectifier):
