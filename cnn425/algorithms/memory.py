@@ -103,7 +103,7 @@ def result(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None,
 def former(size: int) -> Tensor:
     """So many bytes that nobody holds, remembered from now on as the latest."""
     kept = results.kept
-    for k, (bytes_, memory, alone) in enumerate(kept):
+    for k, (bytes_, memory, alone) in reversed(list(enumerate(kept))):  # the latest is most likely still in a cache
         if bytes_ == size and is_free(memory, alone):
             kept.append(kept.pop(k))
             return memory
