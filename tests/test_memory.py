@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import cnn425.nn.functional as F
 from cnn425.algorithms import memory
@@ -74,7 +75,8 @@ def test_a_large_result_that_nobody_holds_is_the_next_one(forgotten):
     assert again.shape == (ROWS, COLUMNS)
     assert again.is_contiguous()
     assert not again._is_view()
-    assert large(COLUMNS, ROWS).data_ptr() != address
+    other = large(COLUMNS, ROWS)
+    assert other.data_ptr() != address
     del again
     turned = large(2 * ROWS, COLUMNS, torch.bfloat16, strides=(1, 2 * ROWS))  # as many bytes
     assert turned.data_ptr() == address
@@ -161,3 +163,35 @@ def test_what_a_block_was_lent_is_taken_back():
     with pytest.raises(TypeError), memory.lent():
         memory.scratch(torch.empty(0), 3).view("not a dtype")
     assert memory.scratch(torch.empty(0), 7).data_ptr() == first
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize(
+    ("shape", "weight", "stride"),
+    [((8, 256, 14, 14), (256, 256, 3, 3), 1), ((8, 512, 7, 7), (512, 512, 3, 3), 1), ((8, 64, 56, 56), (64, 64, 5, 5), 2)],
+    ids=["Winograd", "large weight", "phases"],
+)
+def test_convolution_needs_no_more_than_its_tensors_and_16_megabytes(forgotten, shape, weight, stride, last):
+    layout = torch.channels_last if last else torch.contiguous_format
+    x, w = (torch.randn(s).contiguous(memory_format=layout).requires_grad_() for s in (shape, weight))
+    assert_peak(lambda: F.conv2d(x, w, None, stride, weight[-1] // 2), x, w)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_local_layer_needs_no_more_than_its_tensors_and_16_megabytes(forgotten, batch):
+    x, w = torch.randn(batch, 32, 26, 26).requires_grad_(), torch.randn(24, 24, 64, 32, 3, 3).requires_grad_()
+    assert_peak(lambda: F.locally_connected2d(x, w), x, w)
+
+
+def assert_peak(function, *inputs):
+    """Forward and backward, with nothing kept from before, hold their tensors, the arena (not all of it is touched) and little beside."""
+    gy = torch.randn_like(function())
+    memory.forget()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        torch.autograd.grad(function(), inputs, gy)
+    held = most = 0
+    for event in found.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    assert sum(t.nbytes for t in inputs) < most < sum(t.nbytes for t in (*inputs, gy)) + memory.BYTES + (1 << 20)

@@ -22,7 +22,7 @@ from cnn425.algorithms import col2im
 from cnn425.algorithms.blocks import flip, flipped, phases
 from cnn425.algorithms.layout import empty
 from cnn425.algorithms.lowering import Lowering, accumulate
-from cnn425.algorithms.memory import scratch
+from cnn425.algorithms.memory import lent, scratch
 from cnn425.windows import Geometry
 
 CONTIGUOUS = torch.contiguous_format
@@ -168,5 +168,6 @@ def convolve_input_gradient(
         if part is None:
             target.zero_()
         elif target.numel():
-            write(gy, w[(slice(None), slice(None), *cells)], part, groups, None, target, layout is not CONTIGUOUS, shifted, turned=True)
+            with lent():
+                write(gy, w[(slice(None), slice(None), *cells)], part, groups, None, target, layout is not CONTIGUOUS, shifted, turned=True)
     return gx

@@ -23,6 +23,7 @@ SWEPT = 4  # at most so many pairs of channels: a matrix product per position wo
 SMALL = 8192  # so few cells in all windows are copied faster than any plan is made
 HALF = (torch.float16, torch.bfloat16)
 PLAIN = (Tensor, torch.nn.Parameter)
+LAID = 8 << 20  # bytes of an output gradient in another layout
 LARGE = 1 << 18  # weights that fill the caches
 registry.register("local", tuple(ALGORITHMS))
 
@@ -60,13 +61,10 @@ def local_weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int
 
 
 def laid_out(gy: Tensor, w: Tensor, geometry: Geometry, groups: int) -> Tensor:
-    """The output gradient of many images in the memory order in which both of its maps read it, so that it is copied once."""
-    if (
-        len(gy) < MANY
-        or is_channels_last(gy)
-        or 0 in (gy.numel(), w.numel())
-        or _algorithm(w, geometry, groups, len(gy)) is not local_matmul
-    ):
+    """The output gradient of many images, if not large, in the memory order in which both of its maps read it: copied only once."""
+    if len(gy) < MANY or gy.nbytes > LAID or is_channels_last(gy) or 0 in (gy.numel(), w.numel()):
+        return gy
+    if _algorithm(w, geometry, groups, len(gy)) is not local_matmul:
         return gy
     laid = empty(gy.shape, (*range(1, gy.ndim), 0), gy).copy_(gy)
     return gy if is_channels_last(laid) else laid  # the gradient of the image lies as `gy` does

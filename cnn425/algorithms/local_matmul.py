@@ -20,6 +20,7 @@ product per position; in half precision the input gradient is added up in float3
 import itertools
 from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,10 +61,10 @@ def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, gx: T
     exact = torch.float32 if gx.dtype in (torch.float16, torch.bfloat16) else gx.dtype
     padded = local.image(gx, gx.shape, geometry, cells, exact).zero_()
     views, lines = local.window_view(padded, geometry, groups, cells), local.line_view(padded, geometry, groups, cells)
-    weights, gradients = local.weight_view(w, geometry.dimensions, groups, cells), local.output_view(suited(gy), groups)
+    weights = local.weight_view(w, geometry.dimensions, groups, cells)
     for block in fitting(views, geometry):
         with lent():
-            result = product(matrices(weights[block]).mT, packed(gradients[block]), cells)
+            result = product(matrices(weights[block]).mT, gradients(gy, block, groups), cells)
             add_windows(lines, (result if cells.batch_inside else result.mT).view(views[block].shape), block, geometry, cells)
     inside, seen = local.real_pixels(padded, gx, geometry)
     if seen.shape != gx.shape:
@@ -75,11 +76,11 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, gw: 
     """Fill `gw` `(*positions, O, C/G, *kernel)`."""
     cells = local.cells_of(local.memory_order(gw), gw.shape, geometry.dimensions, len(x))
     views = local.window_view(local.padded_image(x, geometry, cells), geometry, groups, cells)
-    weights, gradients = local.weight_view(gw, geometry.dimensions, groups, cells), local.output_view(suited(gy), groups)
+    weights = local.weight_view(gw, geometry.dimensions, groups, cells)
     multiply = torch.mul if len(x) == 1 else torch.bmm  # of one image: an outer product
     for block in fitting(views, geometry):
         with lent():
-            target, left, right = weights[block], packed(gradients[block]), columns(views[block], cells).mT
+            target, left, right = weights[block], gradients(gy, block, groups), columns(views[block], cells).mT
             shape = (len(left), left.shape[1], right.shape[2])
             product_ = target.view(shape) if target.is_contiguous() else scratch(gw, *shape)
             multiply(left, right, out=product_)
@@ -94,10 +95,13 @@ def fitting(windows: Tensor, geometry: Geometry) -> Iterator[Block]:
     return local.blocks(windows.shape[:d], room // max(1, prod(windows.shape[d:]) * windows.element_size()))
 
 
-def suited(gy: Tensor) -> Tensor:
-    """`gy` laid out so that its part at a position is a matrix: the batch innermost if there are many images, else the channels."""
-    inner = 0 if len(gy) >= local.MANY else 1
-    return in_order(gy.movedim(inner, -1)).movedim(-1, inner)
+def gradients(gy: Tensor, block: Block, groups: int) -> Tensor:
+    """The output gradient of a block as one matrix per position and group, `(B, O, N)`: images innermost if many, else the channels."""
+    here: Any = (..., *block)
+    gy, inner = gy[here], 0 if len(gy) >= local.MANY else 1
+    if gy.stride(inner) != 1:
+        gy = in_order(gy.movedim(inner, -1)).movedim(-1, inner)
+    return packed(local.output_view(gy, groups))
 
 
 def product(left: Tensor, right: Tensor, cells: Cells) -> Tensor:

@@ -35,10 +35,12 @@ from torch import Tensor
 from cnn425.algorithms import im2col, memory
 from cnn425.algorithms.blocks import Block, Slabs, blocks, flipped
 from cnn425.algorithms.layout import empty
-from cnn425.algorithms.memory import scratch
+from cnn425.algorithms.lowering import mergeable
+from cnn425.algorithms.memory import in_order, lent, scratch
 from cnn425.windows import Geometry
 
 POINT_BYTES = 19 << 19  # of the kernel's points, of some outputs at a time if all are more
+CELLS = 1 << 18  # of the kernel that are copied at a time
 BLOCK_BYTES = 5 << 20  # of the points of a block of tiles, there and back
 ROW_BYTES = 11 << 20  # of the points of a row of tiles, in three buffers
 POINTS = (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))
@@ -290,9 +292,13 @@ def points_of_kernel(w: Tensor, G: Tensor, memory: Tensor) -> Tensor:
     exchanged = w.stride(0) < w.stride(1)
     if exchanged:
         w = w.transpose(0, 1)
-    cells = w.flatten(2).permute(2, 0, 1).reshape(G.shape[1], -1)
-    points = torch.mm(G, cells, out=memory[: G.shape[0] * cells.shape[1]].view(G.shape[0], -1))
-    points = points.view(G.shape[0], *w.shape[:2])
+    cells = w.flatten(2).permute(2, 0, 1)
+    points = memory[: G.shape[0] * cells[0].numel()].view(G.shape[0], *w.shape[:2])
+    whole = mergeable(w.shape[:2], w.stride()[:2]) is not None
+    few = len(w) if whole else max(1, CELLS // cells[:, 0].numel())  # otherwise the cells are copied, some at a time
+    for here, there in zip(cells.split(few, 1), points.split(few, 1), strict=True):
+        with lent():
+            torch.mm(G, (here if whole else in_order(here)).flatten(1), out=there.flatten(1))
     return points if exchanged else points.mT
 
 
@@ -325,5 +331,8 @@ def _weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, gw: Tensor) -> N
                 gU.baddbmm_(gM.mT, V)
             else:
                 torch.bmm(gM.mT, V, out=gU)
-        part = torch.mm(G.t(), gU.view(tiles.points, -1)).view(*geometry.kernel, *gU.shape[1:])
-        gw[o].copy_(part.movedim((-2, -1), (0, 1)))
+        rows = max(1, tiles.buffers[0].numel() // (G.shape[1] * x.shape[1]))
+        for gw_rows, points in zip(gw[o].split(rows), gU.split(rows, dim=1), strict=True):
+            part = tiles.buffers[0][: G.shape[1] * points[0].numel()].view(G.shape[1], -1)
+            torch.mm(G.t(), points.flatten(1), out=part)
+            gw_rows.copy_(part.view(*geometry.kernel, *points.shape[1:]).movedim((-2, -1), (0, 1)))
