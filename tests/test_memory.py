@@ -119,6 +119,7 @@ def test_memory_that_another_process_may_see_or_that_was_resized_is_not_used_aga
         address = result.data_ptr()
         del result
         assert large().data_ptr() != address
+        assert len(memory.results.kept) == 1
         memory.forget()
 
 

@@ -103,8 +103,11 @@ def result(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None,
 def former(size: int) -> Tensor:
     """So many bytes that nobody holds, remembered from now on as the latest."""
     kept = results.kept
-    for k, (bytes_, memory, alone) in reversed(list(enumerate(kept))):  # the latest is most likely still in a cache
-        if bytes_ == size and is_free(memory, alone):
+    for k in reversed(range(len(kept))):  # the latest is most likely still in a cache
+        bytes_, memory, alone = kept[k]
+        if bytes_ == size and not is_private(memory):
+            del kept[k]
+        elif bytes_ == size and holders(memory) == alone:
             kept.append(kept.pop(k))
             return memory
     with torch.inference_mode(False):
@@ -127,6 +130,7 @@ def holders(memory: Tensor) -> Holders:
     return torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(storage)
 
 
-def is_free(memory: Tensor, alone: Holders) -> bool:
-    """Whether nobody else holds it, no other process may see it, and nobody changed its size."""
-    return holders(memory) == alone and not memory.is_shared() and memory.untyped_storage().nbytes() == memory.nbytes
+def is_private(memory: Tensor) -> bool:
+    """Whether no other process may see the storage of `memory`, and nobody changed its size."""
+    storage = memory.untyped_storage()
+    return not storage.is_shared() and storage.nbytes() == memory.nbytes
