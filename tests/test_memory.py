@@ -1,6 +1,7 @@
 """Scratch comes from one arena, in pieces that do not overlap, or from elsewhere once it is full; large results are written again."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -87,6 +88,27 @@ def test_small_results_and_those_of_other_kinds_are_made_anew(forgotten):
     large(3, 5)
     memory.result(torch.empty(0, device="meta"), (ROWS, COLUMNS))
     assert not memory.results.kept
+
+
+def test_all_that_is_kept_is_let_go(forgotten):
+    """The arena, too, and what pools wrote down to work in it: the weak references are the witnesses."""
+    F.max_pool2d(torch.randn(8, 16, 64, 64), 2)
+    F.conv2d(torch.randn(8, 16, 64, 64), torch.randn(32, 16, 3, 3))
+    assert memory.arena.programs
+    witnesses = [weakref.ref(memory.arena.memory), weakref.ref(memory.results.kept[-1][1])]
+    memory.forget()
+    assert [witness() for witness in witnesses] == [None, None]
+    torch.testing.assert_close(F.max_pool2d(x := torch.randn(8, 16, 64, 64), 2), torch.nn.functional.max_pool2d(x, 2))
+
+
+def test_results_of_inference_mode_are_memory_like_any_other(forgotten):
+    with torch.inference_mode():
+        address = (inner := large()).data_ptr()
+        assert inner.is_inference()
+        del inner
+    outer = large()
+    assert outer.data_ptr() == address
+    assert not outer.is_inference()
 
 
 HOLDERS = {

@@ -23,7 +23,7 @@ from cnn425.algorithms import (
     tiny,
     winograd,
 )
-from cnn425.algorithms.tracing import is_traced
+from cnn425.algorithms.tracing import PLAIN, is_traced
 from cnn425.windows import Geometry
 
 ALGORITHMS: dict[str, ModuleType] = {
@@ -37,7 +37,6 @@ ALGORITHMS: dict[str, ModuleType] = {
     "banded": banded,
     "strips": strips,
 }
-PLAIN = (Tensor, torch.nn.Parameter)
 REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 registry.register("convolution", tuple(ALGORITHMS))
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from cnn425.algorithms import memory
-from cnn425.algorithms.tracing import is_traced
+from cnn425.algorithms.tracing import PLAIN, is_traced
 
 BYTES = 1 << 20
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def elementwise(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from cnn425.algorithms import layout, local_definition, local_matmul, local_sweep, memory, registry
 from cnn425.algorithms.layout import FORMATS, is_channels_last
 from cnn425.algorithms.local_blocks import MANY, empty, memory_order
-from cnn425.algorithms.tracing import is_traced
+from cnn425.algorithms.tracing import PLAIN, is_traced
 from cnn425.windows import Geometry
 
 __all__ = ["laid_out", "local_input_gradient", "local_output", "local_weight_gradient", "memory_order", "storage_order"]
@@ -22,7 +22,6 @@ ALGORITHMS: dict[str, ModuleType] = {"definition": local_definition, "matmul": l
 SWEPT = 4  # at most so many pairs of channels: a matrix product per position would be all overhead
 SMALL = 8192  # so few cells in all windows are copied faster than any plan is made
 HALF = (torch.float16, torch.bfloat16)
-PLAIN = (Tensor, torch.nn.Parameter)
 LAID = 8 << 20  # bytes of an output gradient in another layout
 LARGE = 1 << 18  # weights that fill the caches
 registry.register("local", tuple(ALGORITHMS))

@@ -15,26 +15,27 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cnn425.algorithms.tracing import is_traced
+from cnn425.algorithms.tracing import PLAIN, is_traced
 
 BYTES = 16 << 20
 ALIGNMENT = 64
 Holders = tuple[int, int]
 LARGE = 1 << 20  # bytes of a result that is worth the trouble
 KEPT = 384 << 20  # bytes of results that are remembered, per thread; the weights of the lecture's local layer have 292 MB
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Arena(threading.local):
-    """The arena of a thread, also seen as numbers of each kind, and how many of its bytes are in use."""
+    """The arena of a thread, also seen as numbers of each kind; how many of its bytes are in use; what was written down to work in it."""
 
     def __init__(self) -> None:
         self.memory: Tensor | None = None
         self.numbers: dict[torch.dtype, Tensor] = {}
+        self.programs: dict[Any, Any] = {}
         self.used = 0
 
 
@@ -121,7 +122,7 @@ def former(size: int) -> Tensor:
 def forget() -> None:
     """Returns the memory that is kept for this thread and not in use to the system."""
     results.kept = []
-    arena.memory, arena.numbers, arena.used = None, {}, 0
+    arena.memory, arena.numbers, arena.programs, arena.used = None, {}, {}, 0
 
 
 def holders(memory: Tensor) -> Holders:

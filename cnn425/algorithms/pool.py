@@ -29,12 +29,11 @@ from torch import Tensor
 
 from cnn425.algorithms import memory, registry
 from cnn425.algorithms.layout import channels_last_strides
-from cnn425.algorithms.tracing import is_traced
+from cnn425.algorithms.tracing import PLAIN, is_traced
 from cnn425.windows import Geometry, windows
 
 BLOCK = 2**18  # numbers
 PLACES = 2**16  # numbers whose addresses are known at a time: they take twice their memory
-PLAIN = (Tensor, torch.nn.Parameter)
 VISITS = 2**15  # of uneven windows
 LONG = 2**10  # cells of a window along one side
 NOBODY = -1  # the pixel number of a window without pixels (a dilated window may lie wholly in the padding)

@@ -5,7 +5,6 @@ with the calls on it, by the thread whose scratch it is. What is given (images, 
 call, as written down, and its blocks are then runs of the first dimension.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -101,23 +100,15 @@ def fill(number: float, out: Tensor) -> None:
     out.fill_(number)
 
 
-class Programs(threading.local):
-    """The programs of a thread, whose scratch they use."""
-
-    def __init__(self) -> None:
-        self.known: dict[Any, Program] = {}
-
-    def get(self, key: Any, like: Tensor, write: Callable[..., None], *arguments: Any) -> Program:
-        """A program by its key; `write(recorder, *arguments)` writes it down if it is new."""
-        if (found := self.known.get(key)) is None:
-            record = Recorder(like)
-            write(record, *arguments)
-            found = record.program()
-            if record.lasting:
-                if len(self.known) >= 256:
-                    self.known.clear()
-                self.known[key] = found
-        return found
-
-
-programs = Programs()
+def known(key: Any, like: Tensor, write: Callable[..., None], *arguments: Any) -> Program:
+    """A program by its key; `write(recorder, *arguments)` writes it down if it is new. It goes with the arena whose pieces it writes to."""
+    programs = memory.arena.programs
+    if (found := programs.get(key)) is None:
+        record = Recorder(like)
+        write(record, *arguments)
+        found = record.program()
+        if record.lasting:
+            if len(programs) >= 256:
+                programs.clear()
+            programs[key] = found
+    return found

@@ -19,7 +19,7 @@ from cnn425.algorithms import memory, pool
 from cnn425.algorithms.pool import Pooling, finite, visible
 from cnn425.algorithms.pool_layout import Part, parts, way
 from cnn425.algorithms.pool_places import known_starts
-from cnn425.algorithms.pool_program import programs
+from cnn425.algorithms.pool_program import known
 from cnn425.algorithms.pool_search import search, search_values
 from cnn425.algorithms.pool_small import small, small_table, small_values
 
@@ -129,7 +129,7 @@ def work(images: Sequence[Tensor], windows: Sequence[Tensor], plan: Plan, like: 
             number = min(step, n - start)
             shapes = [(number, *t.shape[1:]) for t in tensors]
             key = write, part.name, number, images[0].shape, like.dtype, direct
-            given, steps = programs.get(key, like, write, part, how, stride, shapes, direct)
+            given, steps = known(key, like, write, part, how, stride, shapes, direct)
             if given is not before:
                 cut, before = [there.of(tensors) for there in given], given
             block = [t[start : start + number] for t in cut]

@@ -4,6 +4,9 @@ A trace must hold for any numbers: no algorithm may be chosen by looking at them
 """
 
 import torch
+from torch import Tensor
+
+PLAIN = (Tensor, torch.nn.Parameter)  # types of tensors whose numbers may be looked at: no subclass, which may keep none
 
 
 def is_traced() -> bool:
