@@ -65,8 +65,7 @@ def laid_out(gy: Tensor, w: Tensor, geometry: Geometry, groups: int) -> Tensor:
         return gy
     if _algorithm(w, geometry, groups, len(gy)) is not local_matmul:
         return gy
-    laid = empty(gy.shape, (*range(1, gy.ndim), 0), gy).copy_(gy)
-    return gy if is_channels_last(laid) else laid  # the gradient of the image lies as `gy` does
+    return empty(gy.shape, (*range(1, gy.ndim), 0), gy).copy_(gy)
 
 
 def storage_order(shape: Sequence[int], dimensions: int) -> tuple[int, ...]:
