@@ -292,7 +292,7 @@ def _per_sample(f: Callable[..., Any], x: Sequence[Tensor], fast: bool) -> Any:
 
 
 def _compile(f: Callable[..., Any], x: Sequence[Tensor], ours: bool, **options: Any) -> Any:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     leaves = [t.clone().requires_grad_() for t in x]
     function = torch.compile(f, fullgraph=True, **options) if ours else f
     outputs = list(tensors(function(*leaves)))

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cnn425.compat import tracing_state
+
 POSITIONS, OFFSETS = "ijk", "uvw"
 
 
@@ -29,7 +31,7 @@ def in_dimensions(equation: str, dimensions: int) -> str:
 
 
 class Geometry(NamedTuple):
-    """Where the windows lie: kernel, stride, padding and dilation in pixels, one entry per spatial dimension.
+    """Where the windows are: kernel, stride, padding and dilation in pixels, one entry per spatial dimension.
 
     `padding` holds (low, high) pairs. With `ceil_mode` a last window may hang over the high edge, as long as it starts inside the image
     or its low padding (the rule of torch's pools).
@@ -63,6 +65,14 @@ class Geometry(NamedTuple):
         last = -(-room // stride)
         return last + 1 if last * stride < size + low else last
 
+    def side(self, dim: int, size: int, device: torch.device | None = None) -> "Side":
+        """The windows along one dimension of `size` pixels."""
+        low, high = self.padding[dim]
+        count = self._positions(size, self.extent[dim], self.stride[dim], self.padding[dim])
+        first = torch.arange(count, device=device) * self.stride[dim] - low
+        counted = (first + self.kernel[dim]).clamp(max=size + high) - first
+        return Side(first, torch.full_like(first, self.kernel[dim]), self.dilation[dim], counted, self.kernel[dim])
+
     def overhang(self, size: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """Pixels to add below and above the image so that it ends exactly with the last window; negative: pixels no window reaches."""
         return tuple(
@@ -83,6 +93,53 @@ class Geometry(NamedTuple):
             )
 
 
+class Adaptive(NamedTuple):
+    """Adaptive windows: of m = `output` windows along n pixels, window i shows the pixels from floor(i n / m) to ceil((i + 1) n / m)."""
+
+    output: tuple[int, ...]
+
+    @property
+    def dimensions(self) -> int:
+        """The number of spatial dimensions."""
+        return len(self.output)
+
+    def positions(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The number of windows along each dimension, whatever the size of the image."""
+        return self.output
+
+    def side(self, dim: int, size: int, device: torch.device | None = None) -> "Side":
+        """The windows along one dimension of `size` pixels."""
+        m = self.output[dim]
+        i = torch.arange(m, device=device)
+        first = i * size // max(m, 1)
+        cells = ((i + 1) * size + m - 1) // max(m, 1) - first
+        return Side(first, cells, 1, cells, size if m == 1 else size // max(m, 1) + 2)
+
+
+class Side(NamedTuple):
+    """The windows along one dimension, ordinary, with `ceil_mode` or adaptive alike; pixels are counted from 0, padding is outside."""
+
+    first: Tensor  # the pixel of the first cell of each window
+    cells: Tensor  # the number of cells of each window
+    step: int  # pixels from cell to cell
+    counted: Tensor  # the number of cells that an average divides by, padding included
+    longest: int  # no window has more cells
+
+    def inside(self, size: int) -> tuple[Tensor, Tensor]:
+        """The first pixel inside the image of each window, and its number of cells inside."""
+        skipped = (-self.first).clamp(min=0)
+        skipped = (skipped + self.step - 1) // self.step
+        first = self.first + skipped * self.step
+        fitting = (size - first + self.step - 1) // self.step
+        return first, torch.minimum(self.cells - skipped, fitting).clamp(min=0)
+
+    def showing(self, size: int) -> tuple[Tensor, Tensor]:
+        """The windows that show each pixel: the first of them, and their number. Cells must be neighbours, `step` 1."""
+        pixels = torch.arange(size, device=self.first.device)
+        first = torch.searchsorted(self.first + self.cells, pixels, right=True)
+        return first, (torch.searchsorted(self.first, pixels, right=True) - first).clamp(min=0)
+
+
 # The fill is 0 and not 0.0: a compiler of dynamic shapes takes floating-point numbers for numbers that vary.
 def pad(x: Tensor, overhang: Sequence[tuple[int, int]], fill: float = 0) -> Tensor:
     """The image with `overhang` (low, high) pixels of `fill` around its last dimensions; negative numbers crop."""
@@ -98,7 +155,7 @@ def windows(x: Tensor, geometry: Geometry, fill: float = 0) -> Tensor:
     hanging = [stride - 1 if geometry.ceil_mode else 0 for stride in geometry.stride]  # at most: no view shows what is too much
     x = pad(x, [(low, high + more) for (low, high), more in zip(geometry.padding, hanging, strict=True)], fill)
     strides: Sequence[int] = x.stride()
-    if torch._C._get_tracing_state() is not None:  # torch.jit.trace takes strides for constants; products of sizes it computes anew
+    if tracing_state() is not None:  # torch.jit.trace takes strides for constants; products of sizes it computes anew
         x = x.contiguous()
         strides = [prod(x.shape[dim + 1 :]) for dim in range(x.ndim)]
     batch, steps = strides[: x.ndim - d], strides[x.ndim - d :]

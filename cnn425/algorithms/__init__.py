@@ -1,10 +1,37 @@
 """Ways to compute convolutions, local layers and pools: their outputs, the gradients of their inputs and of their weights.
 
-`definition` says what is computed; the other files compute the same faster; `choose` picks one by a small model of their costs, `local` one
-for local layers; `use` forces one by its name.
+`definition` says what is computed; `convolution`, `local` and `pool` choose how, by a table each, and hold what runs by default; `winograd`
+and `fft` are lessons that run on request. `with use(name):` forces one.
 """
 
-from cnn425.algorithms.choose import convolve, convolve_input_gradient, convolve_weight_gradient
-from cnn425.algorithms.registry import names, use
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["convolve", "convolve_input_gradient", "convolve_weight_gradient", "names", "use"]
+from cnn425.kernels.threads import forced
+
+KINDS = {
+    "convolution": ("definition", "im2col", "winograd", "fft"),
+    "local": ("definition", "matmul", "sweep"),
+    "pool": ("definition",),
+}
+
+
+def names(kind: str | None = None) -> tuple[str, ...]:
+    """The names of the algorithms of a kind of layer (`convolution`, `local`, `pool`), or of all of them, as `use` takes them."""
+    return tuple(dict.fromkeys(name for k, found in KINDS.items() if kind in (None, k) for name in found))
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Within this context layers are computed by the algorithm of this name, where they have one and it applies.
+
+    `use("definition")` switches every loop off. The choice holds for the thread, or the task, that makes it.
+    """
+    if name not in names():
+        kinds = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in KINDS.items())
+        raise ValueError(f"use: there is no algorithm {name!r}; the algorithms are, for each kind of layer, {kinds}")
+    token = forced.set(name)
+    try:
+        yield
+    finally:
+        forced.reset(token)

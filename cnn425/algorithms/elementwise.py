@@ -1,40 +1,138 @@
-"""Formulas of several steps over large tensors, a block at a time: from one step to the next the numbers stay in the cache.
+"""Activations and losses, two ways: the loops of `cnn425.kernels.elementwise`, and the definition in plain PyTorch for everything else.
 
-Each step over a tensor larger than the cache is a trip to memory and back. In blocks a formula of four steps costs little more than one,
-and its temporaries are small. A formula is a function `formula(*tensors, out=None)` whose last step writes to `out`.
+Loops take float32 (the rectifier's gate also float64) in one stretch of memory; exponentials of float64 are torch's.
 """
 
-from collections.abc import Callable
-from typing import Any
+from math import prod
 
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import memory
-from cnn425.algorithms.tracing import PLAIN, is_traced
+from cnn425.kernels import elementwise as loops
+from cnn425.kernels.threads import loops_run, memory
 
-BYTES = 1 << 20
+FLOATS = (torch.float32, torch.float64)
 
 
-def elementwise(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`formula(*tensors)`, which treats every number alike, of tensors of one shape and dtype."""
+def alike(*tensors: Tensor) -> bool:
+    """Whether tensors are stored alike, each in one stretch of memory, so that loops may take them for rows of numbers."""
     first = tensors[0]
-    if is_traced() or first.numel() * first.itemsize <= 2 * BYTES:
-        return formula(*tensors)
+    if not loops_run(*tensors) or any(t.dtype != first.dtype or t.shape != first.shape for t in tensors):
+        return False
     if all(t.is_contiguous() for t in tensors):
-        return by_rows(formula, *(t.view(-1) for t in tensors)).view(first.shape)
-    if first.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors):
-        return elementwise(formula, *(t.permute(0, 2, 3, 1) for t in tensors)).permute(0, 3, 1, 2)
-    return formula(*tensors)
+        return True
+    return first.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
 
 
-def by_rows(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`formula(*tensors)`, which treats every entry of the first dimension by itself, of contiguous tensors of one shape and dtype."""
-    first: Any = tensors[0]
-    if is_traced() or first.numel() * first.itemsize <= 2 * BYTES or not first.is_cpu or type(first) not in PLAIN:
-        return formula(*tensors)
-    result = memory.result(first, first.shape)
-    rows = max(1, BYTES * len(first) // (first.numel() * first.itemsize))
-    for block, *blocks in zip(result.split(rows), *(t.split(rows) for t in tensors), strict=True):
-        formula(*blocks, out=block)
-    return result
+def gate(g: Tensor, y: Tensor) -> Tensor:
+    """`g` where y > 0 or NaN, else 0."""
+    if not alike(g, y) or g.dtype not in FLOATS:
+        return torch.where(y <= 0, 0, g)
+    gx, n = torch.empty_like(g), g.numel()
+    loops.gate(n, n, memory(g, n), memory(y, n), memory(gx, n))
+    return gx
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """`1 / (1 + exp(-x))`: for very negative x the exponential is infinite and the result 0, as it should be."""
+    if x.dtype != torch.float32 or not alike(x):
+        return 1 / (1 + (-x).exp())
+    y, n = torch.empty_like(x), x.numel()
+    loops.sigmoid(n, 4 * n, memory(x, n), memory(y, n))
+    return y
+
+
+def sigmoid_gradient(gy: Tensor, y: Tensor) -> Tensor:
+    """`gy * y * (1 - y)`, for complex numbers with the conjugate of the factor."""
+    if not alike(gy, y) or y.dtype not in FLOATS:
+        slope = (1 - y) * y
+        return gy * (slope.conj() if slope.is_complex() else slope)
+    gx, n = torch.empty_like(gy), gy.numel()
+    loops.sigmoid_gradient(n, n, memory(gy, n), memory(y, n), memory(gx, n))
+    return gx
+
+
+def classes(x: Tensor, dim: int) -> tuple[int, int, int]:
+    """The shape `(B, C, K)` in which loops see a tensor whose classes are along `dim`."""
+    dim %= x.ndim
+    return prod(x.shape[:dim]), x.shape[dim], prod(x.shape[dim + 1 :])
+
+
+def softmax(x: Tensor, dim: int) -> Tensor:
+    """`exp(x) / sum of exp(x)` along `dim`; the largest x is subtracted first, which keeps the exponentials finite."""
+    if x.numel() == 0:
+        return x.new_empty(x.shape)
+    if x.dtype != torch.float32 or not loops_run(x):
+        e = (x - x.amax(dim, keepdim=True)).exp()
+        return (e / e.sum(dim, keepdim=True)).contiguous()
+    x, shape = x.contiguous(), classes(x, dim)
+    y = torch.empty_like(x)
+    loops.softmax(shape[0], 4 * x.numel(), memory(x, *shape), memory(y, *shape))
+    return y
+
+
+def softmax_gradient(gy: Tensor, y: Tensor, dim: int) -> Tensor:
+    """`y * (gy - sum of gy * y)` along `dim`."""
+    if gy.dtype != y.dtype or y.dtype not in FLOATS or not loops_run(gy, y) or y.numel() == 0:
+        return y * (gy - (gy * y).sum(dim, keepdim=True))
+    gy, shape = gy.contiguous(), classes(y, dim)
+    gx = torch.empty_like(gy)
+    loops.softmax_gradient(shape[0], y.numel(), memory(gy, *shape), memory(y, *shape), memory(gx, *shape))
+    return gx
+
+
+def cross_entropy(x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """The surprise at each target, and the softmax: `(N, C, *size), (N, *size) -> (N, *size), (N, C, *size)`."""
+    if x.dtype != torch.float32 or not loops_run(x, target) or x.numel() == 0:
+        return cross_entropy_by_definition(x, target, ignored)
+    y, p, wrong = x.new_empty(target.shape), torch.empty_like(x), target.new_zeros(2)
+    shape = x.shape[0], x.shape[1], prod(x.shape[2:])
+    each = shape[0], shape[2]
+    arguments = ignored, memory(y, *each), memory(p, *shape), memory(wrong, 2)
+    loops.cross_entropy(shape[0], 4 * x.numel(), memory(x, *shape), memory(target, *each), *arguments)
+    if wrong[1]:
+        raise IndexError(f"Target {int(wrong[0])} is out of bounds.")
+    return y, p
+
+
+def cross_entropy_by_definition(x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """`cross_entropy` in plain PyTorch. The log is taken of the sum, after subtracting the largest score: nothing overflows."""
+    drop, t = dropped(target, ignored)
+    z = x - x.amax(1, keepdim=True)
+    e = z.exp()
+    total = e.sum(1, keepdim=True)
+    try:
+        own = z.gather(1, t)
+    except RuntimeError:
+        outside = t[(t < 0) | (t >= x.shape[1])].flatten()
+        if len(outside) == 0:
+            raise
+        raise IndexError(f"Target {outside[0].item()} is out of bounds.") from None
+    return (total.log() - own).masked_fill(drop, 0).squeeze(1), e / total
+
+
+def cross_entropy_gradient(g: Tensor, p: Tensor, target: Tensor, ignored: int) -> Tensor:
+    """`g * (p - one-hot)`, 0 where the target is ignored: `(N, *size) and (N, C, *size) -> (N, C, *size)`."""
+    if g.dtype != p.dtype or p.dtype not in FLOATS or not loops_run(g, p, target) or p.numel() == 0:
+        return cross_entropy_gradient_by_definition(g, p, target, ignored)
+    g, gx = g.contiguous(), torch.empty_like(p)
+    shape = p.shape[0], p.shape[1], prod(p.shape[2:])
+    each = shape[0], shape[2]
+    loops.cross_entropy_gradient(
+        shape[0], p.numel(), memory(g, *each), memory(p, *shape), memory(target, *each), ignored, memory(gx, *shape)
+    )
+    return gx
+
+
+def cross_entropy_gradient_by_definition(g: Tensor, p: Tensor, target: Tensor, ignored: int) -> Tensor:
+    """`cross_entropy_gradient` in operations that have derivatives of their own."""
+    drop, t = dropped(target, ignored)
+    g = g.unsqueeze(1).masked_fill(drop, 0)
+    return (g * p).scatter_add(1, t, -g)
+
+
+def dropped(target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """Which targets count for nothing, and the targets with class 0 for those; both `(N, 1, *size)`."""
+    target = target.unsqueeze(1)
+    drop = target == ignored
+    return drop, target.masked_fill(drop, 0)

@@ -1,7 +1,7 @@
 """Memory layout: which order of dimensions torch would give the result of a convolution, and results in that order.
 
-Torch's rule: channels last (`NHWC` in memory) if the input or the weight lies so, contiguous otherwise; both gradients lie as the output
-does, whatever the layout of the output gradient.
+Torch's rule: channels last (`NHWC` in memory) if the input or the weight is, contiguous otherwise; both gradients are stored as the output
+is, whatever the layout of the output gradient.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import memory
 from cnn425.windows import Geometry
 
 HALF = (torch.bfloat16, torch.float16)
@@ -30,6 +29,11 @@ def is_channels_last(x: Tensor) -> bool:
             return False
         least = stride[d] * max(size[d], 1)
     return True
+
+
+def like(x: Tensor) -> torch.memory_format:
+    """The layout of `x`: channels last or contiguous."""
+    return FORMATS[x.ndim] if is_channels_last(x) else torch.contiguous_format
 
 
 def memory_format(x: Tensor, w: Tensor, geometry: Geometry | None = None, groups: int = 1) -> torch.memory_format:
@@ -60,13 +64,15 @@ def channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def canonical(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """`x`, whose numbers lie as `layout` says, with the strides that a tensor made that way has along dimensions of size 1 too."""
-    if layout is torch.contiguous_format or 1 not in x.shape or not x.is_contiguous(memory_format=layout):
-        return x
-    return x.as_strided(x.shape, channels_last_strides(x.shape))
+def stored(x: Tensor, order: torch.memory_format) -> Tensor:
+    """`x` in the memory order of a result, with the strides that torch gives along dimensions of size 1 too."""
+    if order is torch.contiguous_format:
+        return x.contiguous() if 1 not in x.shape else x.clone(memory_format=order)
+    if 1 not in x.shape:
+        return x.contiguous(memory_format=order)
+    return x.new_empty_strided(x.shape, channels_last_strides(x.shape)).copy_(x)
 
 
-def empty(like: Tensor, shape: Sequence[int], layout: torch.memory_format) -> Tensor:
+def empty(like: Tensor, shape: Sequence[int], order: torch.memory_format) -> Tensor:
     """Memory for a result of `shape`, with the dtype and device of `like`."""
-    return memory.result(like, shape, strides=None if layout is torch.contiguous_format else channels_last_strides(shape))
+    return like.new_empty(shape) if order is torch.contiguous_format else like.new_empty_strided(shape, channels_last_strides(shape))

@@ -1,170 +1,189 @@
-"""How pools are computed: one side of the window after the other.
+"""Pools, two ways: the loops of `cnn425.kernels.pool`, and the definition in plain PyTorch for every other device, dtype and kind of tensor.
 
-    the largest of a box = the largest along w of x, then the largest along h of those        (then along d, in 3-D)
-    the sum of a box     = the sum along w of x, then the sum along h of those
+    winners    the largest number of every window, and the number of its pixel, in reading order of the image
+    pick       the pixels that won, of another image: the tangent of a max pool
+    route      the adjoint of pick: every number is added to the pixel that won
+    average    the mean of every window
+    share_out  the adjoint of average: every number, divided, is added to all pixels of its window
 
-so a kernel of U x V pixels costs U + V passes over the image instead of U * V. The last dimension comes first: of equal numbers the
-winner is then in the first row that holds one and there the first cell, which is the first in reading order.
+A window without pixels (a dilated one may lie wholly in the padding) has the lowest number and the pixel `NOBODY`. Half precision is
+computed in float32 and rounded once. `last` says that results keep their channels last in memory, as torch's do.
 
-A pass along one side visits the cells of a window in reading order, and cell u of all windows at once, which is a strided slice of the
-image. Cells outside the image are left out, nothing is padded. The same visits, read backwards, are the adjoint.
-
-    winners    the number of the pixel that is each window's largest; a later cell wins only if it is larger, or not a number
-    pick       the pixels of these numbers of another image: the tangent of a max pool
-    route      the adjoint of pick: every number goes to the pixel that won
-    total      the sum of every window
-    spread     the adjoint of total: every number goes to all pixels of its window
-
-This is the general way, `sides`, for every device, dtype and number. What can be looked at is pooled faster by `pool_winners` and
-`pool_average`; `with cnn425.algorithms.use("sides"):` forces this one.
+The definition looks the pixels of all windows along one side up in a table, one side after the other. No step depends on the size of the
+image or on its numbers, so one trace serves them all.
 """
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from math import gcd, isfinite
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import memory, registry
 from cnn425.algorithms.layout import channels_last_strides
-from cnn425.algorithms.tracing import PLAIN, is_traced
-from cnn425.windows import Geometry, windows
+from cnn425.kernels import pool as loops
+from cnn425.kernels.threads import loops_run, memory
+from cnn425.windows import Adaptive, Geometry, Side
 
-BLOCK = 2**18  # numbers
-PLACES = 2**16  # numbers whose addresses are known at a time: they take twice their memory
-VISITS = 2**15  # of uneven windows
-LONG = 2**10  # cells of a window along one side
-NOBODY = -1  # the pixel number of a window without pixels (a dilated window may lie wholly in the padding)
-
-
-registry.register("pool", ("sides",))
+NOBODY = -1
+HALF = (torch.float16, torch.bfloat16)
+FLOATS = (torch.float32, torch.float64)
+Windows = Geometry | Adaptive
+LINES = 1 << 19  # numbers
 
 
-class Bins(NamedTuple):
-    """Adaptive windows: of m = `positions` windows along n pixels, window i shows the pixels from floor(i n / m) to ceil((i + 1) n / m)."""
-
-    positions: tuple[int, ...]
-
-
-class Pooling(NamedTuple):
-    """Where the windows lie, and whether results keep the channels last in memory (dimension 1, for a batched image) or lie contiguous."""
-
-    geometry: Geometry | Bins
-    channels_last: bool = False
-
-
-class Side(NamedTuple):
-    """The windows along one dimension: how many, the longest length, visits (cell u, windows that have it, its pixels)."""
-
-    positions: int
-    length: int
-    visits: tuple[tuple[int, slice, slice], ...]
-    disjoint: bool  # no pixel is in two windows
-    cover: bool  # every pixel is in exactly one window
-    whole: bool  # one window shows the whole image
-    identity: bool  # every pixel is a window
-    even: bool = False  # all windows are equal, but for the edges
-    stride: int = 1  # pixels from one even window to the next
-    step: int = 1  # pixels from one cell to the next
-
-    def place(self, axis: int, visit: tuple[int, slice, slice]) -> tuple[Any, ...] | None:
-        """The index along `axis` of the windows of a visit; None if they are all windows."""
-        return None if visit[1] == slice(0, self.positions) else at(axis, visit[1])
+def winners(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
+    """The largest numbers and their pixels, `(*batch, *size) -> (*batch, *positions)`, twice. The first of equals wins, the last NaN."""
+    if x.dtype in HALF:
+        y, where = winners(x.float(), windows, last)
+        return y.to(x.dtype), where
+    size = spatial(x, windows)
+    positions = windows.positions(size)
+    if not loops_run(x) or 0 in (x.numel(), *positions) or prod(size) >= 2**31:
+        return winners_by_definition(x, windows, last)
+    sides = known_tables(windows, size)
+    y, where = blank(x, positions, last), blank(x, positions, last, torch.int32)
+    M, *inside, K = planes(x, size, last)
+    rows, J, numbers = y.numel() // (positions[-1] * K), positions[-1], dense(x, len(size), last)
+    tables, least = [memory(side, *side.shape) for side in sides.tables], type(memory(x)[0])(lowest(x.dtype))
+    if last or sides.large:
+        image, results = (M, *inside[:-1], inside[-1] * K), (rows, J * K)
+        arguments = memory(numbers, *image), K, *tables, least, memory(y, *results), memory(where, *results)
+        loops.max_pool_interleaved(rows, y.numel() * sides.cells, *arguments)
+    else:
+        results = (M, rows // M, J)
+        arguments = memory(numbers, M, *inside), *tables, least, memory(y, *results), memory(where, *results)
+        loops.max_pool(-(-M // loops.LANES), y.numel() * sides.cells, *arguments)
+    return y, where
 
 
-def even(size: int, kernel: int, stride: int, low: int, dilation: int, count: int) -> Side:
-    """Windows of equal length at equal distances."""
-    if count == dilation == 1 and low == 0 and kernel == size:  # a long signal has many cells: written down in one go
-        visits = [(u, slice(0, 1), slice(u, u + 1, stride)) for u in range(size)]
-        return Side(1, kernel, tuple(visits), True, True, True, size == 1, True, stride, 1)
-    visits = []
-    for u in range(kernel):
-        first = u * dilation - low
-        a, b = max(0, -(first // stride)), min(count, (size - 1 - first) // stride + 1)
-        if a < b:
-            visits.append((u, slice(a, b), slice(first + a * stride, first + (b - 1) * stride + 1, stride)))
-    disjoint = (kernel - 1) * dilation < stride
-    cover = disjoint and sum([b.stop - b.start for _, b, _ in visits]) == size
-    return Side(count, kernel, tuple(visits), disjoint, cover, cover and count == 1, cover and kernel == 1, True, stride, dilation)
+def route(g: Tensor, where: Tensor, size: Sequence[int], last: bool) -> Tensor:
+    """Every number added to the pixel that won: `(*batch, *positions) -> (*batch, *size)`."""
+    if g.dtype in HALF:
+        return route(g.float(), where, size, last).to(g.dtype)
+    if not loops_run(g, where) or g.numel() == 0:
+        return route_by_definition(g, where, size, last)
+    gx = blank(g, size, last)
+    M, *_, K = planes(gx, size, last)
+    parts = cuts(M, K)
+    g, where = dense(g, len(size), last), dense(where, len(size), last)
+    arguments = memory(g, M, g.numel() // M), memory(where, M, g.numel() // M), parts, memory(gx, M, prod(size), K)
+    loops.route(M * parts, g.numel() + gx.numel(), *arguments)
+    return gx
 
 
-def uneven(size: int, count: int) -> Side:
-    """Adaptive windows: `count / gcd` families of even windows, because lengths repeat when `i * size / count` is whole again."""
-    if not count:
-        return Side(0, 1, (), True, False, False, False)
-    if size % count == 0:
-        return even(size, size // count, size // count, 0, 1, count)
-    members, rest = count, size % count
-    while rest:  # Euclid's gcd of size and count
-        members, rest = rest, members % rest
-    families, stride = count // members, size // members
-    visits = []
-    for i in range(families):
-        start, end = i * size // count, -(-(i + 1) * size // count)
-        for u in range(end - start):
-            visits.append((u, slice(i, count, families), slice(start + u, start + u + (members - 1) * stride + 1, stride)))
-    visits.sort(key=lambda visit: visit[0])
-    return Side(count, visits[-1][0] + 1, tuple(visits), False, False, False, False)
+def pick(t: Tensor, where: Tensor, dimensions: int, last: bool) -> Tensor:
+    """The pixels that won, of another image: `(*batch, *size) -> (*batch, *positions)`; 0 where no pixel won."""
+    size, positions = t.shape[t.ndim - dimensions :], where.shape[where.ndim - dimensions :]
+    if not loops_run(t, where) or t.dtype not in FLOATS or where.numel() == 0:
+        return pick_by_definition(t, where, dimensions, last)
+    y = blank(t, positions, last)
+    M, *_, K = planes(t, size, last)
+    t, where = dense(t, dimensions, last), dense(where, dimensions, last)
+    windows = prod(positions)
+    loops.pick(M, y.numel(), memory(t, M, prod(size), K), memory(where, M, windows, K), memory(y, M, windows, K))
+    return y
 
 
-def many_visits(geometry: Geometry | Bins, size: Sequence[int]) -> bool:
-    """Whether the visits of a side are too many to be written down, and a table of its pixels is not large."""
-    if isinstance(geometry, Bins):
-        return any(m and n % m and (n + m) // gcd(n, m) > VISITS for n, m in zip(size, geometry.positions, strict=True))
-    sides = zip(size, geometry.kernel, geometry.positions(size), strict=True)
-    return any(kernel > LONG and 1 < count <= 4 * n // kernel for n, kernel, count in sides)
+def average(x: Tensor, windows: Windows, last: bool, divisor: int, padding: bool) -> Tensor:
+    """The sum of every window, divided by `divisor`, or if that is 0 by its cells (in the padding too, with `padding`)."""
+    if x.dtype in HALF:
+        return average(x.float(), windows, last, divisor, padding).to(x.dtype)
+    size = spatial(x, windows)
+    positions = windows.positions(size)
+    if not loops_run(x) or x.dtype not in FLOATS or 0 in (x.numel(), *positions):
+        return average_by_definition(x, windows, last, divisor, padding)
+    y = blank(x, positions, last)
+    summed(dense(x, len(size), last), size, known_tables(windows, size, padding), last, divisor, y)
+    return y
 
 
-def _sides(geometry: Geometry | Bins, size: tuple[int, ...]) -> tuple[Side, ...]:
-    if isinstance(geometry, Bins):
-        return tuple(map(uneven, size, geometry.positions))
-    k, s, p, d, _ = geometry
-    return tuple(map(even, size, k, s, (low for low, _ in p), d, geometry.positions(size)))
+def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bool, size: Sequence[int]) -> Tensor:
+    """The adjoint of `average`: `(*batch, *positions) -> (*batch, *size)`."""
+    if g.dtype in HALF:
+        return share_out(g.float(), windows, last, divisor, padding, size).to(g.dtype)
+    if not loops_run(g) or g.dtype not in FLOATS or g.numel() == 0:
+        return share_out_by_definition(g, windows, last, divisor, padding, size)
+    if divisor == 0:
+        g = divided(g, windows, size, 0, padding)
+    gx = blank(g, size, last)
+    summed(dense(g, len(size), last), spatial(g, windows), known_adjoint_tables(windows, tuple(size)), last, divisor or 1, gx)
+    return gx
 
 
-_remembered = lru_cache(maxsize=1024)(_sides)
+def summed(x: Tensor, size: Sequence[int], sides: "Sides", last: bool, divisor: int, y: Tensor) -> None:
+    """Write the sums of windows over the image `x`, which is in one stretch of memory, to `y`."""
+    K = y.shape[y.ndim - len(size) - 1] if last else 1
+    *above, W = (*(1,) * (3 - len(size)), *size)
+    J = sides.tables[2].shape[1]
+    M, rows, tables = x.numel() // (K * W * prod(above)), y.numel() // (J * K), [memory(side, *side.shape) for side in sides.tables]
+    if last or sides.large:
+        arguments = memory(x, M, *above, W * K), K, *tables, divisor, memory(y, rows, J * K)
+        loops.sum_pool_interleaved(rows, y.numel() * sides.cells, *arguments)
+    else:
+        loops.sum_pool(-(-M // loops.LANES), y.numel() * sides.cells, memory(x, M, *above, W), *tables, divisor, memory(y, M, rows // M, J))
 
 
-def sides(geometry: Geometry | Bins, shape: Sequence[int]) -> tuple[tuple[int, Side], ...]:
-    """Axis (counted from the end) and windows of each spatial dimension of an image."""
-    d = len(geometry[0])
-    size = tuple(shape[len(shape) - d :])
-    found = (_sides if is_traced() else _remembered)(geometry, size)
-    return tuple((axis, found[axis]) for axis in range(-d, 0))
+# ---- Images as loops see them ------------------------------------------------------------------------------------------------------------
 
 
-def at(axis: int, cells: slice) -> tuple[Any, ...]:
-    """The index of `cells` along `axis`, counted from the end."""
-    return (..., cells, *(slice(None),) * (-1 - axis))
+def spatial(x: Tensor, windows: Windows) -> tuple[int, ...]:
+    """The size of an image in pixels."""
+    return tuple(x.shape[x.ndim - windows.dimensions :])
 
 
-def blank(x: Tensor, pooling: Pooling, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+def planes(x: Tensor, size: Sequence[int], last: bool) -> tuple[int, ...]:
+    """The shape `(M, D, H, W, K)` in which loops see an image that is not empty, as described in `cnn425.kernels.pool`."""
+    K = x.shape[-len(size) - 1] if last else 1
+    return (prod(x.shape[: x.ndim - len(size)]) // K, *(1,) * (3 - len(size)), *size, K)
+
+
+def cuts(images: int, neighbours: int) -> int:
+    """Into how many parts the neighbours of few images are cut, so that threads have something to share."""
+    return 1 if images >= 8 else max(1, neighbours // 32)
+
+
+def dense(x: Tensor, dimensions: int, last: bool) -> Tensor:
+    """The image in one stretch of memory, its channels last or not: itself, if it is so stored."""
+    if not last:
+        return x.contiguous()
+    return x.movedim(-dimensions - 1, -1).contiguous()
+
+
+def blank(x: Tensor, size: Sequence[int], last: bool, dtype: torch.dtype | None = None) -> Tensor:
     """Memory for images like `x` of `size` pixels, in the layout of the results."""
-    dtype = dtype or x.dtype
     shape = (*x.shape[: x.ndim - len(size)], *size)
-    ours = type(x) is Tensor  # other kinds of tensors make memory of their kind, which numbers of their kind may be written to
-    if not pooling.channels_last:
-        return memory.result(x, shape, dtype) if ours else x.new_empty(shape, dtype=dtype)
+    if not last:
+        return x.new_empty(shape, dtype=dtype)
     batch = (1,) * (len(size) + 2 - x.ndim)
-    strides = channels_last_strides((*batch, *shape))[len(batch) :]
-    return memory.result(x, shape, dtype, strides) if ours else x.new_empty_strided(shape, strides, dtype=dtype)
+    return x.new_empty_strided(shape, channels_last_strides((*batch, *shape))[len(batch) :], dtype=dtype)
 
 
-def planes(x: Tensor, pooling: Pooling) -> Tensor:
-    """The image as it lies in memory: `(N, *size, C)` with the channels last, `(N * C, *size)` otherwise; a view if it does lie so."""
-    d = len(pooling.geometry[0])
-    if pooling.channels_last:
-        return (x if x.ndim == d + 2 else x.unsqueeze(0)).movedim(1, -1)
-    return x.reshape(-1, *x.shape[x.ndim - d :])
+class Sides(NamedTuple):
+    """The windows along three sides as loops want them, the most cells that a window has, and whether interleaved lines would be too many."""
+
+    tables: tuple[Tensor, ...]
+    cells: int
+    large: bool
 
 
-def resized(x: Tensor, pooling: Pooling, axis: int, count: int) -> list[int]:
-    """The size in pixels of `x` with `count` of them along `axis`."""
-    size = list(x.shape[x.ndim - len(pooling.geometry[0]) :])
-    size[axis] = count
-    return size
+def tables(windows: Windows, size: tuple[int, ...], padding: bool = False, adjoint: bool = False) -> Sides:
+    """The windows of images of `size` pixels; with `adjoint`, for each pixel the windows that show it."""
+    sides = [torch.tensor([[0], [1], [1], [1]], device="cpu")] * (3 - len(size))
+    for dim, n in enumerate(size):
+        side = windows.side(dim, n, torch.device("cpu"))
+        first, cells = side.showing(n) if adjoint else side.inside(n)
+        counted = torch.ones_like(cells) if adjoint else side.counted if padding else cells
+        sides.append(torch.stack((first, cells, counted, torch.full_like(first, 1 if adjoint else side.step))))
+    longest = [int(side[1].max()) if side.numel() else 0 for side in sides]
+    width = windows.positions(size)[-1] if adjoint else size[-1]
+    lines = prod(longest[:2]) * int(sides[1][3].max() if sides[1].numel() else 0) * width * loops.LANES
+    return Sides(tuple(sides), prod(longest), lines > LINES)
+
+
+known_tables = lru_cache(maxsize=256)(tables)
+known_adjoint_tables = lru_cache(maxsize=256)(partial(tables, adjoint=True))
 
 
 def lowest(dtype: torch.dtype) -> float:
@@ -172,118 +191,97 @@ def lowest(dtype: torch.dtype) -> float:
     return -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
-# ---- What may be looked at ---------------------------------------------------------------------------------------------------------------
+# ---- The definition ----------------------------------------------------------------------------------------------------------------------
 
 
-def visible(*tensors: Tensor) -> bool:
-    """Whether the numbers of all tensors can be looked at without waiting, and nobody wants the general way."""
-    for t in tensors:
-        if type(t) not in PLAIN or not t.is_cpu:
-            return False
-    return not (is_traced() or (registry.forced and registry.forced_for("pool")))
+def pixels_of(side: Side, size: int) -> tuple[Tensor, Tensor]:
+    """The pixels of every window along one side, `(positions, cells)`, and which of them are in the window and in the image."""
+    cells = torch.arange(side.longest, device=side.first.device)
+    pixels = side.first.unsqueeze(1) + cells * side.step
+    return pixels, (pixels >= 0) & (pixels < size) & (cells < side.cells.unsqueeze(1))
 
 
-def finite(t: Tensor) -> bool:
-    """Whether all numbers are finite, going by their sum: now and then False though they are."""
-    try:
-        return isfinite(t.sum(dtype=torch.float64 if t.dtype == torch.float64 else torch.float32).item())
-    except RuntimeError:  # a tracer that records what is done with tensors does not give out their numbers
-        return False
+def look_up(x: Tensor, axis: int, pixels: Tensor) -> Tensor:
+    """`x[..., pixels, ...]` along `axis`, counted from the end: windows and cells in its place, the cells at `axis`."""
+    place: Any = (..., pixels, *(slice(None),) * (-1 - axis))
+    return x[place]
 
 
-# ---- Values ------------------------------------------------------------------------------------------------------------------------------
+def before(axis: int, t: Tensor) -> Tensor:
+    """`t` with a dimension of one number for each dimension behind `axis`."""
+    return t[(..., *(None,) * (-1 - axis))]
 
 
-def definition(x: Tensor, geometry: Geometry) -> Tensor:
-    """The largest number of every window, read off the view of all windows."""
-    return windows(x, geometry, lowest(x.dtype)).flatten(-geometry.dimensions).amax(-1)
+def stored(y: Tensor, dimensions: int, last: bool) -> Tensor:
+    """`y` in the memory layout of the results."""
+    return blank(y, y.shape[y.ndim - dimensions :], last).copy_(y)
 
 
-def largest(x: Tensor, pooling: Pooling) -> Tensor:
-    """The largest number of every window: `(*batch, *size) -> (*batch, *positions)`."""
-    return _combined(x, pooling, torch.maximum, torch.amax, lowest(x.dtype))
+def winners_by_definition(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
+    """`winners`: a cell outside of the image shows a pixel of the same window again, which changes nothing."""
+    size = spatial(x, windows)
+    numbers = torch.zeros((), dtype=torch.int64, device=x.device)
+    for n in size:
+        numbers = numbers.unsqueeze(-1) * n + torch.arange(n, device=x.device)
+    numbers = numbers.expand_as(x)
+    for axis in range(-1, -1 - len(size), -1):
+        pixels, counts = pixels_of(windows.side(len(size) + axis, size[axis], x.device), size[axis])
+        first = torch.where(counts, pixels, size[axis]).amin(1, keepdim=True)
+        final = torch.where(counts, pixels, NOBODY).amax(1, keepdim=True)
+        pixels = torch.minimum(torch.maximum(pixels, first), final).clamp(min=0)
+        shown, places = look_up(x, axis, pixels), before(axis, torch.arange(pixels.shape[1], device=x.device))
+        cell = torch.maximum(shown.argmax(axis), torch.where(shown.isnan(), places, 0).amax(axis)).unsqueeze(axis)
+        nobody = before(axis, final.squeeze(1) == NOBODY)
+        x = torch.where(nobody, lowest(x.dtype), shown.gather(axis, cell).squeeze(axis))
+        numbers = torch.where(nobody, NOBODY, look_up(numbers, axis, pixels).gather(axis, cell).squeeze(axis))
+    return stored(x, len(size), last), stored(numbers, len(size), last)
 
 
-def total(x: Tensor, pooling: Pooling) -> Tensor:
-    """The sum of every window: `(*batch, *size) -> (*batch, *positions)`."""
-    return _combined(x, pooling, torch.add, torch.sum, 0)
+def route_by_definition(g: Tensor, where: Tensor, size: Sequence[int], last: bool) -> Tensor:
+    """`route`: one addition per window, along one dimension, which torch can do in a fixed order on every device."""
+    d, images = len(size), g.shape[: g.ndim - len(size)]
+    start = torch.arange(images.numel(), device=g.device).view(*images, *(1,) * d) * prod(size)
+    places, upstream = start + where.clamp(min=0), torch.where(where == NOBODY, 0, g)
+    gx = g.new_zeros(images.numel() * prod(size)).scatter_add(0, places.flatten(), upstream.flatten())
+    return stored(gx.view(*images, *size), d, last)
 
 
-def _combined(x: Tensor, pooling: Pooling, combine: Callable[..., Tensor], reduce: Callable[..., Tensor], neutral: float) -> Tensor:
-    """Values do not depend on the order of sides."""
-    lines = sides(pooling.geometry, x.shape)
-    if all(side.whole for _, side in lines):
-        return blank(x, pooling, (1,) * len(lines)).copy_(reduce(x, [axis for axis, _ in lines], keepdim=True))
-    for axis, side in lines:
-        y = blank(x, pooling, resized(x, pooling, axis, side.positions)).fill_(neutral)
-        for _, places, pixels in side.visits:
-            place = y[at(axis, places)]
-            place.copy_(combine(place, x[at(axis, pixels)]))
-        x = y
-    return x
+def pick_by_definition(t: Tensor, where: Tensor, dimensions: int, last: bool) -> Tensor:
+    """`pick`, by one gather."""
+    found = t.flatten(-dimensions).gather(-1, where.flatten(-dimensions).clamp(min=0).long()).view(where.shape)
+    return stored(torch.where(where == NOBODY, 0, found), dimensions, last)
 
 
-# ---- Winners -----------------------------------------------------------------------------------------------------------------------------
-
-
-def winners(x: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
-    """The largest number of every window and the winning pixel's number, counted in reading order from 0."""
-    size = torch.Size(x.shape[x.ndim - len(pooling.geometry[0]) :])
-    pixels = torch.arange(size.numel(), device=x.device).view(size).expand_as(x)
-    for axis, side in reversed(sides(pooling.geometry, size)):
-        count = resized(x, pooling, axis, side.positions)
-        best = blank(x, pooling, count).fill_(lowest(x.dtype))
-        chosen = blank(x, pooling, count, torch.int64).fill_(NOBODY)
-        for _, position, there in side.visits:
-            place, cell = at(axis, position), at(axis, there)
-            wins = (x[cell] > best[place]) | x[cell].isnan() | (chosen[place] == NOBODY)
-            best[place].copy_(torch.where(wins, x[cell], best[place]))
-            chosen[place].copy_(torch.where(wins, pixels[cell], chosen[place]))
-        x, pixels = best, chosen
-    return x, pixels
-
-
-def someone_everywhere(geometry: Geometry | Bins) -> bool:
-    """Whether every window has a pixel; with dilation one may lie wholly in the padding."""
-    if isinstance(geometry, Bins):
-        return True
-    return all(d == 1 or low == high == 0 for d, (low, high) in zip(geometry.dilation, geometry.padding, strict=True))
-
-
-known_to_be_complete = lru_cache(maxsize=1024)(someone_everywhere)
-
-
-# ---- Averages ----------------------------------------------------------------------------------------------------------------------------
-
-
-def spread(g: Tensor, pooling: Pooling, size: Sequence[int]) -> Tensor:
-    """The adjoint of `total`: every number goes to all pixels of its window, `(*batch, *positions) -> (*batch, *size)`."""
-    lines = sides(pooling.geometry, size)
-    if all(side.whole for _, side in lines):
-        gx = blank(g, pooling, size)
-        return gx.copy_(g.expand_as(gx))
-    for axis, side in reversed(lines):
-        gx = blank(g, pooling, resized(g, pooling, axis, size[axis])).zero_()
-        for _, places, pixels in side.visits:
-            gx[at(axis, pixels)].add_(g[at(axis, places)])
-        g = gx
-    return g
-
-
-def counts(geometry: Geometry | Bins, size: Sequence[int], padding: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """How many cells each window has in the image or, with `padding`, in the padded image: `(*positions)`."""
-    product = torch.ones((), dtype=dtype, device=device)
-    for dim, n in enumerate(size):
-        if isinstance(geometry, Bins):
-            i, m = torch.arange(geometry.positions[dim], device=device), geometry.positions[dim]
-            length = ((i + 1) * n + m - 1) // m - i * n // m
+def average_by_definition(x: Tensor, windows: Windows, last: bool, divisor: int, padding: bool) -> Tensor:
+    """`average`: cells outside of the image count as zero; means of integers are cut off towards zero."""
+    size = spatial(x, windows)
+    for axis in range(-1, -1 - len(size), -1):
+        if isinstance(windows, Adaptive) and windows.output[axis] == 1:
+            x = x.sum(axis, keepdim=True)
         else:
-            i, (low, high) = torch.arange(geometry.positions(size)[dim], device=device), geometry.padding[dim]
-            start = i * geometry.stride[dim] - low
-            end = start + geometry.kernel[dim]
-            length = end.clamp(max=n + high) - start if padding else end.clamp(max=n) - start.clamp(min=0)
-        product = product.unsqueeze(-1) * length
-    return product
+            pixels, counts = pixels_of(windows.side(len(size) + axis, size[axis], x.device), size[axis])
+            shown = look_up(x, axis, torch.where(counts, pixels, 0))
+            x = torch.where(before(axis, counts), shown, 0).sum(axis)
+    return stored(divided(x, windows, size, divisor, padding), len(size), last)
 
 
-known_counts = lru_cache(maxsize=1024)(counts)
+def share_out_by_definition(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bool, size: Sequence[int]) -> Tensor:
+    """`share_out`, one side after the other."""
+    g = divided(g, windows, size, divisor, padding)
+    for axis in range(-len(size), 0):
+        pixels, counts = pixels_of(windows.side(len(size) + axis, size[axis], g.device), size[axis])
+        shares = torch.where(before(axis, counts), g.unsqueeze(g.ndim + axis + 1), 0).flatten(axis - 1, axis)
+        zeros = g.new_zeros((*g.shape[: g.ndim + axis], size[axis], *g.shape[g.ndim + axis + 1 :]))
+        g = zeros.index_add(axis, torch.where(counts, pixels, 0).flatten(), shares)
+    return stored(g, len(size), last)
+
+
+def divided(y: Tensor, windows: Windows, size: Sequence[int], divisor: int, padding: bool) -> Tensor:
+    """`y (*batch, *positions)` divided by `divisor`, or if that is 0 by the number of cells in each window."""
+    cells: Any = divisor
+    if divisor == 0:
+        cells = torch.ones((), dtype=torch.int64, device=y.device)
+        for dim, n in enumerate(size):
+            side = windows.side(dim, n, y.device)
+            cells = cells.unsqueeze(-1) * (side.counted if padding else side.inside(n)[1])
+    return y.div(cells, rounding_mode=None if y.is_floating_point() or y.is_complex() else "trunc")

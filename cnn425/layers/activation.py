@@ -8,18 +8,18 @@ Each gradient is written with the output alone: the input need not be remembered
 """
 
 import warnings
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cnn425.algorithms.elementwise import by_rows, elementwise
-from cnn425.algorithms.tracing import is_traced
+from cnn425 import compat
+from cnn425.algorithms import elementwise as algorithm
+from cnn425.kernels.threads import is_traced
 from cnn425.layers.arguments import check_dense
-from cnn425.layers.function import autocast_dtype, is_final, operation
+from cnn425.layers.function import autocast_dtype, is_last, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
 
@@ -29,7 +29,7 @@ class Rectifier(Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return elementwise(rectified, x)
+        return x.clamp(min=0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -49,11 +49,6 @@ class Rectifier(Function):
         return rectify(x), in_dims[0]
 
 
-def rectified(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """`max(0, x)`."""
-    return torch.clamp(x, min=0, out=out)
-
-
 class RectifierInPlace(Rectifier):
     """`max(0, x)` written over x, for backward alone."""
 
@@ -68,15 +63,11 @@ class RectifierInPlace(Rectifier):
 
 
 class Gate(Function):
-    """`g` where the unit is active (y > 0, or NaN), zero elsewhere: the derivative of the rectifier, and, being linear in `g`, its own.
-
-    The gate multiplies the *bits* of `g`, read as integers, by 1 or 0: an infinite or NaN gradient must not pass a closed gate, and inf * 0
-    would be NaN. `torch.where(y <= 0, 0, g)` says the same, eight times slower on a CPU, which guesses half of the branches wrong.
-    """
+    """`g` where the unit is active (y > 0, or NaN), zero elsewhere: the derivative of the rectifier, and, being linear in `g`, its own."""
 
     @staticmethod
     def forward(g: Tensor, y: Tensor) -> Tensor:
-        return torch.where(y <= 0, 0, g) if g.dtype != y.dtype else elementwise(gated, g, y)
+        return algorithm.gate(g, y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -97,20 +88,12 @@ class Gate(Function):
         return gate(g, y), 0
 
 
-def gated(g: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
-    """The bits of `g` times 1 or 0: no bit is set in |y| where the unit rests, the sign of a zero aside."""
-    if not is_traced() and g.is_neg():  # a sign that is a bit of the tensor is not among these bits
-        g = g.resolve_neg()
-    bits = BITS[g.itemsize]
-    return torch.abs(y, out=out).view(bits).clamp_(max=1).mul_(g.view(bits)).view(g.dtype)
-
-
 class Logistic(Function):
-    """`1 / (1 + exp(-x))`: for very negative x the exponential is infinite and the result 0, as it should be."""
+    """`1 / (1 + exp(-x))`."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return elementwise(logistic_of, x)
+        return algorithm.sigmoid(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -120,9 +103,7 @@ class Logistic(Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
-        if gy.dtype == y.dtype and not y.is_complex() and is_final(gy, y):
-            return elementwise(logistic_gradient, gy, y)
-        return gy * ((1 - y) * y).conj()
+        return algorithm.sigmoid_gradient(gy, y) if is_last(gy, y) else gy * ((1 - y) * y).conj()
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor) -> Tensor:
@@ -134,27 +115,12 @@ class Logistic(Function):
         return logistic(x), in_dims[0]
 
 
-def logistic_of(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """Forward, in four steps."""
-    if is_traced():
-        return 1 / (1 + (-x).exp())
-    return torch.neg(x, out=out).exp_().add_(1).reciprocal_()
-
-
-def logistic_gradient(gy: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
-    """Backward, in three steps."""
-    slope = torch.sub(y.new_ones(()), y, out=out).mul_(y)
-    return torch.mul(gy, slope, out=out)  # where their layouts differ, the result lies as gy does
-
-
 class Probabilities(Function):
-    """`exp(x) / sum of exp(x)` along `dim`; the largest x is subtracted first, which changes nothing but keeps the exponentials finite."""
+    """`exp(x) / sum of exp(x)` along `dim`."""
 
     @staticmethod
     def forward(x: Tensor, dim: int) -> Tensor:
-        if x.numel() == 0:
-            return x.new_empty(x.shape)
-        return along(dim, probabilities, x)
+        return algorithm.softmax(x, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
@@ -165,49 +131,26 @@ class Probabilities(Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
-        if gy.dtype == y.dtype and is_final(gy, y):
-            return along(ctx.dim, probabilities_gradient, gy, y), None
-        return y * (gy - (gy * y).sum(ctx.dim, keepdim=True)), None
+        return (algorithm.softmax_gradient(gy, y, ctx.dim) if is_last(gy, y) else probabilities_gradient(gy, y, ctx.dim)), None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, _: None) -> Tensor:
-        return Probabilities.backward(ctx, dx)[0]  # the Jacobian is symmetric
+        return probabilities_gradient(dx, *ctx.saved_tensors, ctx.dim)  # the Jacobian is symmetric
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, dim: int) -> tuple[Tensor, int]:
         return softmax_along(x.movedim(in_dims[0], 0), dim % max(1, x.ndim - 1) + 1), 0
 
 
-def probabilities(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """The softmax along the second of three dimensions."""
-    e = (x - x.amax(1, keepdim=True)).exp_()
-    return torch.div(e, e.sum(1, keepdim=True), out=out)
+def probabilities_gradient(gy: Tensor, y: Tensor, dim: int) -> Tensor:
+    """The gradient of the softmax, in operations that have derivatives of their own."""
+    return y * (gy - (gy * y).sum(dim, keepdim=True))
 
 
-def probabilities_gradient(gy: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
-    """Its gradient, with the bracket multiplied out, which saves a step."""
-    t = gy * y
-    return torch.addcmul(t, y, t.sum(1, keepdim=True), value=-1, out=out)
-
-
-def along(dim: int, formula: Any, *tensors: Tensor) -> Tensor:
-    """`formula` of the tensors seen as `(before, dim, behind)`."""
-    shape = tensors[0].shape
-    dim %= len(shape)
-    if dim != 1 or len(shape) > 2:
-        tensors = tuple(t.reshape(prod(shape[:dim]), shape[dim], prod(shape[dim + 1 :])) for t in tensors)
-    return by_rows(formula, *(t.contiguous() for t in tensors)).view(shape)
-
-
-rectify = operation(Rectifier)
-rectify_ = operation(RectifierInPlace)
-gate = operation(Gate)
-logistic = operation(Logistic)
-softmax_along = operation(Probabilities)
+rectify, rectify_, gate, logistic, softmax_along = map(operation, (Rectifier, RectifierInPlace, Gate, Logistic, Probabilities))
 
 # ---- The functions: arguments and checks ------------------------------------------------------------------------------------------------
 
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 HALF = (torch.float16, torch.bfloat16)
 SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
@@ -254,8 +197,7 @@ def _relu_of_sparse(x: Tensor, inplace: bool) -> Tensor:
 
 def _only_backward() -> bool:
     """Whether no transform is at work: compilers, torch.func and forward mode cannot follow a Function that writes over its input."""
-    transformed = is_traced() or torch._C._are_functorch_transforms_active()
-    return not transformed and forward_ad._current_level < 0
+    return not (is_traced() or compat.are_transforms_active() or compat.forward_mode._current_level >= 0)
 
 
 def sigmoid(input: Tensor) -> Tensor:

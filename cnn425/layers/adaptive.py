@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cnn425.algorithms.pool import Bins, Pooling
 from cnn425.layers import pool_arguments as arguments
-from cnn425.layers.pool import upcast
-from cnn425.layers.pool_functions import average_pool, max_pool, max_pool_with_indices, spatial
+from cnn425.layers.pool import average_pool, max_pool, upcast
+from cnn425.windows import Adaptive
 
 # ---- The functions: arguments and checks -----------------------------------------------------------------------------------------------
 
@@ -25,11 +24,12 @@ def _adaptive_max_pool(dimensions: int, input: Any, output_size: Any, return_ind
     if has_torch_function_unary(input):
         return handle_torch_function(ADAPTIVE_MAX[dimensions], (input,), input, output_size, return_indices)
     function = f"adaptive_max_pool{dimensions}d"
-    bins = Bins(arguments.output_size(function, input, output_size, dimensions))
-    arguments.check_adaptive(function, input, dimensions, bins.positions, input.shape[1:])
+    windows = Adaptive(arguments.output_size(function, input, output_size, dimensions))
+    arguments.check_adaptive(function, input, dimensions, windows.output, input.shape[1:])
     arguments.check_dtype(function, input, arguments.FLOATS)
-    pooling = Pooling(bins, dimensions < 3 and arguments.channels_last(input, dimensions))
-    return (max_pool_with_indices if return_indices else max_pool)(upcast(input, dimensions), pooling)
+    last = dimensions < 3 and arguments.channels_last(input, dimensions)
+    found = max_pool(upcast(input, dimensions), windows, last, bool(return_indices))
+    return found if return_indices else found[0]
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
@@ -57,19 +57,19 @@ def _adaptive_avg_pool(dimensions: int, input: Any, output_size: Any) -> Tensor:
     if has_torch_function_unary(input):
         return handle_torch_function(ADAPTIVE_AVERAGE[dimensions], (input,), input, output_size)
     function = f"adaptive_avg_pool{dimensions}d"
-    bins = Bins(arguments.output_size(function, input, output_size, dimensions))
-    size = spatial(input, Pooling(bins))
-    whole = all(count == 1 for count in bins.positions)
+    windows = Adaptive(arguments.output_size(function, input, output_size, dimensions))
+    size = tuple(input.shape[input.ndim - dimensions :])
+    whole = all(count == 1 for count in windows.output)
     nonempty = () if whole else size if dimensions < 3 else input.shape[1:]
-    arguments.check_adaptive(function, input, dimensions, bins.positions, nonempty)
+    arguments.check_adaptive(function, input, dimensions, windows.output, nonempty)
     if whole:
         arguments.check_mean(function, input)
-    elif dimensions == 3 or (input.numel() and 0 not in bins.positions) or (input.is_complex() and input.requires_grad):
+    elif dimensions == 3 or (input.numel() and 0 not in windows.output) or (input.is_complex() and input.requires_grad):
         arguments.check_dtype(function, input, arguments.FLOATS)
     elif not input.is_floating_point():
-        return input.new_empty((*input.shape[:-dimensions], *bins.positions))  # torch does not look at the dtype of nothing
-    pooling = Pooling(bins, (dimensions < 3 or whole) and arguments.channels_last(input, dimensions))
-    return average_pool(upcast(input, dimensions), pooling, arguments.equal_cells(bins.positions, size), False)
+        return input.new_empty((*input.shape[:-dimensions], *windows.output))  # torch does not look at the dtype of nothing
+    last = (dimensions < 3 or whole) and arguments.channels_last(input, dimensions)
+    return average_pool(upcast(input, dimensions), windows, last, arguments.equal_cells(windows.output, size), False)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:

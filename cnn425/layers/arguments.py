@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from cnn425.algorithms.tracing import is_traced
+from cnn425.kernels.threads import is_traced
 from cnn425.windows import Geometry
 
 SMALL_INTEGERS = {torch.uint8: "Byte", torch.int8: "Char", torch.int16: "Short", torch.int32: "Int"}

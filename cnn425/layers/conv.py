@@ -7,152 +7,23 @@
     gradient of the bias       gb[o]               = sum over n, i, j  of  gy[n,o,i,j]
 
 (A cross-correlation, as in every framework: the kernel is not flipped.) The first three lines are bilinear, and the derivative of each is
-made of the other two: three Functions that call one another have derivatives of every order. How the sums are computed is the business of
-`cnn425.algorithms`.
+made of the other two: `cnn425.layers.bilinear` says it once, as Functions, for this layer and for the local one, whose strings have the
+letters i, j more. How the sums are computed is the business of `cnn425.algorithms`.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from cnn425 import algorithms
+from cnn425 import compat
 from cnn425.algorithms import layout
-from cnn425.algorithms.tracing import is_traced
+from cnn425.kernels.threads import is_traced
 from cnn425.layers import arguments
-from cnn425.layers.batching import IMAGE, OUTPUT, WEIGHT, over_batch
-from cnn425.layers.function import cast_for_autocast, is_final, is_legacy_batched, operation, without_autocast
+from cnn425.layers.bilinear import output
+from cnn425.layers.function import cast_for_autocast
 from cnn425.windows import Geometry
-
-Order = torch.memory_format | None
-
-# ---- The Functions: mathematics only
-
-
-class Convolution(Function):
-    """The output: `(N, C, *size), (O, C/groups, *kernel), (O,) -> (N, O, *positions)`."""
-
-    @staticmethod
-    def forward(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tensor | None) -> Tensor:
-        return without_autocast(algorithms.convolve, x.device, x, w, geometry, groups, b)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        remember(ctx, *inputs)
-
-    @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = ctx.saved_tensors
-        needs_x, needs_w, _, _, needs_b = ctx.needs_input_grad
-        order = gradient_order(gy, x, w, ctx.geometry, ctx.groups)
-        if is_final(gy, x, w) and not x.is_complex():  # no Function, and so no bookkeeping
-            to_input, to_weight = ConvolutionInputGradient.forward, ConvolutionWeightGradient.forward
-        else:
-            to_input, to_weight, x, w = input_gradient, weight_gradient, x.conj(), w.conj()
-        gx = to_input(gy, w, ctx.geometry, ctx.groups, ctx.size, order) if needs_x else None
-        gw = to_weight(gy, x, ctx.geometry, ctx.groups, order) if needs_w else None
-        gb = gy.sum((0, *range(2, gy.ndim))) if needs_b else None
-        return gx, gw, None, None, gb
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor, dw: Tensor, _: None, __: None, db: Tensor | None) -> Tensor:
-        x, w = ctx.saved_tensors
-        dy = convolution(x, dw, ctx.geometry, ctx.groups, None)
-        return dy + convolution(dx, w, ctx.geometry, ctx.groups, db)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tensor | None) -> tuple[Tensor, int]:
-        bias_dim = in_dims[4]
-        if in_dims[0] is in_dims[1] is None:
-            y = convolution(x, w, geometry, groups, None).expand(info.batch_size, *[-1] * x.ndim)
-        else:
-            y = over_batch(convolution, (IMAGE, WEIGHT, OUTPUT), info, in_dims, (x, w), geometry, groups, None)
-        if b is not None:
-            b = b if bias_dim is None else b.movedim(bias_dim, 0).unsqueeze(1)
-            y = y + b.reshape(*b.shape, *[1] * geometry.dimensions)
-        return y, 0
-
-
-class ConvolutionInputGradient(Function):
-    """The gradient of the image: `(N, O, *positions), (O, C/groups, *kernel) -> (N, C, *size)`."""
-
-    @staticmethod
-    def forward(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...], order: Order = None) -> Tensor:
-        return without_autocast(algorithms.convolve_input_gradient, gy.device, gy, w, geometry, groups, size, order)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        remember(ctx, *inputs)
-        ctx.size = inputs[4]
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        gy, w = ctx.saved_tensors
-        needs_gy, needs_w = ctx.needs_input_grad[:2]
-        ggy = convolution(g, w.conj(), ctx.geometry, ctx.groups, None) if needs_gy else None
-        gw = weight_gradient(gy.conj(), g, ctx.geometry, ctx.groups) if needs_w else None
-        return ggy, gw, None, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dgy: Tensor, dw: Tensor, *_: None) -> Tensor:
-        gy, w = ctx.saved_tensors
-        return input_gradient(dgy, w, ctx.geometry, ctx.groups, ctx.size) + input_gradient(gy, dw, ctx.geometry, ctx.groups, ctx.size)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, gy: Tensor, w: Tensor, *arguments: Any) -> tuple[Tensor, int]:
-        return over_batch(input_gradient, (OUTPUT, WEIGHT, IMAGE), info, in_dims, (gy, w), *arguments), 0
-
-
-class ConvolutionWeightGradient(Function):
-    """The gradient of the weight: `(N, O, *positions), (N, C, *size) -> (O, C/groups, *kernel)`."""
-
-    @staticmethod
-    def forward(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: Order = None) -> Tensor:
-        return without_autocast(algorithms.convolve_weight_gradient, gy.device, gy, x, geometry, groups, order)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        remember(ctx, *inputs)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        gy, x = ctx.saved_tensors
-        needs_gy, needs_x = ctx.needs_input_grad[:2]
-        ggy = convolution(x.conj(), g, ctx.geometry, ctx.groups, None) if needs_gy else None
-        gx = input_gradient(gy.conj(), g, ctx.geometry, ctx.groups, x.shape[2:]) if needs_x else None
-        return ggy, gx, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dgy: Tensor, dx: Tensor, *_: None) -> Tensor:
-        gy, x = ctx.saved_tensors
-        return weight_gradient(dgy, x, ctx.geometry, ctx.groups) + weight_gradient(gy, dx, ctx.geometry, ctx.groups)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, gy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, int]:
-        return over_batch(weight_gradient, (OUTPUT, IMAGE, WEIGHT), info, in_dims, (gy, x), *arguments), 0
-
-
-def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups: int, *_: Any) -> None:
-    """What the derivative of a bilinear map needs: both factors, each for the other's gradient."""
-    ctx.save_for_backward(first, second)
-    ctx.save_for_forward(first, second)
-    ctx.geometry, ctx.groups, ctx.size = geometry, groups, first.shape[2:]
-
-
-def gradient_order(gy: Tensor, x: Tensor, w: Tensor, geometry: Geometry, groups: int) -> Order:
-    """The memory layout torch gives both gradients: that of the output; None where the operands of the gradients say the same."""
-    if is_traced() or torch._C._are_functorch_transforms_active() or is_legacy_batched(gy):
-        return None
-    if x.is_complex() or all(t.is_contiguous() and t.shape[-1] > 1 and t.stride(1) > 1 for t in (x, w)):
-        return torch.contiguous_format  # the common case, quickly: pixels of one row are neighbours, and channels are not
-    return layout.memory_format(x, w, geometry, groups)
-
-
-convolution = operation(Convolution)
-input_gradient = operation(ConvolutionInputGradient)
-weight_gradient = operation(ConvolutionWeightGradient)
 
 # ---- The functions: arguments and checks
 
@@ -189,11 +60,11 @@ def _as_torch_stores_it(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b
         x, w, b = x.to(torch.complex64), w.to(torch.complex64), None if b is None else b.to(torch.complex64)
         return _as_torch_stores_it(x, w, geometry, groups, b).to(torch.complex32)
     if is_traced() or w.ndim > 3 or w.is_contiguous():
-        return convolution(x, w, geometry, groups, b)
+        return output(x, w, geometry, groups, False, b)
     if layout.is_channels_last(w.unsqueeze(2)):  # a signal is an image of one row
         row = Geometry((1, *geometry.kernel), (1, *geometry.stride), ((0, 0), *geometry.padding), (1, *geometry.dilation))
-        return convolution(x.contiguous().unsqueeze(2), w.unsqueeze(2), row, groups, b).squeeze(2)
-    return convolution(x, w, geometry, groups, b)
+        return output(x.contiguous().unsqueeze(2), w.unsqueeze(2), row, groups, False, b).squeeze(2)
+    return output(x, w, geometry, groups, False, b)
 
 
 @arguments.remembered
@@ -270,7 +141,7 @@ PUBLIC = {1: conv1d, 2: conv2d, 3: conv3d}
 # ---- The Modules: parameters
 
 
-class _Convolution(torch.nn.modules.conv._ConvNd):
+class _Convolution(compat.ConvNd):
     """A convolution that owns its weight `(O, C/groups, *kernel)` and bias `(O,)`.
 
     Constructor, parameters and state_dict are those of the torch.nn namesake, which is the base class: weights and bias start uniform in

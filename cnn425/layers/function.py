@@ -1,12 +1,14 @@
 """One way to call an autograd Function: `operation(SomeFunction)` makes a plain function of it.
 
-A layer writes `forward`, `setup_context`, `backward`, `jvp` and `vmap` once, as mathematics. Torch needs three forms of that one class:
+A layer writes `forward`, `setup_context`, `backward`, `jvp` and `vmap` once, as mathematics. Torch needs the class in three forms:
 
-    new style   the class itself: `torch.func` transforms ask for a forward without `ctx`
-    eager       outside of transforms: forward and setup_context in one call; torch then need not bind a signature (17 of 20 us)
-    traced      `torch.compile` and `torch.export` refuse a Function that has a `jvp`; this twin has none
+| form      | when                              | why                                                                                   |
+|-----------|-----------------------------------|---------------------------------------------------------------------------------------|
+| new style | under a transform of `torch.func` | transforms ask for a `forward` without `ctx`                                          |
+| eager     | otherwise                         | `forward` and `setup_context` in one call save torch the binding of a signature       |
+| traced    | under `torch.compile`, `export`   | a Function that has a `jvp` is refused; this form has none                            |
 
-and none at all where nothing will be differentiated, as in most backward passes: then the plain `forward` is called.
+Where nothing will be differentiated, as in most backward passes, and in `torch.jit.trace`, the plain `forward` is called.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
-from cnn425.algorithms.tracing import is_traced
+from cnn425 import compat
+from cnn425.kernels.threads import is_traced
 
 # Traced by the compiler of these versions, a Function whose output was written in place has a gradient of zero.
 LOSES_WRITTEN_OUTPUTS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
@@ -27,7 +30,8 @@ def operation(function: type[Function]) -> Callable[..., Any]:
     """`function.apply`, in the form that the present mode of torch wants; positional arguments only."""
 
     def forward(ctx: Any, *args: Any) -> Any:
-        output = over_legacy_batch(function, args) if any(map(is_legacy_batched, args)) else owned(plain(*args), args)
+        legacy = any(isinstance(arg, Tensor) and compat.is_legacy_batched(arg) for arg in args)
+        output = over_legacy_batch(function, args) if legacy else owned(plain(*args), args)
         function.setup_context(ctx, args, output)
         return output
 
@@ -41,8 +45,8 @@ def operation(function: type[Function]) -> Callable[..., Any]:
         if torch.compiler.is_compiling():
             return traced.apply(*args)
         if is_traced():
-            return plain(*args)  # torch.jit.trace records what happens, and differentiates that
-        if torch._C._are_functorch_transforms_active():
+            return plain(*args)
+        if compat.are_transforms_active():
             return function.apply(*args)
         return eager.apply(*args) if is_followed(args) else owned(plain(*args), args)
 
@@ -66,45 +70,39 @@ def unwritten(forward: Callable[..., Any]) -> Callable[..., Any]:
     return copied
 
 
-def is_final(*args: Any) -> bool:
-    """Whether nothing follows a computation with these arguments, as in most backward passes: it may be done in any way, in place too."""
-    return not (is_traced() or torch._C._are_functorch_transforms_active() or is_followed(args))
-
-
 def is_followed(args: Sequence[Any]) -> bool:
     """Whether autograd, forward mode or the older vmap has to know of a computation with these arguments."""
-    if forward_ad._current_level >= 0:
+    if compat.forward_mode._current_level >= 0:
         return True
     recording = torch.is_grad_enabled()
     for arg in args:
-        if isinstance(arg, Tensor) and ((recording and arg.requires_grad) or torch._C._functorch.is_legacy_batchedtensor(arg)):
+        if isinstance(arg, Tensor) and ((recording and arg.requires_grad) or compat.is_legacy_batched(arg)):
             return True
     return False
 
 
-def is_legacy_batched(value: Any) -> bool:
-    """Whether `value` belongs to the older vmap, the one behind `torch.autograd.grad(is_grads_batched=True)` and `gradcheck`."""
-    return isinstance(value, Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
+def is_last(*args: Any) -> bool:
+    """Whether nothing follows a computation with these arguments, as in most backward passes: it may be done in any way."""
+    return not (is_traced() or compat.are_transforms_active() or is_followed(args))
 
 
 def over_legacy_batch(function: type[Function], args: Sequence[Any]) -> Any:
     """`function.forward` under the older vmap, which knows nothing of Functions: its batches are taken off, and the vmap rule applied."""
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    in_dims = tuple(0 if is_legacy_batched(arg) else None for arg in args)
-    plain = [arg if dim is None else torch._remove_batch_dim(arg, level, 0, dim) for arg, dim in zip(args, in_dims, strict=True)]
+    level = compat.legacy_level()
+    in_dims = tuple(0 if isinstance(arg, Tensor) and compat.is_legacy_batched(arg) else None for arg in args)
+    plain = [arg if dim is None else compat.remove_legacy_batch(arg, level, 0, dim) for arg, dim in zip(args, in_dims, strict=True)]
     size = next(arg.shape[0] for arg, dim in zip(plain, in_dims, strict=True) if dim is not None)
     outputs, dims = function.vmap(SimpleNamespace(batch_size=size, randomness="error"), in_dims, *plain)
 
     def batch(output: Tensor, dim: int | None) -> Tensor:
-        return output if dim is None else torch._add_batch_dim(output.movedim(dim, 0).contiguous(), 0, level)
+        return output if dim is None else compat.add_legacy_batch(output.movedim(dim, 0).contiguous(), 0, level)
 
     return batch(outputs, dims) if isinstance(outputs, Tensor) else tuple(map(batch, outputs, dims))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The lower precision that autocast asks for on this device, or None where autocast is off."""
-    if not torch._C._is_any_autocast_enabled():
+    if not compat.is_autocast_enabled_anywhere():
         return None
     kind = device.type
     return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
@@ -112,7 +110,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 def cast_for_autocast(*tensors: Tensor | None) -> Sequence[Any]:
     """The tensors in autocast's lower precision, where autocast is on: float64, integers and complex numbers stay as they are."""
-    if not torch._C._is_any_autocast_enabled():
+    if not compat.is_autocast_enabled_anywhere():
         return tensors
     dtype = autocast_dtype(next(t.device for t in tensors if t is not None))
     if dtype is None:

@@ -7,7 +7,7 @@
     gradient of the bias       gb[o,i,j]           = sum over n     of  gy[n,o,i,j]
 
 (A convolution is this with the letters i, j of the weight deleted: its gradient then sums over them.) The first three lines are bilinear,
-and the derivative of each is made of the other two: three Functions that call one another have derivatives of every order. How the sums are
+and the derivative of each is made of the other two: `cnn425.layers.bilinear` says it once, as Functions, for both layers. How the sums are
 computed is the business of `cnn425.algorithms`.
 """
 
@@ -17,139 +17,15 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from cnn425.algorithms.local import laid_out, local_input_gradient, local_output, local_weight_gradient, memory_order, storage_order
-from cnn425.algorithms.tracing import is_traced
+from cnn425 import compat
 from cnn425.layers import arguments
-from cnn425.layers.batching import IMAGE, OUTPUT, WEIGHT, over_batch
-from cnn425.layers.function import cast_for_autocast, is_final, operation, without_autocast
+from cnn425.layers.bilinear import output
+from cnn425.layers.function import cast_for_autocast
 from cnn425.layers.local_arguments import check_shapes, local_geometry, times
 from cnn425.layers.local_conversion import copied_from, shared
 from cnn425.windows import Geometry
-
-# ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
-
-
-class Local(Function):
-    """The output: `(N, C, *size), (*positions, O, C/groups, *kernel), (O, *positions) or (O,) -> (N, O, *positions)`."""
-
-    @staticmethod
-    def forward(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tensor | None) -> Tensor:
-        return without_autocast(local_output, x.device, x, w, geometry, groups, b)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        remember(ctx, *inputs)
-
-    @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = ctx.saved_tensors
-        needs_x, needs_w, _, _, needs_b = ctx.needs_input_grad
-        g = laid_out(gy, w, ctx.geometry, ctx.groups) if needs_x and needs_w and is_final(gy, w, x) else gy
-        gx = input_gradient(g, w.conj(), ctx.geometry, ctx.groups, ctx.size) if needs_x else None
-        gw = weight_gradient(g, x.conj(), ctx.geometry, ctx.groups, order(w)) if needs_w else None
-        gb = gy.sum(0 if ctx.bias_per_position else (0, *range(2, gy.ndim))) if needs_b else None
-        return gx, gw, None, None, gb
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor, dw: Tensor, _: None, __: None, db: Tensor | None) -> Tensor:
-        x, w = ctx.saved_tensors
-        return local(dx, w, ctx.geometry, ctx.groups, db) + local(x, dw, ctx.geometry, ctx.groups, None)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tensor | None) -> tuple[Tensor, int]:
-        bias_dim, d = in_dims[4], geometry.dimensions
-        if in_dims[0] is in_dims[1] is None:
-            y = local(x, w, geometry, groups, None).expand(info.batch_size, *[-1] * x.ndim)
-        else:
-            y = over_batch(local, (IMAGE, WEIGHT, OUTPUT), info, in_dims, (x, w), geometry, groups, None, positions_first=d)
-        if b is not None:
-            b = b if bias_dim is None else b.movedim(bias_dim, 0).unsqueeze(1)
-            y = y + b.reshape(*b.shape, *[1] * (y.ndim - 2 - b.ndim if bias_dim is None else y.ndim - b.ndim))
-        return y, 0
-
-
-class LocalInputGradient(Function):
-    """The gradient of the image: `(N, O, *positions), (*positions, O, C/groups, *kernel) -> (N, C, *size)`."""
-
-    @staticmethod
-    def forward(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...]) -> Tensor:
-        return without_autocast(local_input_gradient, gy.device, gy, w, geometry, groups, size)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        remember(ctx, *inputs)
-        ctx.size = inputs[4]
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        gy, w = ctx.saved_tensors
-        needs_gy, needs_w = ctx.needs_input_grad[:2]
-        ggy = local(g, w.conj(), ctx.geometry, ctx.groups, None) if needs_gy else None
-        gw = weight_gradient(gy.conj(), g, ctx.geometry, ctx.groups, order(w)) if needs_w else None
-        return ggy, gw, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dgy: Tensor, dw: Tensor, *_: None) -> Tensor:
-        gy, w = ctx.saved_tensors
-        return input_gradient(dgy, w, ctx.geometry, ctx.groups, ctx.size) + input_gradient(gy, dw, ctx.geometry, ctx.groups, ctx.size)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...]) -> tuple[Tensor, int]:
-        d = geometry.dimensions
-        return over_batch(input_gradient, (OUTPUT, WEIGHT, IMAGE), info, in_dims, (gy, w), geometry, groups, size, positions_first=d), 0
-
-
-class LocalWeightGradient(Function):
-    """The gradient of the weight: `(N, O, *positions), (N, C, *size) -> (*positions, O, C/groups, *kernel)`, in memory in `order`."""
-
-    @staticmethod
-    def forward(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: tuple[int, ...] | None) -> Tensor:
-        return without_autocast(local_weight_gradient, gy.device, gy, x, geometry, groups, order)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        remember(ctx, *inputs[:4])
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        gy, x = ctx.saved_tensors
-        needs_gy, needs_x = ctx.needs_input_grad[:2]
-        ggy = local(x.conj(), g, ctx.geometry, ctx.groups, None) if needs_gy else None
-        gx = input_gradient(gy.conj(), g, ctx.geometry, ctx.groups, x.shape[2:]) if needs_x else None
-        return ggy, gx, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dgy: Tensor, dx: Tensor, *_: None) -> Tensor:
-        gy, x = ctx.saved_tensors
-        return weight_gradient(dgy, x, ctx.geometry, ctx.groups, None) + weight_gradient(gy, dx, ctx.geometry, ctx.groups, None)
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: tuple[int, ...] | None
-    ) -> tuple[Tensor, int]:
-        d = geometry.dimensions
-        return over_batch(weight_gradient, (OUTPUT, IMAGE, WEIGHT), info, in_dims, (gy, x), geometry, groups, None, positions_first=d), 0
-
-
-def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups: int, b: Any = None) -> None:
-    """What the derivative of a bilinear map needs: both factors, each for the other's gradient."""
-    ctx.save_for_backward(first, second)
-    ctx.save_for_forward(first, second)
-    ctx.geometry, ctx.groups, ctx.size = geometry, groups, first.shape[2:]
-    ctx.bias_per_position = isinstance(b, Tensor) and b.ndim > 1
-
-
-def order(w: Tensor) -> tuple[int, ...] | None:
-    """The memory order that the gradient of `w` gets; a compiler chooses its own."""
-    return None if is_traced() else memory_order(w)
-
-
-local = operation(Local)
-input_gradient = operation(LocalInputGradient)
-weight_gradient = operation(LocalWeightGradient)
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
 
@@ -181,7 +57,7 @@ def _local(
     check_shapes(function, x, weight, bias, geometry, groups)
     x, w, b = cast_for_autocast(x, weight, bias)
     arguments.check_same_type(x, w, b)
-    y = local(x, w, geometry, groups, b)
+    y = output(x, w, geometry, groups, True, b)
     return y if input.ndim == dimensions + 2 else y.squeeze(0)
 
 
@@ -238,7 +114,7 @@ class LocallyConnected(torch.nn.Module):
     bias          True: one per neuron, `(O, *positions)`; 'channel': one per output channel, `(O,)`, as in a convolution; False: none
 
     Weights and biases start uniform in +-1/sqrt(fan-in), fan-in = C/groups * prod(kernel): the distribution of torch's convolution. (The
-    number of positions has no part in it: a neuron sees one window.) In memory the weight may lie in another order than its shape says.
+    number of positions has no part in it: a neuron sees one window.)
     """
 
     dimensions: int
@@ -314,10 +190,7 @@ class LocallyConnected(torch.nn.Module):
         return (*self.output_size, self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     def _empty_weight(self, device: Any, dtype: torch.dtype | None) -> Tensor:
-        shape = self.weight_shape
-        stored = storage_order(shape, self.dimensions)
-        empty = torch.empty([shape[dim] for dim in stored], device=device, dtype=dtype)
-        return empty.permute(sorted(range(len(shape)), key=lambda dim: stored[dim]))
+        return torch.empty(self.weight_shape, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draw weight and bias anew, uniform in +-1/sqrt(fan-in)."""
@@ -358,14 +231,14 @@ class LocallyConnected(torch.nn.Module):
         return f"{text}, parameters={sum(parameter.numel() for parameter in owned):,}, memory={memory / 2**20:.3g} MiB"
 
     @classmethod
-    def from_conv(cls, conv: torch.nn.modules.conv._ConvNd, input_size: int | Sequence[int]) -> Self:
+    def from_conv(cls, conv: compat.ConvNd, input_size: int | Sequence[int]) -> Self:
         """The local layer that computes what `conv` does on images of `input_size` pixels, each position with its own copy of the weights.
 
         The bias stays one per channel; device, dtype, training flag, and whether gradients are wanted, stay too.
         """
         return copied_from(conv, cls, cls.dimensions, input_size)
 
-    def to_conv(self) -> torch.nn.modules.conv._ConvNd:
+    def to_conv(self) -> compat.ConvNd:
         """The `torch.nn.ConvNd` whose weight and bias are the averages of this layer's over all positions: the inverse of `from_conv`."""
         return shared(self, self.geometry.padding)
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn.modules.conv import _ConvNd
+
+from cnn425.compat import ConvNd
 
 
-def copied_from(conv: _ConvNd, local_type: Any, dimensions: int, input_size: int | Sequence[int]) -> Any:
+def copied_from(conv: ConvNd, local_type: Any, dimensions: int, input_size: int | Sequence[int]) -> Any:
     """The `local_type` that computes what `conv` does on images of `input_size` pixels."""
     if not isinstance(conv, getattr(torch.nn, f"Conv{dimensions}d")):
         raise TypeError(f"{local_type.__name__}.from_conv: conv must be a Conv{dimensions}d, but got {type(conv).__name__}")
@@ -20,7 +21,7 @@ def copied_from(conv: _ConvNd, local_type: Any, dimensions: int, input_size: int
     return local
 
 
-def shared(local: Any, padding: Sequence[tuple[int, int]]) -> _ConvNd:
+def shared(local: Any, padding: Sequence[tuple[int, int]]) -> ConvNd:
     """The convolution whose weight and bias are the averages of those of `local`, whose (low, high) padding on its image is `padding`."""
     d = len(padding)
     if isinstance(local.padding, str) and (local.padding == "valid" or max(local.stride) == 1):

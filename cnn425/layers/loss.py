@@ -16,92 +16,60 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import _reduction  # the names of reductions and the warnings about their old spelling, not a kernel
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from cnn425 import compat
+from cnn425.algorithms import elementwise as algorithm
 from cnn425.layers.activation import HALF, dtype_name  # one layer defined by another
 from cnn425.layers.arguments import check_dense
-from cnn425.layers.function import autocast_dtype, is_final, operation
+from cnn425.layers.function import autocast_dtype, is_last, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
 
 
 class CrossEntropy(Function):
-    """The surprise at class `target`, zero where the target is `ignored`: `(N, C, *size), (N, *size) -> (N, *size)`, or the mean of all.
+    """The surprise at class `target`, zero where the target is `ignored`: `(N, C, *size), (N, *size) -> (N, *size)`.
 
-    Further outputs, for the derivatives alone: e = exp(x - max), their sum, whose quotient is the softmax, and how many targets count. The
-    largest score counts as a constant: no result depends on it.
+    A second output, for the derivatives alone: the softmax p of the scores, which need not be remembered then.
     """
 
     @staticmethod
-    def forward(x: Tensor, target: Tensor, ignored: int, mean: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        drop, t = dropped(target, ignored)
-        top = x.amax(1, keepdim=True)
-        e = (x - top).exp_()
-        total = e.sum(1, keepdim=True)
-        y = (total.log() - (pick(x, t) - top)).masked_fill(drop, 0).squeeze(1)
-        count = target.numel() - drop.sum()
-        return y.sum() / count if mean else y, e, total, count
+    def forward(x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+        return algorithm.cross_entropy(x, target, ignored)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, target, ctx.ignored, ctx.mean = inputs
-        ctx.mark_non_differentiable(output[3])
+        _, target, ctx.ignored = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(target, *output[1:])
-        ctx.save_for_forward(target, *output[1:])
+        ctx.save_for_backward(target, output[1])
+        ctx.save_for_forward(target, output[1])
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor | None, ge: Tensor | None, gtotal: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        target, e, total, count = ctx.saved_tensors
-        upstream = [g for g in (ge, gtotal) if g is not None]
+    def backward(ctx: Any, gy: Tensor | None, gp: Tensor | None) -> tuple[Tensor | None, ...]:
+        target, p = ctx.saved_tensors
+        gx = None if gp is None else p * (gp - (gp * p).sum(1, keepdim=True))
         if gy is None:
-            return e * sum(upstream) if upstream else None, None, None, None
-        drop, t = dropped(target, ctx.ignored)
-        g = ((gy / count).expand(t.shape) if ctx.mean else gy.unsqueeze(1)).masked_fill(drop, 0)
-        softmax_times_g = e * sum(upstream, g / total)
-        add = Tensor.scatter_add_ if is_final(gy, e) else Tensor.scatter_add
-        return add(softmax_times_g, 1, t, -g), None, None, None
+            return gx, None, None
+        if gx is None and is_last(gy, p):
+            return algorithm.cross_entropy_gradient(gy, p, target, ctx.ignored), None, None
+        gy = algorithm.cross_entropy_gradient_by_definition(gy, p, target, ctx.ignored)
+        return gy if gx is None else gx + gy, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        target, e, total, count = ctx.saved_tensors
-        drop, t = dropped(target, ctx.ignored)
-        de = e * dx
-        dtotal = de.sum(1, keepdim=True)
-        dy = (dtotal / total - dx.gather(1, t)).masked_fill(drop, 0).squeeze(1)
-        return dy.sum() / count if ctx.mean else dy, de, dtotal, None
+    def jvp(ctx: Any, dx: Tensor, *_: None) -> tuple[Tensor, Tensor]:
+        target, p = ctx.saved_tensors
+        drop, t = algorithm.dropped(target, ctx.ignored)
+        mean = (p * dx).sum(1, keepdim=True)
+        return (mean - dx.gather(1, t)).masked_fill(drop, 0).squeeze(1), p * (dx - mean)
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], x: Tensor, target: Tensor, ignored: int, mean: bool
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def vmap(info: Any, in_dims: Any, x: Tensor, target: Tensor, ignored: int) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         x, target = (
-            (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
+            (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1).contiguous()
             for t, dim in zip((x, target), in_dims, strict=False)
         )
-        y, e, total, _ = cross_entropies(x, target, ignored, False)
-        y, e, total, target = (t.unflatten(0, (info.batch_size, t.shape[0] // info.batch_size)) for t in (y, e, total, target))
-        count = (target != ignored).flatten(1).sum(1)
-        return (y.flatten(1).sum(1) / count if mean else y, e, total, count), (0, 0, 0, 0)
-
-
-def dropped(target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
-    """Which targets count for nothing, and the targets with class 0 for those; both `(N, 1, *size)`."""
-    target = target.unsqueeze(1)
-    drop = target == ignored
-    return drop, target.masked_fill(drop, 0)
-
-
-def pick(z: Tensor, t: Tensor) -> Tensor:
-    """The score of class t: `(N, C, *size), (N, 1, *size) -> (N, 1, *size)`. IndexError for a class that does not exist."""
-    try:
-        return z.gather(1, t)
-    except RuntimeError:
-        outside = t[(t < 0) | (t >= z.shape[1])].flatten()
-        if len(outside) == 0:
-            raise
-        raise IndexError(f"Target {outside[0].item()} is out of bounds.") from None
+        y, p = (t.unflatten(0, (info.batch_size, -1)) for t in surprise(x, target, ignored))
+        return (y, p), (0, 0)
 
 
 class LogSoftmax(Function):
@@ -134,8 +102,7 @@ class LogSoftmax(Function):
         return log_probabilities(x.flatten(0, 1)).unflatten(0, x.shape[:2]), 0
 
 
-cross_entropies = operation(CrossEntropy)
-log_probabilities = operation(LogSoftmax)
+surprise, log_probabilities = map(operation, (CrossEntropy, LogSoftmax))
 
 # ---- The function: arguments and checks -------------------------------------------------------------------------------------------------
 
@@ -170,8 +137,8 @@ def cross_entropy(
         tensors = (input, target, weight)
         return handle_torch_function(cross_entropy, tensors, input, target, weight=weight, label_smoothing=label_smoothing, **options)
     if size_average is not None or reduce is not None:
-        reduction = _reduction.legacy_get_string(size_average, reduce)
-    _reduction.get_enum(reduction)
+        reduction = compat.reduction.legacy_get_string(size_average, reduce)
+    compat.reduction.get_enum(reduction)
     _check_types(input, target, weight, ignore_index, label_smoothing)
     if autocast_dtype(input.device) is not None:  # autocast computes losses in full precision
         input, target, weight = _full(input), _full(target), None if weight is None else _full(weight)
@@ -182,7 +149,9 @@ def cross_entropy(
         x, target = x.unsqueeze(0), target.unsqueeze(0) if soft else target.reshape(1)
     total: Any
     if not soft and reduction == "mean" and weight is None and label_smoothing <= 0 and x.shape[1]:
-        return cross_entropies(x, target.long(), ignore_index, True)[0].to(input.dtype)
+        target = target.long()
+        losses = surprise(x, target, ignore_index)[0]
+        return (losses.sum() / (target.numel() - (target == ignore_index).sum())).to(input.dtype)
     if soft:
         each, total = _of_probabilities(x, target, weight, label_smoothing)
     else:
@@ -204,7 +173,7 @@ def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, 
         if keep.any():
             raise IndexError(f"Target {target[keep][0].item()} is out of bounds.")
         return x.sum(1), keep.sum()
-    each, counts = cross_entropies(x, target, ignored, False)[0], keep
+    each, counts = surprise(x, target, ignored)[0], keep
     if weight is not None:
         counts = torch.where(keep, weight.to(x.dtype)[torch.where(keep, target, 0)], 0)
         each = each * counts

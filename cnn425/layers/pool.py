@@ -9,12 +9,11 @@ The max pool routes its gradient, the average pool shares it out. On a tie the f
 windows tie at zero, so this is the common case, not a curiosity. A NaN always wins, the last of several. Padding never wins, and counts
 as zeros in an average.
 
-A pool is linear once its winners are known: the tangent of a max pool picks the winners' cells, the adjoint of picking is routing and
-the adjoint of routing is picking, so two linear Functions beside the pool have derivatives of every order. How the numbers are found is
-the business of `cnn425.algorithms.pool`.
+A pool is linear once its winners are known: the tangent of a max pool picks the winners' pixels, the adjoint of picking is routing and
+the adjoint of routing is picking, so two linear Functions beside the pool have derivatives of every order.
 
-Differences from torch, on purpose. A window wholly in the padding (a dilated one may lie so) is -inf and has the index -1; torch's index
-for it lies outside the image, or in another row, and its gradient is written there. In channels_last volumes torch forgets the plane of a
+Differences from torch, on purpose. A window wholly in the padding (possible with dilation) is -inf and has the index -1; torch's index
+for it is outside the image, or in another row, and its gradient is written there. In channels_last volumes torch forgets the plane of a
 window that is all -inf. Three-dimensional average pools take half precision on the CPU.
 """
 
@@ -23,13 +22,171 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cnn425.algorithms.pool import Pooling
+from cnn425.algorithms import pool as algorithm
 from cnn425.layers import pool_arguments as arguments
 from cnn425.layers.arguments import written
-from cnn425.layers.pool_functions import average_pool, max_pool, max_pool_with_indices
-from cnn425.windows import Geometry
+from cnn425.layers.function import operation
+from cnn425.windows import Adaptive, Geometry
+
+# ---- The Functions: mathematics only -----------------------------------------------------------------------------------------------------
+
+# `windows` says which pixels each window shows; `last`, whether results keep their channels last in memory.
+
+
+class MaxPool(Function):
+    """Image -> the largest number of every window, `(N, C, *size) -> (N, C, *positions)`, and the number of its pixel (int64 on request)."""
+
+    @staticmethod
+    def forward(x: Tensor, windows: Geometry | Adaptive, last: bool, long: bool) -> tuple[Tensor, Tensor]:
+        y, where = algorithm.winners(x, windows, last)
+        return y, where.long() if long else where
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.windows, ctx.last, _ = inputs
+        ctx.size = algorithm.spatial(x, ctx.windows)
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1])
+        ctx.save_for_forward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if gy is None:
+            return None, None, None, None
+        arguments.check_adaptive_gradient(gy, ctx.windows)
+        return route(gy, ctx.saved_tensors[0], ctx.size, ctx.last), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, *_: None) -> tuple[Tensor, None]:
+        return pick(dx, ctx.saved_tensors[0], len(ctx.size), ctx.last), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+        return over_batch(max_pool, arguments[0].dimensions, info.batch_size, in_dims[:1], (x,), *arguments), (0, 0)
+
+
+class Pick(Function):
+    """(image, numbers of pixels) -> these pixels: `(N, C, *size) -> (N, C, *positions)`."""
+
+    @staticmethod
+    def forward(t: Tensor, where: Tensor, dimensions: int, last: bool) -> Tensor:
+        return algorithm.pick(t, where, dimensions, last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        t, where, dimensions, ctx.last = inputs
+        ctx.size = t.shape[t.ndim - dimensions :]
+        ctx.save_for_backward(where)
+        ctx.save_for_forward(where)
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        return route(gy, ctx.saved_tensors[0], ctx.size, ctx.last), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dt: Tensor, *_: None) -> Tensor:
+        return pick(dt, ctx.saved_tensors[0], len(ctx.size), ctx.last)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], t: Tensor, where: Tensor, dimensions: int, last: bool) -> tuple[Tensor, int]:
+        return over_batch(pick, dimensions, info.batch_size, in_dims[:2], (t, where), dimensions, last), 0
+
+
+class Route(Function):
+    """(gradient of the output, numbers of pixels) -> gradient of the image: `(N, C, *positions) -> (N, C, *size)`, each to its pixel."""
+
+    @staticmethod
+    def forward(gy: Tensor, where: Tensor, size: tuple[int, ...], last: bool) -> Tensor:
+        return algorithm.route(gy, where, size, last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, where, ctx.size, ctx.last = inputs
+        ctx.save_for_backward(where)
+        ctx.save_for_forward(where)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return pick(g, ctx.saved_tensors[0], len(ctx.size), ctx.last), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dgy: Tensor, *_: None) -> Tensor:
+        return route(dgy, ctx.saved_tensors[0], ctx.size, ctx.last)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], gy: Tensor, where: Tensor, size: Any, last: bool) -> tuple[Tensor, int]:
+        return over_batch(route, len(size), info.batch_size, in_dims[:2], (gy, where), size, last), 0
+
+
+class AveragePool(Function):
+    """Image -> the mean of every window: `(N, C, *size) -> (N, C, *positions)`; `divisor` 0 stands for the number of cells."""
+
+    @staticmethod
+    def forward(x: Tensor, windows: Geometry | Adaptive, last: bool, divisor: int, padding: bool) -> Tensor:
+        return algorithm.average(x, windows, last, divisor, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, *ctx.arguments = inputs
+        ctx.size = algorithm.spatial(x, ctx.arguments[0])
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        windows, last, *rest = ctx.arguments
+        arguments.check_adaptive_gradient(gy, windows)
+        if isinstance(windows, Adaptive) and set(windows.output) == {1}:
+            last = False  # the gradient of a mean of everything is contiguous, in torch
+        return share_out(gy, windows, last, *rest, ctx.size), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, *_: None) -> Tensor:
+        return average_pool(dx, *ctx.arguments)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+        return over_batch(average_pool, arguments[0].dimensions, info.batch_size, in_dims[:1], (x,), *arguments), 0
+
+
+class ShareOut(Function):
+    """Gradient of the output -> gradient of the image: `(N, C, *positions) -> (N, C, *size)`, shared by the cells of each window."""
+
+    @staticmethod
+    def forward(gy: Tensor, windows: Geometry | Adaptive, last: bool, divisor: int, padding: bool, size: tuple[int, ...]) -> Tensor:
+        return algorithm.share_out(gy, windows, last, divisor, padding, size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, *ctx.arguments, ctx.size = inputs
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return average_pool(g, *ctx.arguments), None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dgy: Tensor, *_: None) -> Tensor:
+        return share_out(dgy, *ctx.arguments, ctx.size)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], gy: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+        return over_batch(share_out, arguments[0].dimensions, info.batch_size, in_dims[:1], (gy,), *arguments), 0
+
+
+def over_batch(function: Any, dimensions: int, batch: int, in_dims: tuple[int | None, ...], images: tuple[Tensor, ...], *rest: Any) -> Any:
+    """`function` over an extra batch of images: it joins the batch that is there, or becomes it."""
+    moved = [x.expand(batch, *x.shape) if at is None else x.movedim(at, 0) for x, at in zip(images, in_dims, strict=True)]
+    if moved[0].ndim == dimensions + 2:
+        return function(*moved, *rest)
+    results = function(*(x.flatten(0, 1) for x in moved), *rest)
+    if isinstance(results, tuple):
+        return tuple(y.unflatten(0, (batch, y.shape[0] // batch)) for y in results)
+    return results.unflatten(0, (batch, results.shape[0] // batch))
+
+
+max_pool, pick, route, average_pool, share_out = map(operation, (MaxPool, Pick, Route, AveragePool, ShareOut))
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
 
@@ -65,13 +222,12 @@ def _max_pool(
 
     geometry = arguments.once(checked, "max", dimensions, input, kernel_size, stride, padding, dilation, ceil_mode, bool(return_indices))
     last = arguments.channels_last(input, dimensions) and (dimensions > 1 or return_indices or arguments.derived(input))
-    pooling = Pooling(geometry, last)
-    found = max_pool_with_indices(input, pooling) if return_indices else max_pool(upcast(input, dimensions), pooling)
+    found = max_pool(input, geometry, last, True) if return_indices else max_pool(upcast(input, dimensions), geometry, last, False)[0]
     return volume_channels_last(found) if dimensions == 3 and arguments.single_channels_last(input) else found
 
 
 def volume_channels_last(found: Any) -> Any:
-    """Results of a single volume (C, I, J, K), laid out as torch lays them: the channels last, as in the volume."""
+    """Results of a single volume (C, I, J, K), in torch's memory layout: the channels last, as in the volume."""
     if isinstance(found, tuple):
         return tuple(map(volume_channels_last, found))
     return found.unsqueeze(0).contiguous(memory_format=torch.channels_last_3d).squeeze(0)
@@ -147,8 +303,8 @@ def _avg_pool(
 
     windows = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     geometry, divisor = arguments.once(checked, "average", dimensions, input, *windows)
-    pooling = Pooling(geometry, dimensions < 3 and arguments.channels_last(input, dimensions))
-    return average_pool(upcast(input, dimensions), pooling, divisor, count_include_pad)
+    last = dimensions < 3 and arguments.channels_last(input, dimensions)
+    return average_pool(upcast(input, dimensions), geometry, last, divisor, count_include_pad)
 
 
 def avg_pool1d(

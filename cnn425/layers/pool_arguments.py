@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from cnn425.algorithms.layout import is_channels_last
-from cnn425.algorithms.tracing import is_traced
+from cnn425.compat import forward_mode
+from cnn425.kernels.threads import is_traced
 from cnn425.layers.arguments import check_dense
-from cnn425.windows import Geometry
+from cnn425.windows import Adaptive, Geometry
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -225,7 +225,7 @@ def channels_last(input: Tensor, dimensions: int) -> bool:
 
 def derived(input: Tensor) -> bool:
     """Whether torch would look for the winners of a signal, and not only for the largest numbers, which always lie contiguous."""
-    return not input.is_cpu or (input.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0
+    return not input.is_cpu or (input.requires_grad and torch.is_grad_enabled()) or forward_mode._current_level >= 0
 
 
 def single_channels_last(input: Tensor) -> bool:
@@ -306,6 +306,15 @@ def check_adaptive(function: str, input: Tensor, dimensions: int, positions: Seq
 
     if prod(positions) > LARGEST:
         input.new_empty((*input.shape[: input.ndim - d], *positions))  # refuses what does not fit into memory, before windows are listed
+
+
+def check_adaptive_gradient(gy: Tensor, windows: Geometry | Adaptive) -> None:
+    """Torch's adaptive pools have an output without windows, but no gradient of it; the mean of everything has one."""
+    if isinstance(windows, Adaptive) and 0 in gy.shape[1:] and set(windows.output) != {1}:
+        raise RuntimeError(
+            f"adaptive_pool{windows.dimensions}d_backward(): Expected grad_output to have non-zero size for non-batch dimensions, "
+            f"but grad_output has sizes {list(gy.shape)}"
+        )
 
 
 def check_mean(function: str, input: Tensor) -> None:

@@ -1,0 +1,42 @@
+"""Everything private of torch that this project uses, each with its reason; `tests/test_compat.py` fails when torch takes one away."""
+
+import torch
+from torch.autograd import forward_ad
+from torch.nn import _reduction
+
+# torch.jit.trace has no public way to tell from inside a layer that it is at work. A state, or None.
+tracing_state = torch._C._get_tracing_state
+
+# Dispatch modes (FlopCounterMode, make_fx, a logger) want to see every operation, and a loop would pass them by. Their number.
+dispatch_modes = torch._C._len_torch_dispatch_stack
+
+# Transforms of torch.func ask for Functions in the new style, which are slower to call. Whether one is at work.
+are_transforms_active = torch._C._are_functorch_transforms_active
+
+# Tensors of torch.func's transforms have no numbers of their own, and may outlive the transform. Whether a tensor is one.
+is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
+
+# Whether autocast is on for any device: one quick question before the slow one about a certain device.
+is_autocast_enabled_anywhere = torch._C._is_any_autocast_enabled
+
+# The older vmap, behind torch.autograd.grad(is_grads_batched=True) and gradcheck, knows nothing of Functions: batches are taken off and
+# put back by hand. Whether a tensor is of its kind; take the batch of a level off, to the front; put it back.
+is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+remove_legacy_batch = torch._remove_batch_dim
+add_legacy_batch = torch._add_batch_dim
+
+# Forward mode keeps its level in a variable of this module: -1 when it is off.
+forward_mode = forward_ad
+
+# The names of reductions and the warnings about their old spelling.
+reduction = _reduction
+
+# The base class of torch's convolutions, which keeps their parameters.
+ConvNd = torch.nn.modules.conv._ConvNd
+
+
+def legacy_level() -> int:
+    """The level of the innermost older vmap."""
+    level: int = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return level

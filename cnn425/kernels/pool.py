@@ -1,0 +1,220 @@
+"""Pools as loops: a window is reduced one side after the other, first over its rows, then along the row that is left.
+
+Loops see an image as `(D, H, W*K)`, where K neighbours in memory belong to different images: the compiler puts them in one vector register.
+Where channels are last in memory K is their number. Contiguous images come as `(M, D, H, W)`; LANES of them are interleaved, line by line,
+so that they look the same. Signals and images have one row or plane, D = H = 1.
+
+The windows along a side are a table `(4, positions)`: the first pixel inside the image, the number of cells inside the image, the number of
+cells that an average counts, the pixels from cell to cell. So ordinary, ceil_mode and adaptive windows are one case.
+"""
+
+import numpy as np
+
+from cnn425.kernels.threads import loop, step
+
+LANES = 16
+
+
+@step
+def interleave(x, first, d, h, line):
+    """line[w*LANES + k] = x[first + k, d, h, w], for images that exist."""
+    lanes = min(LANES, x.shape[0] - first)
+    for w in range(x.shape[3]):
+        for k in range(lanes):
+            line[w * LANES + k] = x[first + k, d, h, w]
+
+
+@step
+def separate(line, first, row, y):
+    """y[first + k, row, j] = line[j*LANES + k], for images that exist: the inverse of `interleave`."""
+    for k in range(min(LANES, y.shape[0] - first)):
+        target = y[first + k, row]
+        for j in range(target.size):
+            target[j] = line[j * LANES + k]
+
+
+@step
+def span(table):
+    """The lines that a window and those after it may want: its pixels, and up to a step before them, where a window was cut at the edge."""
+    longest = 1
+    for i in range(table.shape[1]):
+        longest = max(longest, table[1, i] * table[3, i])
+    return longest
+
+
+# ---- The largest number ------------------------------------------------------------------------------------------------------------------
+
+
+@step
+def largest_of_row(image, K, H, planes, rows, columns, a, i, best, pixel, lowest, y, where):
+    """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y, where (J*K)`, by way of the buffers `best, pixel (W*K)`."""
+    depth, height, L = image.shape
+    W = L // K
+    y[:] = lowest
+    where[:] = -1
+    for t in range(planes[1, a]):
+        d = planes[0, a] + t * planes[3, a]
+        for u in range(rows[1, i]):
+            h = rows[0, i] + u * rows[3, i]
+            line, above = image[d % depth, h % height], np.int32((d * H + h) * W)
+            if t == 0 and u == 0:
+                for w in range(L):
+                    best[w] = line[w]
+                    pixel[w] = above
+            else:
+                for w in range(L):
+                    wins = (line[w] > best[w]) | (line[w] != line[w])
+                    best[w] = line[w] if wins else best[w]
+                    pixel[w] = above if wins else pixel[w]
+    if planes[1, a] == 0 or rows[1, i] == 0:
+        return
+    for j in range(columns.shape[1]):
+        value, place = y[j * K : (j + 1) * K], where[j * K : (j + 1) * K]
+        for v in range(columns[1, j]):
+            w = columns[0, j] + v * columns[3, j]
+            line, above, across = best[w * K : (w + 1) * K], pixel[w * K : (w + 1) * K], np.int32(w)
+            if v == 0:
+                for k in range(K):
+                    value[k] = line[k]
+                    place[k] = above[k] + across
+            else:
+                for k in range(K):
+                    number, here = line[k], np.int32(above[k] + across)
+                    wins = (number > value[k]) | ((number == value[k]) & (here < place[k]))
+                    wins |= (number != number) & ((value[k] == value[k]) | (here > place[k]))
+                    value[k] = number if wins else value[k]
+                    place[k] = here if wins else place[k]
+
+
+@loop
+def max_pool_interleaved(lo, hi, x, K, planes, rows, columns, lowest, y, where):
+    """y[m,a,i,j,k] = the largest of x[m, d, h, w, k] over the cells of window (a, i, j); `where`: its pixel `(d*H + h)*W + w`.
+
+    `x (M, D, H, W*K) -> y, where (M*A*I, J*K)`; the rows of windows are shared out. Of equal numbers the first pixel wins, of NaNs the
+    last; a window without cells is `lowest` and has pixel -1.
+    """
+    _, _, H, L = x.shape
+    A, I = planes.shape[1], rows.shape[1]
+    best, pixel = np.empty(L, x.dtype), np.empty(L, np.int32)
+    for unit in range(lo, hi):
+        m, a, i = unit // (A * I), unit // I % A, unit % I
+        largest_of_row(x[m], K, H, planes, rows, columns, a, i, best, pixel, lowest, y[unit], where[unit])
+
+
+@loop
+def max_pool(lo, hi, x, planes, rows, columns, lowest, y, where):
+    """The same for contiguous images, `x (M, D, H, W) -> y, where (M, A*I, J)`; blocks of LANES images are shared out."""
+    _, _, H, W = x.shape
+    I, J = rows.shape[1], columns.shape[1]
+    image = np.zeros((span(planes), span(rows), W * LANES), x.dtype)  # line h is at h modulo height: older lines are not needed any more
+    best, pixel = np.empty(W * LANES, x.dtype), np.empty(W * LANES, np.int32)
+    numbers, pixels = np.empty(J * LANES, x.dtype), np.empty(J * LANES, np.int32)
+    for unit in range(lo, hi):
+        for a in range(planes.shape[1]):
+            ready = 0
+            for i in range(I):
+                ready = max(ready, rows[0, i] - rows[3, i] + 1)
+                while ready <= rows[0, i] + (rows[1, i] - 1) * rows[3, i]:
+                    for t in range(planes[1, a]):
+                        d = planes[0, a] + t * planes[3, a]
+                        interleave(x, unit * LANES, d, ready, image[d % image.shape[0], ready % image.shape[1]])
+                    ready += 1
+                largest_of_row(image, LANES, H, planes, rows, columns, a, i, best, pixel, lowest, numbers, pixels)
+                separate(numbers, unit * LANES, a * I + i, y)
+                separate(pixels, unit * LANES, a * I + i, where)
+
+
+@loop
+def route(lo, hi, gy, where, parts, gx):
+    """gx[m,p,k] = the sum of gy[m,q,k] over the windows q that pixel p won. `gy, where (M, Q*K) -> gx (M, P, K)`.
+
+    Images are shared out, and where channels are last, `parts` equal parts of the K neighbours: M*parts units.
+    """
+    _, P, K = gx.shape
+    for unit in range(lo, hi):
+        m, start, stop = unit // parts, unit % parts * K // parts, (unit % parts + 1) * K // parts
+        g, winner, image = gy[m], where[m], gx[m]
+        if K == 1:
+            pixels = image.reshape(P)
+            pixels[:] = 0
+            for q in range(g.size):
+                if winner[q] >= 0:
+                    pixels[winner[q]] += g[q]
+            continue
+        image[:, start:stop] = 0
+        for q in range(0, g.size, K):
+            upstream, won = g[q + start : q + stop], winner[q + start : q + stop]
+            for k in range(stop - start):
+                if won[k] >= 0:
+                    image[won[k], start + k] += upstream[k]
+
+
+@loop
+def pick(lo, hi, t, where, y):
+    """y[m,q,k] = t[m, where[m,q,k], k], and 0 where there is no winner. `t (M, P, K) -> y (M, Q, K)`; images are shared out."""
+    _, Q, K = y.shape
+    for m in range(lo, hi):
+        image, winner, numbers = t[m], where[m], y[m]
+        for q in range(Q):
+            for k in range(K):
+                numbers[q, k] = image[winner[q, k], k] if winner[q, k] >= 0 else 0
+
+
+# ---- The sum -----------------------------------------------------------------------------------------------------------------------------
+
+
+@step
+def sum_of_row(image, K, planes, rows, columns, a, i, total, divisor, y):
+    """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y (J*K)`, by way of the buffer `total (W*K)`."""
+    depth, height, L = image.shape
+    total[:] = 0
+    for t in range(planes[1, a]):
+        d = planes[0, a] + t * planes[3, a]
+        for u in range(rows[1, i]):
+            line = image[d % depth, (rows[0, i] + u * rows[3, i]) % height]
+            for w in range(L):
+                total[w] += line[w]
+    for j in range(columns.shape[1]):
+        value, cells = y[j * K : (j + 1) * K], y.dtype.type(divisor if divisor != 0 else planes[2, a] * rows[2, i] * columns[2, j])
+        value[:] = 0
+        for v in range(columns[1, j]):
+            w = columns[0, j] + v * columns[3, j]
+            line = total[w * K : (w + 1) * K]
+            for k in range(K):
+                value[k] += line[k]
+        for k in range(K):
+            value[k] /= cells
+
+
+@loop
+def sum_pool_interleaved(lo, hi, x, K, planes, rows, columns, divisor, y):
+    """y[m,a,i,j,k] = the sum of x over the cells of window (a, i, j), divided by `divisor`, or if that is 0 by the cells that count.
+
+    `x (M, D, H, W*K) -> y (M*A*I, J*K)`; the rows of windows are shared out. The adjoint is the same loop: the gradient of a pixel is a sum
+    over a window of windows, those that show it.
+    """
+    A, I = planes.shape[1], rows.shape[1]
+    total = np.empty(x.shape[3], x.dtype)
+    for unit in range(lo, hi):
+        m, a, i = unit // (A * I), unit // I % A, unit % I
+        sum_of_row(x[m], K, planes, rows, columns, a, i, total, divisor, y[unit])
+
+
+@loop
+def sum_pool(lo, hi, x, planes, rows, columns, divisor, y):
+    """The same for contiguous images, `x (M, D, H, W) -> y (M, A*I, J)`; blocks of LANES images are shared out."""
+    I, J, L = rows.shape[1], columns.shape[1], x.shape[3] * LANES
+    image = np.zeros((span(planes), span(rows), L), x.dtype)
+    total, numbers = np.empty(L, x.dtype), np.empty(J * LANES, x.dtype)
+    for unit in range(lo, hi):
+        for a in range(planes.shape[1]):
+            ready = 0
+            for i in range(I):
+                ready = max(ready, rows[0, i] - rows[3, i] + 1)
+                while ready <= rows[0, i] + (rows[1, i] - 1) * rows[3, i]:
+                    for t in range(planes[1, a]):
+                        d = planes[0, a] + t * planes[3, a]
+                        interleave(x, unit * LANES, d, ready, image[d % image.shape[0], ready % image.shape[1]])
+                    ready += 1
+                sum_of_row(image, LANES, planes, rows, columns, a, i, total, divisor, numbers)
+                separate(numbers, unit * LANES, a * I + i, y)

@@ -1,0 +1,221 @@
+"""The three bilinear maps of a convolution and of a local layer, and vmap of them; the two layers tell what they are.
+
+    output                    y     from  x, w        Output             its gradients:  InputGradient, WeightGradient
+    gradient of the image     gx    from  gy, w       InputGradient      its gradients:  Output,        WeightGradient
+    gradient of the weight    gw    from  gy, x       WeightGradient     its gradients:  Output,        InputGradient
+
+The derivative of each is made of the other two, so three Functions that call one another have derivatives of every order. A local layer has
+the same maps with the letters i, j more in its weight: `local` says which of the two is meant.
+
+An extra batch of problems (vmap) is folded into a letter the maps already have. A convolution relates three tensors, and each pair of them
+shares one letter (the group g is shared by all):
+
+    image  n g c        weight  g o c        output  n g o
+
+A map takes two of them to the third. If only one operand is batched, its batch joins the letter which that operand shares with the result
+and the other one lacks, so nothing is repeated; if both are, it joins g: B problems are one problem with B times the groups.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from cnn425 import compat
+from cnn425.algorithms import convolution, layout
+from cnn425.algorithms import local as local_layer
+from cnn425.kernels.threads import is_traced
+from cnn425.layers.function import operation, without_autocast
+from cnn425.windows import Geometry
+
+IMAGE, WEIGHT, OUTPUT = "ngc", "goc", "ngo"
+Order = torch.memory_format | None
+
+
+def maps(local: bool) -> Any:
+    """The module that computes the three maps."""
+    return local_layer if local else convolution
+
+
+class Output(Function):
+    """The output: image, weight and bias `-> (N, O, *positions)`."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, geometry: Geometry, groups: int, local: bool, b: Tensor | None) -> Tensor:
+        return without_autocast(maps(local).output, x.device, x, w, geometry, groups, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        remember(ctx, *inputs[:5])
+        ctx.bias_per_position = isinstance(inputs[5], Tensor) and inputs[5].ndim > 1
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        needs_x, needs_w, _, _, _, needs_b = ctx.needs_input_grad
+        order = gradient_order(gy, x, w, ctx.maps)
+        gx = input_gradient(gy, conjugate(w), *ctx.maps, ctx.size, order) if needs_x else None
+        gw = weight_gradient(gy, conjugate(x), *ctx.maps, order) if needs_w else None
+        gb = gy.sum(0 if ctx.bias_per_position else (0, *range(2, gy.ndim))) if needs_b else None
+        return gx, gw, None, None, None, gb
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, dw: Tensor, *rest: Any) -> Tensor:
+        x, w = ctx.saved_tensors
+        return output(x, dw, *ctx.maps, None) + output(dx, w, *ctx.maps, rest[-1])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, w: Tensor, geometry: Geometry, groups: int, local: bool, b: Any) -> tuple[Tensor, int]:
+        bias_dim = in_dims[5]
+        if in_dims[0] is in_dims[1] is None:
+            y = output(x, w, geometry, groups, local, None).expand(info.batch_size, *[-1] * x.ndim)
+        else:
+            y = over_batch(output, (IMAGE, WEIGHT, OUTPUT), info, in_dims, (x, w), geometry, groups, local, None)
+        if b is not None:
+            b = b if bias_dim is None else b.movedim(bias_dim, 0).unsqueeze(1)
+            y = y + b.reshape(*b.shape, *[1] * (y.ndim - 2 - b.ndim if bias_dim is None else y.ndim - b.ndim))
+        return y, 0
+
+
+class InputGradient(Function):
+    """The gradient of the image: output gradient and weight `-> (N, C, *size)`."""
+
+    @staticmethod
+    def forward(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, local: bool, size: tuple[int, ...], order: Order = None) -> Tensor:
+        return without_autocast(maps(local).input_gradient, gy.device, gy, w, geometry, groups, size, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        remember(ctx, *inputs[:5])
+        ctx.size = inputs[5]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        gy, w = ctx.saved_tensors
+        needs_gy, needs_w = ctx.needs_input_grad[:2]
+        ggy = output(g, conjugate(w), *ctx.maps, None) if needs_gy else None
+        gw = weight_gradient(conjugate(gy), g, *ctx.maps) if needs_w else None
+        return ggy, gw, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dgy: Tensor, dw: Tensor, *_: None) -> Tensor:
+        gy, w = ctx.saved_tensors
+        return input_gradient(dgy, w, *ctx.maps, ctx.size) + input_gradient(gy, dw, *ctx.maps, ctx.size)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, gy: Tensor, w: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+        return over_batch(input_gradient, (OUTPUT, WEIGHT, IMAGE), info, in_dims, (gy, w), *arguments), 0
+
+
+class WeightGradient(Function):
+    """The gradient of the weight: output gradient and image `-> (O, C/G, *kernel)`, or with the positions in front."""
+
+    @staticmethod
+    def forward(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, local: bool, order: Order = None) -> Tensor:
+        return without_autocast(maps(local).weight_gradient, gy.device, gy, x, geometry, groups, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        remember(ctx, *inputs[:5])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        gy, x = ctx.saved_tensors
+        needs_gy, needs_x = ctx.needs_input_grad[:2]
+        ggy = output(conjugate(x), g, *ctx.maps, None) if needs_gy else None
+        gx = input_gradient(conjugate(gy), g, *ctx.maps, x.shape[2:]) if needs_x else None
+        return ggy, gx, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dgy: Tensor, dx: Tensor, *_: None) -> Tensor:
+        gy, x = ctx.saved_tensors
+        return weight_gradient(dgy, x, *ctx.maps) + weight_gradient(gy, dx, *ctx.maps)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, gy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+        return over_batch(weight_gradient, (OUTPUT, IMAGE, WEIGHT), info, in_dims, (gy, x), *arguments), 0
+
+
+def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups: int, local: bool) -> None:
+    """What the derivative of a bilinear map needs: both factors, each for the other's gradient."""
+    ctx.save_for_backward(first, second)
+    ctx.save_for_forward(first, second)
+    ctx.maps, ctx.size = (geometry, groups, local), first.shape[2:]
+
+
+def conjugate(t: Tensor) -> Tensor:
+    """The factor in a gradient: itself, unless it is complex."""
+    return t.conj() if t.is_complex() else t
+
+
+def gradient_order(gy: Tensor, x: Tensor, w: Tensor, maps: tuple[Geometry, int, bool]) -> Order:
+    """The memory layout torch gives both gradients of a convolution, that of the output; None where the operands say the same."""
+    geometry, groups, local = maps
+    if local or is_traced() or compat.are_transforms_active() or compat.is_legacy_batched(gy):
+        return None
+    return torch.contiguous_format if x.is_complex() else layout.memory_format(x, w, geometry, groups)
+
+
+output, input_gradient, weight_gradient = map(operation, (Output, InputGradient, WeightGradient))
+
+# ---- vmap: an extra batch joins a letter -------------------------------------------------------------------------------------------------
+
+
+def over_batch(
+    bilinear: Callable[..., Tensor],
+    letters: tuple[str, str, str],
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    operands: tuple[Tensor, Tensor],
+    geometry: Geometry,
+    groups: int,
+    local: bool,
+    *rest: Any,
+) -> Tensor:
+    """`bilinear(first, second, geometry, groups, local, *rest)` for each problem of a batch: the results, with the batch in front.
+
+    `letters` names the two operands and the result.
+    """
+    result = letters[2]
+    batched = [dim is not None for dim in in_dims[:2]]
+    letter = (
+        "g" if all(batched) else next(a for a in letters[batched.index(True)] if a in result and a not in letters[batched.index(False)])
+    )
+
+    def before(name: str) -> int:
+        return geometry.dimensions if local and name == WEIGHT else 0
+
+    first, second = (
+        t if dim is None else fold(t.movedim(dim, 0), name, letter, groups, before(name))
+        for t, name, dim in zip(operands, letters[:2], in_dims[:2], strict=True)
+    )
+    groups = groups * info.batch_size if letter == "g" else groups
+    return unfold(bilinear(first, second, geometry, groups, local, *rest), result, letter, groups, info.batch_size, before(result))
+
+
+def fold(t: Tensor, name: str, letter: str, groups: int, before: int) -> Tensor:
+    """`t` with the batch it carries in front joined to `letter`, which becomes (batch, letter)."""
+    t = split_groups(t, name, groups, before + 1)
+    at = before + name.index(letter)
+    return join_groups(t.movedim(0, at).flatten(at, at + 1), name, before)
+
+
+def unfold(t: Tensor, name: str, letter: str, groups: int, batch: int, before: int) -> Tensor:
+    """The inverse of `fold`: the batch in front again."""
+    t = split_groups(t, name, groups, before)
+    at = before + name.index(letter)
+    return join_groups(t.unflatten(at, (batch, t.shape[at] // batch)).movedim(at, 0), name, before + 1)
+
+
+def split_groups(t: Tensor, name: str, groups: int, before: int) -> Tensor:
+    """The channel dimension, which holds g and the letter after it, as two dimensions."""
+    at = before + name.index("g")
+    return t.unflatten(at, (groups, t.shape[at] // groups))
+
+
+def join_groups(t: Tensor, name: str, before: int) -> Tensor:
+    """The inverse of `split_groups`."""
+    at = before + name.index("g")
+    return t.flatten(at, at + 1)
