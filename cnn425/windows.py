@@ -55,11 +55,12 @@ class Geometry(NamedTuple):
 
     def positions(self, size: Sequence[int]) -> tuple[int, ...]:
         """The number of windows along each dimension of an image of `size` pixels: the output size. May be zero or negative."""
-        return tuple(self._positions(*dimension) for dimension in zip(size, self.extent, self.stride, self.padding, strict=True))
+        return tuple(self.positions_along(dim, n) for dim, n in zip(range(len(self.kernel)), size, strict=True))
 
-    def _positions(self, size: int, extent: int, stride: int, padding: tuple[int, int]) -> int:
-        low, high = padding
-        room = size + low + high - extent
+    def positions_along(self, dim: int, size: int) -> int:
+        """The number of windows along one dimension of `size` pixels."""
+        (low, high), stride = self.padding[dim], self.stride[dim]
+        room = size + low + high - ((self.kernel[dim] - 1) * self.dilation[dim] + 1)
         if not self.ceil_mode:
             return room // stride + 1
         last = -(-room // stride)
@@ -68,7 +69,7 @@ class Geometry(NamedTuple):
     def side(self, dim: int, size: int, device: torch.device | None = None) -> "Side":
         """The windows along one dimension of `size` pixels."""
         low, high = self.padding[dim]
-        count = self._positions(size, self.extent[dim], self.stride[dim], self.padding[dim])
+        count = self.positions_along(dim, size)
         first = torch.arange(count, device=device) * self.stride[dim] - low
         counted = (first + self.kernel[dim]).clamp(max=size + high) - first
         return Side(first, torch.full_like(first, self.kernel[dim]), self.dilation[dim], counted, self.kernel[dim])

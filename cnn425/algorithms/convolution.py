@@ -1,24 +1,22 @@
-"""How the three maps of a convolution are computed: the table of choices, and what runs by default, im2col and loops.
+"""How the three maps of a convolution are computed: the table of choices, and what runs by default.
 
-| what comes                                                                    | how it is computed                                  |
-|-------------------------------------------------------------------------------|-----------------------------------------------------|
-| within `use("winograd")` or `use("fft")`, where they apply                    | `winograd`, `fft`                                   |
-| another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                        |
-| at most FEW products of a pair of channels per group                          | loops over channels (`cnn425.kernels.depthwise`)    |
-| everything else                                                               | im2col: windows as columns, one matrix product      |
+| what comes                                                                    | how it is computed                              |
+|-------------------------------------------------------------------------------|-------------------------------------------------|
+| within `use("im2col")`, `use("winograd")` or `use("fft")`, where they apply   | `im2col`, `winograd`, `fft`                     |
+| another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                    |
+| one input and one output channel per group, at least MANY groups              | loops over channels, `cnn425.kernels.depthwise` |
+| everything else                                                               | gathered products, `cnn425.kernels.product`     |
 
-im2col, for a block of windows at a time, in the layout of the result:
+Loops read images whose channels are last in memory, padded with zeros, some at a time; where a tensor is stored so, it is not copied.
+Half precision is computed in float32 and rounded once.
 
-    channels last    y (M, O) = columns (M, K) @ w (K, O)        M windows of K = T*U*V*C/G cells
-    contiguous       y (O, M) = w (O, K) @ columns (K, M)
-
-The gradient of the weight is the product of the output gradient and the same columns, summed over blocks; the gradient of the input is the
-product of the output gradient and the weight, whose columns are added to the pixels they came from (col2im). Half precision is computed in
-float32 and rounded once. Extra memory: a block of columns.
+The gradient of the input with stride s: every s-th pixel is met by the same cells of the kernel, so it is s products per dimension over the
+output gradient, each with the cells of one phase.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import product
 from math import prod
 from types import ModuleType
 from typing import NamedTuple
@@ -26,19 +24,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import definition, fft, layout, winograd
-from cnn425.kernels import columns as loops
+from cnn425.algorithms import definition, fft, im2col, layout, winograd
 from cnn425.kernels import depthwise
+from cnn425.kernels import product as loops
 from cnn425.kernels.threads import forced, loops_run, memory
-from cnn425.windows import Geometry
+from cnn425.windows import Geometry, pad
 
 HALF = (torch.bfloat16, torch.float16)
-CONTIGUOUS = torch.contiguous_format
-WIDE = 256  # pixels of an image that are enough for a product of its own
-FEW = 32  # pairs of channels per group
-BLOCK = 1 << 19  # numbers of a block of columns
-PARTS = 16  # of the lines of all windows, summed up apart
-ON_REQUEST: dict[str | None, ModuleType] = {"winograd": winograd, "fft": fft}
+CPU = torch.device("cpu")
+MANY = 8  # channels that fill a vector register
+THIN = 4  # so few outputs of a product would leave most of a vector register empty
+NUMBERS = 1 << 20  # of images that are copied at a time
+CHUNK, ROWS, SUM = 48, 12, 1024  # positions that a thread takes at a time; of the largest tile; that are summed up at a time
+ON_REQUEST: dict[str | None, ModuleType] = {"im2col": im2col, "winograd": winograd, "fft": fft}
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None = None) -> Tensor:
@@ -51,33 +49,47 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor |
         y = way.output(x, w, geometry, groups)
         return layout.stored(y if bias is None else y + bias.view(-1, *(1,) * geometry.dimensions), order)
     y = layout.empty(x, (x.shape[0], w.shape[0], *geometry.positions(x.shape[2:])), order)
-    (loops_output if few(w, groups) else im2col_output)(Task(x, w, y, geometry, groups, order), bias)
+    if is_depthwise(w, groups):
+        depthwise_output(x, w, bias, y, order, geometry)
+    else:
+        found = plan("output", geometry, tuple(x.shape[2:]), w.shape[1], w.shape[0] // groups, groups, x.itemsize)
+        gathered_product(x, w.unflatten(0, (groups, -1)).flatten(3), bias, y, order, found)
     return y
 
 
 def input_gradient(
     gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int], order: torch.memory_format | None = None
 ) -> Tensor:
-    """The gradient of the input, `(N, O, *positions), (O, C/G, *kernel) -> (N, C, *size)`; laid out as `gy` and `w`, or as given."""
+    """The gradient of the input, `(N, O, *positions), (O, C/G, *kernel) -> (N, C, *size)`; stored as `gy` and `w`, or as given."""
     order = order or layout.memory_format(gy, w)
     if gy.dtype in HALF and loops_run(gy.float()):
         return layout.stored(input_gradient(gy.float(), w.float(), geometry, groups, size, order).to(gy.dtype), order)
     if (way := chosen(gy, w, geometry)) is not None:
         return layout.stored(way.input_gradient(gy, w, geometry, groups, size), order)
     gx = layout.empty(gy, (gy.shape[0], w.shape[1] * groups, *size), order)
-    (loops_input_gradient if few(w, groups) else im2col_input_gradient)(Task(gx, w, gy, geometry, groups, order))
+    if is_depthwise(w, groups):
+        depthwise_input_gradient(gy, w, gx, order, geometry)
+    elif groups == 1 and w.shape[1] <= THIN:
+        scattered_product(gy, w, gx, geometry)
+    else:
+        found = plan("input gradient", geometry, tuple(size), w.shape[0] // groups, w.shape[1], groups, gy.itemsize)
+        gathered_product(gy, w.unflatten(0, (groups, -1)).flatten(3).transpose(1, 2), None, gx, order, found)
     return gx
 
 
 def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: torch.memory_format | None = None) -> Tensor:
-    """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`; laid out as `gy` and `x`, or as given."""
+    """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`; stored as `gy` and `x`, or as given."""
     order = order or layout.memory_format(gy, x)
     if gy.dtype in HALF and loops_run(gy.float()):
         return layout.stored(weight_gradient(gy.float(), x.float(), geometry, groups, order).to(gy.dtype), order)
     if (way := chosen(gy, x, geometry)) is not None:
         return layout.stored(way.weight_gradient(gy, x, geometry, groups), order)
     gw = layout.empty(x, (gy.shape[1], x.shape[1] // groups, *geometry.kernel), order)
-    (loops_weight_gradient if few(gw, groups) else im2col_weight_gradient)(Task(x, gw, gy, geometry, groups, order))
+    if is_depthwise(gw, groups):
+        depthwise_weight_gradient(gy, x, gw, order, geometry)
+    else:
+        found = plan("output", geometry, tuple(x.shape[2:]), gw.shape[1], gw.shape[0] // groups, groups, x.itemsize)
+        gathered_weight_gradient(gy, x, gw, order, found)
     return gw
 
 
@@ -92,249 +104,270 @@ def chosen(a: Tensor, b: Tensor, geometry: Geometry) -> ModuleType | None:
     return asked if asked is not None and asked.applies(a.dtype, geometry) else None
 
 
-def few(w: Tensor, groups: int) -> bool:
-    """Whether a group is so small that its matrix product would be all overhead, and the outputs fill a vector register."""
-    return groups > 1 and w.shape[0] // groups * w.shape[1] <= FEW and w.shape[0] >= 8 and forced.get() != "im2col"
+def is_depthwise(w: Tensor, groups: int) -> bool:
+    """Whether every group has one input and one output, and the groups fill a vector register."""
+    return w.shape[0] == groups >= MANY and w.shape[1] == 1
 
 
-class Block(NamedTuple):
-    """The windows of some lines of some images."""
-
-    image: int
-    images: int
-    line: int
-    lines: int
+# ---- Gathered products -------------------------------------------------------------------------------------------------------------------
 
 
-class Task:
-    """One convolution as loops want it: image `x`, weight `w` and output `y`, any of which may be what is computed, and their sizes."""
+class Phase(NamedTuple):
+    """The outputs that are made of the same cells of the kernel, in numbers of an image whose channels are last."""
 
-    def __init__(self, x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, groups: int, order: torch.memory_format) -> None:
-        self.x, self.w, self.y, self.groups, self.last = x, w, y, groups, order is not CONTIGUOUS
-        self.N, self.C, self.O = x.shape[0], w.shape[1], w.shape[0] // groups
-        ones = (1,) * (3 - geometry.dimensions)
-        self.size, self.kernel, self.positions = ((*ones, *sizes) for sizes in (x.shape[2:], w.shape[2:], y.shape[2:]))
-        self.lines, self.J = self.positions[0] * self.positions[1], self.positions[2]
-        self.grid = grid(geometry, tuple(x.shape[2:]), tuple(y.shape[2:]))
-        self.cells = self.C * prod(self.kernel)
-        plain = all(s == 1 for s in geometry.stride) and all(low == high == 0 for low, high in geometry.padding)
-        self.pointwise = prod(self.kernel) == 1 and plain
-
-    def blocks(self) -> Iterator[Block]:
-        """Blocks of windows whose columns are not many; the lines of a small image stay together."""
-        lines = max(1, BLOCK // max(1, self.cells * self.J))
-        if self.pointwise and (self.last or self.lines * self.J >= WIDE):
-            lines = self.lines * (self.N if self.last else 1)  # nothing is copied
-        if lines >= self.lines:
-            images = lines // self.lines
-            yield from (Block(n, min(images, self.N - n), 0, self.lines) for n in range(0, self.N, images))
-        else:
-            yield from (Block(n, 1, line, min(lines, self.lines - line)) for n in range(self.N) for line in range(0, self.lines, lines))
-
-    def buffer(self) -> Tensor:
-        """Memory for the columns of a block."""
-        block = next(self.blocks())
-        return self.x.new_empty(0 if self.pointwise else block.images * block.lines * self.J * self.cells)
-
-    def weights(self) -> Tensor:
-        """The weight as one matrix per group: `(G, K, O)` with channels last, otherwise `(G, O, K)`."""
-        w = self.w.unflatten(0, (self.groups, self.O))
-        return (w.movedim((1, 2), (-1, -2)) if self.last else w).reshape(self.groups, *self.shape_of_weights())
-
-    def shape_of_weights(self) -> tuple[int, int]:
-        """Rows and columns of the weight of a group."""
-        return (self.cells, self.O) if self.last else (self.O, self.cells)
-
-    def write_weights(self, matrices: Tensor) -> None:
-        """The inverse of `weights`."""
-        kernel = self.w.shape[2:]
-        if self.last:
-            w = matrices.view(self.groups, *kernel, self.C, self.O).movedim((-1, -2), (1, 2))
-        else:
-            w = matrices.view(self.groups, self.O, self.C, *kernel)
-        self.w.unflatten(0, (self.groups, self.O)).copy_(w)
+    P: int  # outputs per channel
+    row: Tensor  # (P and some more) where the windows start
+    out: Tensor  # (P and some more) where the outputs are
+    cell: Tensor  # (panels, K) where the cells of a window are
+    which: Tensor  # the cells of the kernel
 
 
-@lru_cache(maxsize=1024)
-def grid(geometry: Geometry, size: tuple[int, ...], positions: tuple[int, ...]) -> Tensor:
-    """The geometry in the form of `cnn425.kernels.columns`, and the size of the image in the last row."""
-    low = tuple(pads[0] for pads in geometry.padding)
-    rows = ((geometry.kernel, 1), (geometry.stride, 1), (low, 0), (geometry.dilation, 1), (positions, 1), (size, 1))
-    return torch.tensor([(*(alone,) * (3 - len(size)), *row) for row, alone in rows], device="cpu")
+class Plan(NamedTuple):
+    """One convolution as gathered products: C inputs and O outputs per group, in panels of V registers."""
+
+    C: int
+    O: int
+    groups: int
+    V: int
+    width: int  # outputs of a panel
+    merged: int  # groups of a panel
+    panels: Tensor  # (2, panels): the first output and their number
+    low: tuple[int, ...]  # zeros in front of the image
+    padded: tuple[int, ...]  # the size of the image with zeros
+    phases: tuple[Phase, ...]
+    complete: bool  # whether every output is in a phase
 
 
-def stretch(t: Tensor, last: bool) -> Tensor:
-    """The numbers in one stretch of memory, channels last or not; itself, if they are so stored."""
-    return t.movedim(1, -1).contiguous().movedim(-1, 1) if last else t.contiguous()
+@lru_cache(maxsize=512)
+def plan(map_: str, geometry: Geometry, size: tuple[int, ...], C: int, O: int, groups: int, itemsize: int) -> Plan:
+    """The plan of one of two maps of an image of `size` pixels: "output", or "input gradient" with C and O exchanged."""
+    lanes = loops.LANES // itemsize
+    V = min((4, 2, 1), key=lambda v: -(-O // (v * lanes)) * v)
+    width, merged = V * lanes, min(groups, max(1, lanes // O))
+    firsts = [(g, o) for g in range(0, groups, merged) for o in range(0, O, width)]
+    outputs = [min(width, O * min(merged, groups - g) - o) for g, o in firsts]
+    panels = torch.tensor([[g * O + o for g, o in firsts], outputs], device=CPU)
+    sides = [(forward_side if map_ == "output" else backward_side)(geometry, dim, n) for dim, n in enumerate(size)]
+    low, padded = tuple(side[0] for side in sides), tuple(side[1] for side in sides)
+    targets = geometry.positions(size) if map_ == "output" else size
+    channels = torch.tensor([[(min(g + m, groups - 1)) * C for m in range(merged)] for g, _ in firsts], device=CPU)
+    phases = []
+    for rows, outs, cells, which in (zip(*phase, strict=True) for phase in product(*(side[2] for side in sides))):
+        if all(len(t) for t in (*rows, *cells)):
+            row, out = (torch.cat((t, t[-1:].expand(ROWS))) for t in (flat(rows, padded, groups * C), flat(outs, targets, groups * O)))
+            inside = flat(cells, padded, groups * C).unsqueeze(1) + torch.arange(C, device=CPU)
+            cell = (channels[:, :, None, None] + inside).flatten(1)
+            phases.append(Phase(len(row) - ROWS, row, out, cell, flat(which, geometry.kernel, 1)))
+    complete = sum(phase.P for phase in phases) == prod(targets)
+    return Plan(C, O, groups, V, width, merged, panels, low, padded, tuple(phases), complete)
 
 
-def matrix(t: Tensor, task: Task, block: Block, group: int, channels: int) -> Tensor | None:
-    """The numbers of `t`, an output or an input like one, in a block and a group: `(M, channels)` or its transpose; None if not a view."""
-    own = slice(group * channels, (group + 1) * channels)
-    if task.last:
-        start = (block.image * task.lines + block.line) * task.J
-        return t.movedim(1, -1).flatten(0, -2)[start : start + block.images * block.lines * task.J, own]
-    if block.images > 1:
-        return None
-    return t[block.image, own].flatten(1)[:, block.line * task.J : (block.line + block.lines) * task.J]
+Side = tuple[int, int, list[tuple[Tensor, Tensor, Tensor, Tensor]]]
 
 
-def copied(t: Tensor, task: Task, block: Block, group: int, channels: int) -> Tensor:
-    """The same as a matrix that may be a copy."""
-    found = matrix(t, task, block, group, channels)
-    if found is None:
-        images = t[block.image : block.image + block.images, group * channels : (group + 1) * channels]
-        found = images.transpose(0, 1).reshape(channels, -1)
-    return found
+def forward_side(geometry: Geometry, dim: int, n: int) -> Side:
+    """Zeros in front, the padded size, and the one phase of the output along a side: rows, outputs, cells, and which cells these are."""
+    k, s, (low, _), dilation = geometry.kernel[dim], geometry.stride[dim], geometry.padding[dim], geometry.dilation[dim]
+    P = geometry.positions_along(dim, n)
+    i, u = torch.arange(P, device=CPU), torch.arange(k, device=CPU)
+    return low, max(low + n, (P - 1) * s + (k - 1) * dilation + 1), [(i * s, i, u * dilation, u)]
 
 
-def columns(x: Tensor, task: Task, block: Block, group: int, buffer: Tensor) -> Tensor:
-    """The windows of a block in a group as columns, `(M, K)` with channels last, otherwise `(K, M)`."""
-    if task.pointwise:
-        return copied(x, task, block, group, task.C)
-    M, J, (T, U, V) = block.images * block.lines * task.J, task.J, task.kernel
-    where = memory(task.grid, 6, 3), block.image, block.line, group * task.C
-    out = buffer[: M * task.cells]
-    if task.last:
-        image, shape = (task.N, *task.size, x.shape[1]), (block.images, block.lines, J, T, U, V * task.C)
-        loops.gather_interleaved(block.images * block.lines, out.numel(), memory(x, *image), *where, memory(out, *shape))
-        return out.view(M, task.cells)
-    image, shape = (task.N, x.shape[1], *task.size), (task.cells, block.images, block.lines, J)
-    loops.gather(task.cells, out.numel(), memory(x, *image), *where, memory(out, *shape))
-    return out.view(task.cells, M)
+def backward_side(geometry: Geometry, dim: int, n: int) -> Side:
+    """The same for the gradient of the input: pixel h of phase h modulo s is met at positions `(h + low - u*d) / s` by the cells u."""
+    k, s, (low, _), dilation = geometry.kernel[dim], geometry.stride[dim], geometry.padding[dim], geometry.dilation[dim]
+    P, u = geometry.positions_along(dim, n), torch.arange(k, device=CPU)
+    phases = []
+    for first in range(min(s, n)):
+        which = u[(first + low - u * dilation) % s == 0]
+        h = torch.arange(first, n, s, device=CPU)
+        phases.append((torch.arange(len(h), device=CPU), h, (first + low - which * dilation) // s, which))
+    shifts = torch.cat([shift for _, _, shift, _ in phases] + [u.new_zeros(1)])
+    front = max(0, -int(shifts.min()))
+    last = max((len(rows) - 1 + int(shift.max()) for rows, _, shift, _ in phases if len(shift)), default=0)
+    return front, front + max(P, last + 1), [(rows + front, h, shift, which) for rows, h, shift, which in phases]
 
 
-def add_columns(gradient: Tensor, task: Task, block: Block, group: int) -> None:
-    """Add the columns of a block to the pixels of `task.x` that they came from."""
-    J, (T, U, V), (D, H, _), x = task.J, task.kernel, task.size, task.x
-    where = memory(task.grid, 6, 3), block.image, block.line, group * task.C
-    if task.last:
-        image, shape = (task.N, *task.size, x.shape[1]), (block.images, block.lines, J, T, U, V * task.C)
-        loops.scatter_interleaved(block.images * D * H, gradient.numel(), memory(gradient, *shape), *where, memory(x, *image))
-    else:
-        image, shape = (task.N, x.shape[1], *task.size), (task.cells, block.images, block.lines, J)
-        loops.scatter(block.images * task.C, gradient.numel(), memory(gradient, *shape), *where, memory(x, *image))
+def flat(parts: Sequence[Tensor], size: Sequence[int], channels: int) -> Tensor:
+    """Places along each side as places in memory: in reading order, `channels` numbers per pixel."""
+    total = torch.zeros(1, dtype=torch.int64, device=CPU)
+    for places, n in zip(parts, size, strict=True):
+        total = (total.unsqueeze(1) * n + places).flatten()
+    return total * channels
 
 
-# ---- im2col ------------------------------------------------------------------------------------------------------------------------------
+def packed(w: Tensor, plan: Plan, which: Tensor) -> Tensor:
+    """The weight `(G, O, C, cells)` in panels `(panels, K, width)`: groups of a panel are zero for one another's outputs."""
+    G, O, C, K = w.shape[0], plan.O, plan.C, len(which)
+    if K < w.shape[3]:
+        w = w[..., which]
+    blocks, m = -(-G // plan.merged), plan.merged
+    wide = plan.width if m > 1 else -(-O // plan.width) * plan.width
+    if m == 1 and wide == O:
+        return w.unflatten(1, (-1, plan.width)).permute(0, 1, 4, 3, 2).reshape(-1, K * C, plan.width).contiguous()
+    p = w.new_zeros(blocks, m, K, C, wide)
+    for g in range(m):
+        own = w[g::m].permute(0, 3, 2, 1)
+        p[: len(own), g, :, :, g * O : (g + 1) * O] = own
+    return p.view(blocks, m * K * C, -1, plan.width).transpose(1, 2).reshape(-1, m * K * C, plan.width).contiguous()
 
 
-def im2col_output(task: Task, bias: Tensor | None) -> None:
-    """Write `task.y`."""
-    x, w, O, buffer = stretch(task.x, task.last), task.weights(), task.O, task.buffer()
-    biases = None if bias is None else bias.view(task.groups, 1, O) if task.last else bias.view(task.groups, O, 1)
-    for block in task.blocks():
-        for g in range(task.groups):
-            windows = columns(x, task, block, g, buffer)
-            left, right = (windows, w[g]) if task.last else (w[g], windows)
-            target = matrix(task.y, task, block, g, O)
-            out = torch.mm(left, right, out=target) if biases is None else torch.addmm(biases[g], left, right, out=target)
-            if target is None:
-                put(out, task.y, block, g)
+def unpacked(p: Tensor, plan: Plan, cells: int) -> Tensor:
+    """The inverse of `packed` for all cells: `(panels, K and some more, width) -> (G, O, C, cells)`."""
+    G, O, C, m = plan.groups, plan.O, plan.C, plan.merged
+    blocks = -(-G // m)
+    if m == 1 and O % plan.width == 0:
+        return p[:, : cells * C].unflatten(1, (cells, C)).unflatten(0, (G, -1)).permute(0, 1, 4, 3, 2).flatten(1, 2)
+    p = p[:, : m * cells * C].unflatten(0, (blocks, -1)).transpose(1, 2).reshape(blocks, m, cells, C, -1)
+    own = torch.stack([p[:, g, :, :, g * O : (g + 1) * O] for g in range(m)], 1)
+    return own.flatten(0, 1)[:G].permute(0, 3, 2, 1)
 
 
-def im2col_weight_gradient(task: Task) -> None:
-    """Write `task.w`."""
-    x, gy, buffer = stretch(task.x, task.last), stretch(task.y, task.last), task.buffer()
-    gw = task.x.new_zeros(task.groups, *task.shape_of_weights())
-    for block in task.blocks():
-        for g in range(task.groups):
-            windows, gradient = columns(x, task, block, g, buffer), copied(gy, task, block, g, task.O)
-            gw[g].addmm_(windows.t(), gradient) if task.last else gw[g].addmm_(gradient, windows.t())
-    task.write_weights(gw)
+def padded(t: Tensor, plan: Plan, last: bool, extra: int) -> Iterator[tuple[slice, Tensor]]:
+    """Some images at a time with their channels last and the plan's zeros around them, `(images, numbers)`; `extra` more are written."""
+    if last and plan.padded == tuple(t.shape[2:]):
+        yield slice(0, len(t)), t.movedim(1, -1).contiguous().flatten(1)
+        return
+    numbers = prod(plan.padded) * t.shape[1]
+    step = min(len(t), max(1, NUMBERS // (numbers + extra)))
+    buffer = t.new_zeros(step, *plan.padded, t.shape[1])
+    inside = tuple(slice(low, low + n) for low, n in zip(plan.low, t.shape[2:], strict=True))
+    for n in range(0, len(t), step):
+        images = t[n : n + step].movedim(1, -1)
+        buffer[(slice(0, len(images)), *inside)] = images
+        yield slice(n, n + len(images)), buffer[: len(images)].flatten(1)
 
 
-def im2col_input_gradient(task: Task) -> None:
-    """Write `task.x`."""
-    gy, w, buffer = stretch(task.y, task.last), task.weights(), task.buffer()
-    for block in task.blocks():
-        for g in range(task.groups):
-            gradient = copied(gy, task, block, g, task.O)
-            left, right = (gradient, w[g].t()) if task.last else (w[g].t(), gradient)
-            if task.pointwise:
-                target = matrix(task.x, task, block, g, task.C)
-                out = torch.mm(left, right, out=target)
-                if target is None:
-                    put(out, task.x, block, g)
-            else:
-                out = buffer[: gradient.numel() // task.O * task.cells].view(len(left), right.shape[1])
-                add_columns(torch.mm(left, right, out=out), task, block, g)
+def gathered_product(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, order: torch.memory_format, plan: Plan) -> None:
+    """Write `y`: the product of every phase; the weight is `(G, O, C, cells)`."""
+    last, Q, width = order is not torch.contiguous_format, plan.panels.shape[1], plan.width
+    b, weights = x.new_zeros(Q * width), [packed(w, plan, phase.which) for phase in plan.phases]
+    if bias is not None:
+        b.view(Q, width).copy_(packed(bias.view(plan.groups, plan.O, 1, 1), plan._replace(C=1), bias.new_zeros(1)).sum(1))
+    numbers, target = y[0].numel(), y.movedim(1, -1)
+    for n, images in padded(x, plan, last, 0 if last else numbers):
+        part = target[n] if last else y.new_empty(target[n].shape)
+        if not plan.complete:
+            part.zero_()
+        for phase, panel in zip(plan.phases, weights, strict=True):
+            K, units = panel.shape[1], len(images) * -(-phase.P // CHUNK)
+            source, cells = memory(images, *images.shape), memory(phase.cell, Q, K)
+            where = memory(phase.row, len(phase.row)), phase.P, cells, memory(panel, Q, K, width), memory(b, len(b))
+            places = memory(plan.panels, 2, Q), plan.V, CHUNK, memory(phase.out, len(phase.out)), memory(part, len(images), numbers)
+            loops.product(units, len(images) * phase.P * Q * K, source, *where, *places)
+        if not last:
+            target[n].copy_(part)
 
 
-def put(found: Tensor, t: Tensor, block: Block, group: int) -> None:
-    """Write the product of several images, `(channels, images * pixels)`, to the images."""
-    channels = len(found)
-    images = t[block.image : block.image + block.images, group * channels : (group + 1) * channels]
-    images.copy_(found.view(channels, block.images, *t.shape[2:]).transpose(0, 1))
+def scattered_product(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry) -> None:
+    """Write `gx` of few channels: what every window says about its cells is one product, `(M, O) (O, cells*C)`, and is added to pixels."""
+    (O, C), V = w.shape[:2], geometry.kernel[-1] if geometry.dilation[-1] == 1 else 1
+    found = plan("output", geometry, tuple(gx.shape[2:]), C, O, 1, gy.itemsize)
+    phase, matrix, numbers = found.phases[0], w.movedim(1, -1).reshape(O, -1), prod(found.padded) * C
+    cell = phase.cell[0, :: V * C].contiguous()
+    inside = tuple(slice(low, low + n) for low, n in zip(found.low, gx.shape[2:], strict=True))
+    step = max(1, NUMBERS // (numbers + phase.P * matrix.shape[1]))
+    for n in range(0, len(gy), step):
+        upstream = gy[n : n + step].movedim(1, -1).reshape(-1, O)
+        images, z = gy[n : n + step].shape[0], upstream @ matrix
+        pixels = gy.new_empty(images, *found.padded, C)
+        source = memory(z, images, phase.P, len(cell), V * C), memory(phase.row, len(phase.row)), phase.P, memory(cell, len(cell))
+        loops.scatter(images, z.numel(), *source, memory(pixels, images, numbers))
+        gx[n : n + step].copy_(pixels[(slice(None), *inside)].movedim(-1, 1))
+
+
+def gathered_weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, order: torch.memory_format, plan: Plan) -> None:
+    """Write `gw`."""
+    last, Q, width, phase = order is not torch.contiguous_format, plan.panels.shape[1], plan.width, plan.phases[0]
+    K, O, P, cells = phase.cell.shape[1], gy.shape[1], phase.P, prod(gw.shape[2:])
+    cell = torch.cat((phase.cell, phase.cell[:, -1:].expand(Q, ROWS)), 1)
+    rows = K + ROWS
+    wide = int((plan.panels[0] + width).max())
+    total = None
+    for n, images in padded(x, plan, last, P * wide):
+        upstream = gy[n].movedim(1, -1)
+        if not upstream.is_contiguous() or wide > O:
+            upstream = pad(upstream, [(0, wide - O)]) if wide > O else upstream.contiguous()
+        sums = len(images) * -(-P // SUM)
+        parts = min(sums, max(1, 16 // Q))
+        found = gw.new_empty(parts, Q, rows, width)
+        source, g = memory(images, *images.shape), memory(upstream, len(images), P * max(O, wide))
+        where = memory(phase.row, len(phase.row)), P, memory(cell, Q, rows), K, g, memory(plan.panels, 2, Q), plan.V, SUM, parts
+        loops.weight_gradient(parts * Q, len(images) * P * Q * K, source, *where, memory(found, parts, Q, rows, width))
+        found = found[0] if parts == 1 else found.sum(0)
+        total = found if total is None else total.add_(found)
+    assert total is not None
+    gw.unflatten(0, (plan.groups, plan.O)).copy_(unpacked(total, plan, cells).unflatten(3, gw.shape[2:]))
 
 
 # ---- Loops over channels -----------------------------------------------------------------------------------------------------------------
 
 
-def spread(t: Tensor, task: Task) -> Tensor:
-    """The channels that every output sees: `(n, *size, G*C) -> (n, *size, C, G*O)`; the image itself if there is one for each."""
-    t = t.unflatten(-1, (task.groups, task.C)).transpose(-1, -2)
-    return t.unsqueeze(-1).expand(*t.shape, task.O).flatten(-2).contiguous()
+@lru_cache(maxsize=512)
+def grid(geometry: Geometry, size: tuple[int, ...]) -> Tensor:
+    """The geometry as loops want it, one row each for cells, strides, low paddings, dilations, positions and pixels, in three columns."""
+    low, positions = tuple(pads[0] for pads in geometry.padding), geometry.positions(size)
+    rows = ((geometry.kernel, 1), (geometry.stride, 1), (low, 0), (geometry.dilation, 1), (positions, 1), (size, 1))
+    return torch.tensor([(*(alone,) * (3 - len(size)), *row) for row, alone in rows], device=CPU)
 
 
-def gathered_up(t: Tensor, task: Task) -> Tensor:
-    """The adjoint of `spread`."""
-    if task.O > 1:
-        t = t.unflatten(-1, (task.groups, task.O)).sum(-1)
-    return t.transpose(-1, -2).flatten(-2)
+def some_images(*tensors: Tensor, last: bool) -> Iterator[slice]:
+    """All images, if their channels are last, otherwise some at a time, so that copies are not large."""
+    images = len(tensors[0])
+    step = images if last else max(1, NUMBERS // sum(t[0].numel() for t in tensors))
+    return (slice(n, min(n + step, images)) for n in range(0, images, step))
 
 
-def weights_of_cells(task: Task) -> Tensor:
-    """The weight as `(T*U*V, C, G*O)`."""
-    return task.w.reshape(task.groups * task.O, task.C, -1).permute(2, 1, 0).contiguous()
+def in_three(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Sizes along three sides."""
+    return (*(1,) * (3 - len(sizes)), *sizes)
 
 
-def parts_of(task: Task) -> Iterator[slice]:
-    """Some images at a time, so that copies are not large."""
-    numbers = task.groups * task.O * (task.C * prod(task.size) + task.lines * task.J)
-    step = task.N if task.last and task.C == task.O == 1 else max(1, 2 * BLOCK // numbers)
-    return (slice(n, min(n + step, task.N)) for n in range(0, task.N, step))
+def depthwise_output(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, order: torch.memory_format, geometry: Geometry) -> None:
+    """Write `y`."""
+    C, (*lines, J), (*above, W), last = len(w), in_three(y.shape[2:]), in_three(x.shape[2:]), order is not torch.contiguous_format
+    cells, b = w.flatten(1).t().contiguous(), w.new_zeros(C) if bias is None else bias.contiguous()
+    weight = memory(cells, *in_three(w.shape[2:]), C), memory(b, C), memory(grid(geometry, tuple(x.shape[2:])), 6, 3)
+    for n in some_images(x, y, last=last):
+        images, target = x[n].movedim(1, -1).contiguous(), y[n].movedim(1, -1)
+        part = target if last else y.new_empty(target.shape)
+        rows = len(images) * prod(lines)
+        arguments = memory(images, len(images), *above, W * C), *weight, memory(part, rows, J, C)
+        depthwise.convolve(rows, part.numel() * len(cells), *arguments)
+        if not last:
+            target.copy_(part)
 
 
-def loops_output(task: Task, bias: Tensor | None) -> None:
-    """Write `task.y`."""
-    w, GO, E, places = weights_of_cells(task), task.groups * task.O, task.C, memory(task.grid, 6, 3)
-    b = task.w.new_zeros(GO) if bias is None else bias.contiguous()
-    y = task.y.movedim(1, -1)
-    for n in parts_of(task):
-        x = spread(task.x[n].movedim(1, -1), task)
-        part = y[n] if task.last else y[n].new_empty(y[n].shape)
-        lines, weight = len(x) * task.lines, memory(w, *task.kernel, E * GO)
-        image = memory(x, len(x), *task.size[:2], task.size[2] * E * GO)
-        depthwise.convolve(lines, part.numel() * task.cells, image, weight, memory(b, GO), places, memory(part, lines, task.J, GO))
-        if not task.last:
-            y[n].copy_(part)
+def depthwise_input_gradient(gy: Tensor, w: Tensor, gx: Tensor, order: torch.memory_format, geometry: Geometry) -> None:
+    """Write `gx`."""
+    if max(geometry.stride) == 1:  # a convolution of the output gradient with the kernel turned around
+        sides = zip(geometry.extent, geometry.padding, gx.shape[2:], gy.shape[2:], strict=True)
+        padding = tuple((e - 1 - low, n + low - P) for e, (low, _), n, P in sides)
+        depthwise_output(gy, w.flip(tuple(range(2, w.ndim))), None, gx, order, geometry._replace(padding=padding))
+        return
+    C, (*lines, J), (*above, W), last = len(w), in_three(gy.shape[2:]), in_three(gx.shape[2:]), order is not torch.contiguous_format
+    cells = w.flatten(1).t().contiguous()
+    weight = memory(cells, *in_three(w.shape[2:]), C), memory(grid(geometry, tuple(gx.shape[2:])), 6, 3)
+    for n in some_images(gx, gy, last=last):
+        upstream, target = gy[n].movedim(1, -1).contiguous(), gx[n].movedim(1, -1)
+        part = target if last else gx.new_empty(target.shape)
+        rows = len(upstream) * prod(above)
+        arguments = memory(upstream, len(upstream), *lines, J * C), *weight, memory(part, rows, W, C)
+        depthwise.input_gradient(rows, upstream.numel() * len(cells), *arguments)
+        if not last:
+            target.copy_(part)
 
 
-def loops_input_gradient(task: Task) -> None:
-    """Write `task.x`."""
-    w, GO, E, places = weights_of_cells(task), task.groups * task.O, task.C, memory(task.grid, 6, 3)
-    for n in parts_of(task):
-        gy, direct = task.y[n].movedim(1, -1).contiguous(), task.last and E == task.O == 1
-        target = task.x[n].movedim(1, -1)
-        gx = target if direct else gy.new_empty(len(gy), *task.x.shape[2:], E, GO)
-        lines, weight = len(gy) * prod(task.size[:2]), memory(w, *task.kernel, E * GO)
-        upstream = memory(gy, len(gy), *task.positions[:2], task.J * GO)
-        depthwise.input_gradient(lines, gy.numel() * task.cells, upstream, weight, places, memory(gx, lines, task.size[2], E * GO))
-        if not direct:
-            target.copy_(gathered_up(gx, task))
-
-
-def loops_weight_gradient(task: Task) -> None:
-    """Write `task.w`."""
-    GO, E, total = task.groups * task.O, task.C, task.w.new_zeros(prod(task.kernel), task.C, task.groups * task.O)
-    for n in parts_of(task):
-        gy, x = task.y[n].movedim(1, -1).contiguous(), spread(task.x[n].movedim(1, -1), task)
-        lines = len(gy) * task.lines
-        parts = min(PARTS, lines)
-        gw = gy.new_empty(parts, *total.shape)
-        image = memory(x, len(x), *task.size[:2], task.size[2] * E * GO)
-        upstream, result = memory(gy, lines, task.J, GO), memory(gw, parts, *task.kernel, E * GO)
-        depthwise.weight_gradient(parts, gy.numel() * task.cells, upstream, image, memory(task.grid, 6, 3), parts, result)
-        total += gw.sum(0)
-    task.w.copy_(total.permute(2, 1, 0).view(task.w.shape))
+def depthwise_weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, order: torch.memory_format, geometry: Geometry) -> None:
+    """Write `gw`."""
+    C, (*lines, J), (*above, W) = len(gw), in_three(gy.shape[2:]), in_three(x.shape[2:])
+    places, kernel, total = memory(grid(geometry, tuple(x.shape[2:])), 6, 3), in_three(gw.shape[2:]), gw.new_zeros(prod(gw.shape[2:]), C)
+    for n in some_images(x, gy, last=order is not torch.contiguous_format):
+        upstream, images = gy[n].movedim(1, -1).contiguous(), x[n].movedim(1, -1).contiguous()
+        rows = len(images) * prod(lines)
+        parts = min(16, rows)
+        found = gw.new_empty(parts, *total.shape)
+        arguments = memory(upstream, rows, J, C), memory(images, len(images), *above, W * C), places, parts
+        depthwise.weight_gradient(parts, upstream.numel() * len(total), *arguments, memory(found, parts, *kernel, C))
+        total += found.sum(0)
+    gw.copy_(total.t().reshape(gw.shape))

@@ -85,7 +85,7 @@ class Task:
         self.x, self.w, self.y, self.groups, self.N = x.contiguous(), w, y.contiguous(), groups, x.shape[0]
         self.O, self.C, self.P = w.shape[d] // groups, w.shape[d + 1], prod(w.shape[:d])
         self.size, self.kernel = ((*(1,) * (3 - d), *sizes) for sizes in (x.shape[2:], w.shape[d + 2 :]))
-        self.grid, self.cells = grid(geometry, tuple(x.shape[2:]), tuple(y.shape[2:])), self.C * prod(self.kernel)
+        self.grid, self.cells = grid(geometry, tuple(x.shape[2:])), self.C * prod(self.kernel)
         asked = forced.get()
         self.swept = asked == "sweep" or (asked != "matmul" and self.N * self.O * self.C <= FEW)
 

@@ -4,7 +4,7 @@
     gradient of x           gx[n,c,d,h,w]     = sum over the windows and cells that show the pixel, and over o,  of  gy[n,o,p] * w[p,o,c,t,u,v]
     gradient of w           gw[p,o,c,t,u,v]   = sum over n  of  gy[n,o,p] * x[n,c, window p, cell t,u,v]
 
-for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` is that of `cnn425.kernels.columns`. The
+for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` is that of `cnn425.kernels.depthwise`. The
 channels of group g are those from g*C/G on, so C below counts the channels of a group. `gather` and `scatter` are for many images and
 channels, where one matrix product per position does the arithmetic.
 """

@@ -15,7 +15,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -116,8 +116,8 @@ class Loop:
 class Step:
     """A part of a loop with a name of its own, compiled into the loops that call it."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Any], make: Callable[[], Any] | None = None) -> None:
+        self.function, self.make = function, make
         self.__doc__, self.__name__ = function.__doc__, function.__name__
 
     def __call__(self, *arguments: Any) -> Any:
@@ -133,6 +133,11 @@ def loop(function: Callable[..., None]) -> Loop:
 def step(function: Callable[..., Any]) -> Step:
     """A part of a loop: numbers that are known where it is called, like a stride of 1, are constants inside."""
     return Step(function)
+
+
+def machine_step(make: Callable[[], Any]) -> Callable[[Callable[..., Any]], Step]:
+    """A part of a loop for which `make` gives the machine code, where the compiler would not find it by itself."""
+    return lambda function: Step(function, make)
 
 
 def sums(function: Callable[..., None]) -> Loop:
@@ -163,7 +168,8 @@ def _compiled(function: Callable[..., None], fast: bool) -> Callable[..., None]:
     names = dict(function.__globals__)
     for name, part in function.__globals__.items():
         if isinstance(part, Step):  # steps call one another, by the names that they share
-            names[name] = njit(**options, fastmath=fastmath, forceinline=True)(FunctionType(part.function.__code__, names, name))
+            made = part.make or partial(njit(**options, fastmath=fastmath, forceinline=True), FunctionType(part.function.__code__, names, name))
+            names[name] = made()
     inner = njit(**options, fastmath=fastmath)(FunctionType(function.__code__, names, function.__name__))
     code = _entry.__code__.replace(co_filename=function.__code__.co_filename, co_firstlineno=function.__code__.co_firstlineno)
     around = {**_numba_functions(), "kernel": inner}
