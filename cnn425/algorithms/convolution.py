@@ -4,6 +4,7 @@
 |-------------------------------------------------------------------------------|-------------------------------------------------|
 | within `use("im2col")`, `use("winograd")` or `use("fft")`, where they apply   | `im2col`, `winograd`, `fft`                     |
 | another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                    |
+| at most TINY products                                                         | loops of the local layer, with shared weights   |
 | one input and one output channel per group, at least MANY groups              | loops over channels, `cnn425.kernels.depthwise` |
 | everything else                                                               | gathered products, `cnn425.kernels.product`     |
 
@@ -15,6 +16,7 @@ output gradient, each with the cells of one phase.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -25,13 +27,16 @@ import torch
 from torch import Tensor
 
 from cnn425.algorithms import definition, fft, im2col, layout, winograd
+from cnn425.algorithms.local import Task, grid
 from cnn425.kernels import depthwise
 from cnn425.kernels import product as loops
 from cnn425.kernels.threads import forced, loops_run, memory
-from cnn425.windows import Geometry, pad
+from cnn425.windows import Geometry
+from cnn425.windows import pad as zeros_around
 
 HALF = (torch.bfloat16, torch.float16)
 CPU = torch.device("cpu")
+TINY = 1 << 14  # products, which are made faster than anything is brought in order
 MANY = 8  # channels that fill a vector register
 THIN = 4  # so few outputs of a product would leave most of a vector register empty
 NUMBERS = 1 << 20  # of images that are copied at a time
@@ -49,11 +54,15 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor |
         y = way.output(x, w, geometry, groups)
         return layout.stored(y if bias is None else y + bias.view(-1, *(1,) * geometry.dimensions), order)
     y = layout.empty(x, (x.shape[0], w.shape[0], *geometry.positions(x.shape[2:])), order)
+    if y.numel() * w[0].numel() <= TINY:
+        task = Task(x, w, y, geometry, groups, shared=True)
+        task.sweep_output(bias)
+        return y if task.y is y else layout.stored(task.y, order)
     if is_depthwise(w, groups):
         depthwise_output(x, w, bias, y, order, geometry)
     else:
         found = plan("output", geometry, tuple(x.shape[2:]), w.shape[1], w.shape[0] // groups, groups, x.itemsize)
-        gathered_product(x, w.unflatten(0, (groups, -1)).flatten(3), bias, y, order, found)
+        gathered_product(x, w, bias, y, order, found, transposed=False)
     return y
 
 
@@ -67,13 +76,17 @@ def input_gradient(
     if (way := chosen(gy, w, geometry)) is not None:
         return layout.stored(way.input_gradient(gy, w, geometry, groups, size), order)
     gx = layout.empty(gy, (gy.shape[0], w.shape[1] * groups, *size), order)
+    if gy.numel() * w[0].numel() <= TINY:
+        task = Task(gx, w, gy, geometry, groups, shared=True)
+        task.sweep_input_gradient()
+        return gx if task.x is gx else layout.stored(task.x, order)
     if is_depthwise(w, groups):
         depthwise_input_gradient(gy, w, gx, order, geometry)
     elif groups == 1 and w.shape[1] <= THIN:
         scattered_product(gy, w, gx, geometry)
     else:
         found = plan("input gradient", geometry, tuple(size), w.shape[0] // groups, w.shape[1], groups, gy.itemsize)
-        gathered_product(gy, w.unflatten(0, (groups, -1)).flatten(3).transpose(1, 2), None, gx, order, found)
+        gathered_product(gy, w, None, gx, order, found, transposed=True)
     return gx
 
 
@@ -85,6 +98,10 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, orde
     if (way := chosen(gy, x, geometry)) is not None:
         return layout.stored(way.weight_gradient(gy, x, geometry, groups), order)
     gw = layout.empty(x, (gy.shape[1], x.shape[1] // groups, *geometry.kernel), order)
+    if gy.numel() * gw[0].numel() <= TINY:
+        task = Task(x, gw if gw.is_contiguous() else gw.new_empty(gw.shape), gy, geometry, groups, shared=True)
+        task.sweep_weight_gradient()
+        return gw if task.w is gw else layout.stored(task.w, order)
     if is_depthwise(gw, groups):
         depthwise_weight_gradient(gy, x, gw, order, geometry)
     else:
@@ -119,10 +136,12 @@ class Phase(NamedTuple):
     row: Tensor  # (P and some more) where the windows start
     out: Tensor  # (P and some more) where the outputs are
     cell: Tensor  # (panels, K) where the cells of a window are
+    more: Tensor  # (panels, K and some more) the same, for tiles of cells
     which: Tensor  # the cells of the kernel
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Plan:
     """One convolution as gathered products: C inputs and O outputs per group, in panels of V registers."""
 
     C: int
@@ -132,6 +151,7 @@ class Plan(NamedTuple):
     width: int  # outputs of a panel
     merged: int  # groups of a panel
     panels: Tensor  # (2, panels): the first output and their number
+    wide: int  # outputs of all panels, those that do not exist included
     low: tuple[int, ...]  # zeros in front of the image
     padded: tuple[int, ...]  # the size of the image with zeros
     phases: tuple[Phase, ...]
@@ -157,9 +177,11 @@ def plan(map_: str, geometry: Geometry, size: tuple[int, ...], C: int, O: int, g
             row, out = (torch.cat((t, t[-1:].expand(ROWS))) for t in (flat(rows, padded, groups * C), flat(outs, targets, groups * O)))
             inside = flat(cells, padded, groups * C).unsqueeze(1) + torch.arange(C, device=CPU)
             cell = (channels[:, :, None, None] + inside).flatten(1)
-            phases.append(Phase(len(row) - ROWS, row, out, cell, flat(which, geometry.kernel, 1)))
+            more = torch.cat((cell, cell[:, -1:].expand(len(cell), ROWS)), 1)
+            phases.append(Phase(len(row) - ROWS, row, out, cell, more, flat(which, geometry.kernel, 1)))
     complete = sum(phase.P for phase in phases) == prod(targets)
-    return Plan(C, O, groups, V, width, merged, panels, low, padded, tuple(phases), complete)
+    wide = max(g * O + o + width for g, o in firsts)
+    return Plan(C, O, groups, V, width, merged, panels, wide, low, padded, tuple(phases), complete)
 
 
 Side = tuple[int, int, list[tuple[Tensor, Tensor, Tensor, Tensor]]]
@@ -196,31 +218,30 @@ def flat(parts: Sequence[Tensor], size: Sequence[int], channels: int) -> Tensor:
     return total * channels
 
 
-def packed(w: Tensor, plan: Plan, which: Tensor) -> Tensor:
-    """The weight `(G, O, C, cells)` in panels `(panels, K, width)`: groups of a panel are zero for one another's outputs."""
-    G, O, C, K = w.shape[0], plan.O, plan.C, len(which)
-    if K < w.shape[3]:
-        w = w[..., which]
-    blocks, m = -(-G // plan.merged), plan.merged
-    wide = plan.width if m > 1 else -(-O // plan.width) * plan.width
-    if m == 1 and wide == O:
-        return w.unflatten(1, (-1, plan.width)).permute(0, 1, 4, 3, 2).reshape(-1, K * C, plan.width).contiguous()
-    p = w.new_zeros(blocks, m, K, C, wide)
-    for g in range(m):
-        own = w[g::m].permute(0, 3, 2, 1)
-        p[: len(own), g, :, :, g * O : (g + 1) * O] = own
-    return p.view(blocks, m * K * C, -1, plan.width).transpose(1, 2).reshape(-1, m * K * C, plan.width).contiguous()
+class Places(NamedTuple):
+    """Where a panel finds its numbers in a weight: those of the cells and inputs k, and the distances between outputs and groups."""
+
+    offset: Tensor
+    hop: int
+    group: int
 
 
-def unpacked(p: Tensor, plan: Plan, cells: int) -> Tensor:
-    """The inverse of `packed` for all cells: `(panels, K and some more, width) -> (G, O, C, cells)`."""
-    G, O, C, m = plan.groups, plan.O, plan.C, plan.merged
-    blocks = -(-G // m)
-    if m == 1 and O % plan.width == 0:
-        return p[:, : cells * C].unflatten(1, (cells, C)).unflatten(0, (G, -1)).permute(0, 1, 4, 3, 2).flatten(1, 2)
-    p = p[:, : m * cells * C].unflatten(0, (blocks, -1)).transpose(1, 2).reshape(blocks, m, cells, C, -1)
-    own = torch.stack([p[:, g, :, :, g * O : (g + 1) * O] for g in range(m)], 1)
-    return own.flatten(0, 1)[:G].permute(0, 3, 2, 1)
+@lru_cache(maxsize=512)
+def places(plan: Plan, phase: int, cells: int, transposed: bool, last: bool) -> Places:
+    """The places in a weight `(G*O, C, cells)`, or with `last` `(G*O, cells, C)`; `transposed` exchanges the roles of O and C."""
+    O, C = (plan.C, plan.O) if transposed else (plan.O, plan.C)
+    of_cell, of_channel = (C, 1) if last else (1, cells)
+    per_input, per_output = (C * cells, of_channel) if transposed else (of_channel, C * cells)
+    inputs = torch.arange(plan.C, device=CPU) * per_input
+    return Places((plan.phases[phase].which.unsqueeze(1) * of_cell + inputs).flatten(), per_output, O * C * cells)
+
+
+def stored_weight(w: Tensor) -> tuple[Tensor, bool]:
+    """The weight in one stretch of memory, and whether its channels are last there."""
+    if w.is_contiguous():
+        return w, False
+    last = w.movedim(1, -1)
+    return (w, True) if last.is_contiguous() else (w.contiguous(), False)
 
 
 def padded(t: Tensor, plan: Plan, last: bool, extra: int) -> Iterator[tuple[slice, Tensor]]:
@@ -228,35 +249,97 @@ def padded(t: Tensor, plan: Plan, last: bool, extra: int) -> Iterator[tuple[slic
     if last and plan.padded == tuple(t.shape[2:]):
         yield slice(0, len(t)), t.movedim(1, -1).contiguous().flatten(1)
         return
-    numbers = prod(plan.padded) * t.shape[1]
-    step = min(len(t), max(1, NUMBERS // (numbers + extra)))
-    buffer = t.new_zeros(step, *plan.padded, t.shape[1])
-    inside = tuple(slice(low, low + n) for low, n in zip(plan.low, t.shape[2:], strict=True))
-    for n in range(0, len(t), step):
-        images = t[n : n + step].movedim(1, -1)
-        buffer[(slice(0, len(images)), *inside)] = images
-        yield slice(n, n + len(images)), buffer[: len(images)].flatten(1)
+    t = t.movedim(1, -1).contiguous().movedim(-1, 1) if last else t.contiguous()
+    (N, C), (D, H, W) = t.shape[:2], in_three(plan.padded)
+    strides, low = steps(t.shape, t.stride(), plan.low)
+    step = min(N, max(1, NUMBERS // (D * H * W * C + extra)))
+    buffer = t.new_empty(step, D * H * W * C)
+    for n in range(0, N, step):
+        images, part = t[n : n + step], buffer[: N - n]
+        count = part.shape[0]
+        image = memory(low, 3), C, memory(part, count, D, H, W * C)
+        loops.pad(count * D * H, images.numel(), memory(images, images.numel()), memory(strides, 2, 5), *image)
+        yield slice(n, n + count), part
 
 
-def gathered_product(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, order: torch.memory_format, plan: Plan) -> None:
-    """Write `y`: the product of every phase; the weight is `(G, O, C, cells)`."""
+@lru_cache(maxsize=512)
+def steps(shape: tuple[int, ...], stride: tuple[int, ...], low: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Sizes of an image along n, d, h, w, c and numbers from one to the next, and the zeros in front along three sides, for `loops.pad`."""
+    ones = (1,) * (3 - len(low))
+    sizes = (shape[0], *ones, *shape[2:], shape[1]), (stride[0], *ones, *stride[2:], stride[1])
+    return torch.tensor(sizes, device=CPU), torch.tensor((*(0 for _ in ones), *low), device=CPU)
+
+
+def gathered_product(
+    x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, order: torch.memory_format, plan: Plan, transposed: bool
+) -> None:
+    """Write `y`: the product of every phase. The weight is `(G*O, C, *kernel)`, with `transposed` that of the other direction."""
     last, Q, width = order is not torch.contiguous_format, plan.panels.shape[1], plan.width
-    b, weights = x.new_zeros(Q * width), [packed(w, plan, phase.which) for phase in plan.phases]
-    if bias is not None:
-        b.view(Q, width).copy_(packed(bias.view(plan.groups, plan.O, 1, 1), plan._replace(C=1), bias.new_zeros(1)).sum(1))
+    b, (w, weight_last) = panel_bias(bias, plan, x), stored_weight(w)
+    panels = [packed(w, plan, places(plan, i, prod(w.shape[2:]), transposed, weight_last)) for i in range(len(plan.phases))]
     numbers, target = y[0].numel(), y.movedim(1, -1)
     for n, images in padded(x, plan, last, 0 if last else numbers):
         part = target[n] if last else y.new_empty(target[n].shape)
         if not plan.complete:
             part.zero_()
-        for phase, panel in zip(plan.phases, weights, strict=True):
-            K, units = panel.shape[1], len(images) * -(-phase.P // CHUNK)
+        for phase, panel in zip(plan.phases, panels, strict=True):
+            K, count = panel.shape[1], images.shape[0]
+            units = count * -(-phase.P // CHUNK)
             source, cells = memory(images, *images.shape), memory(phase.cell, Q, K)
-            where = memory(phase.row, len(phase.row)), phase.P, cells, memory(panel, Q, K, width), memory(b, len(b))
-            places = memory(plan.panels, 2, Q), plan.V, CHUNK, memory(phase.out, len(phase.out)), memory(part, len(images), numbers)
-            loops.product(units, len(images) * phase.P * Q * K, source, *where, *places)
+            where = memory(phase.row, phase.P + ROWS), phase.P, cells, memory(panel, Q, K, width), memory(b, Q * width)
+            results = memory(plan.panels, 2, Q), plan.V, CHUNK, memory(phase.out, phase.P + ROWS), memory(part, count, numbers)
+            loops.product(units, count * phase.P * Q * K, source, *where, *results)
         if not last:
             target[n].copy_(part)
+
+
+def panel_bias(bias: Tensor | None, plan: Plan, like: Tensor) -> Tensor:
+    """The bias of every panel, `(panels * width)`, or zeros."""
+    Q = plan.panels.shape[1]
+    b = like.new_zeros(Q * plan.width)
+    if bias is not None and plan.merged == 1 and (plan.groups == 1 or plan.O % plan.width == 0):
+        b[: bias.shape[0]] = bias
+    elif bias is not None:
+        no, one = torch.zeros(1, dtype=torch.int64, device=CPU), bias.contiguous()
+        arguments = memory(one, len(one)), memory(no, 1), 1, plan.O, plan.O, plan.groups, plan.merged
+        part = like.new_empty(Q, plan.merged, plan.width)
+        loops.pack(Q * plan.merged, len(b), *arguments, memory(part, Q, plan.merged, plan.width))
+        torch.sum(part, 1, out=b.view(Q, plan.width))
+    return b
+
+
+def packed(w: Tensor, plan: Plan, place: Places) -> Tensor:
+    """The weight in panels `(panels, K, width)`."""
+    Q, K = plan.panels.shape[1], place.offset.shape[0]
+    p = w.new_empty(Q, plan.merged * K, plan.width)
+    weight = memory(w, w.numel()), memory(place.offset, K), place.hop, place.group, plan.O, plan.groups, plan.merged
+    loops.pack(Q * plan.merged * -(-K // loops.BLOCK), p.numel(), *weight, memory(p, *p.shape))
+    return p
+
+
+def gathered_weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, order: torch.memory_format, plan: Plan) -> None:
+    """Write `gw`."""
+    last, Q, width, phase = order is not torch.contiguous_format, plan.panels.shape[1], plan.width, plan.phases[0]
+    K, O, P, wide, total = phase.cell.shape[1], gy.shape[1], phase.P, plan.wide, None
+    rows = K + ROWS
+    for n, images in padded(x, plan, last, P * wide):
+        upstream = gy[n].movedim(1, -1)
+        if not upstream.is_contiguous() or wide > O:
+            upstream = zeros_around(upstream, [(0, wide - O)]) if wide > O else upstream.contiguous()
+        count = images.shape[0]
+        sums = count * -(-P // SUM)
+        parts = min(sums, max(1, 16 // Q))
+        found = gw.new_empty(parts, Q, rows, width)
+        source, g = memory(images, *images.shape), memory(upstream, count, P * max(O, wide))
+        where = memory(phase.row, P + ROWS), P, memory(phase.more, Q, rows), K, g, memory(plan.panels, 2, Q), plan.V, SUM, parts
+        loops.weight_gradient(parts * Q, count * P * Q * K, source, *where, memory(found, parts, Q, rows, width))
+        found = found[0] if parts == 1 else found.sum(0)
+        total = found if total is None else total.add_(found)
+    assert total is not None
+    place = places(plan, 0, prod(gw.shape[2:]), False, not gw.is_contiguous())
+    weight = memory(place.offset, K // plan.merged), place.hop, place.group, plan.O, plan.groups, plan.merged, memory(gw, gw.numel())
+    units = Q * plan.merged * -(-(K // plan.merged) // loops.BLOCK)
+    loops.unpack(units, total.numel(), memory(total, Q, rows, width), *weight)
 
 
 def scattered_product(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry) -> None:
@@ -276,39 +359,7 @@ def scattered_product(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry) -> 
         gx[n : n + step].copy_(pixels[(slice(None), *inside)].movedim(-1, 1))
 
 
-def gathered_weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, order: torch.memory_format, plan: Plan) -> None:
-    """Write `gw`."""
-    last, Q, width, phase = order is not torch.contiguous_format, plan.panels.shape[1], plan.width, plan.phases[0]
-    K, O, P, cells = phase.cell.shape[1], gy.shape[1], phase.P, prod(gw.shape[2:])
-    cell = torch.cat((phase.cell, phase.cell[:, -1:].expand(Q, ROWS)), 1)
-    rows = K + ROWS
-    wide = int((plan.panels[0] + width).max())
-    total = None
-    for n, images in padded(x, plan, last, P * wide):
-        upstream = gy[n].movedim(1, -1)
-        if not upstream.is_contiguous() or wide > O:
-            upstream = pad(upstream, [(0, wide - O)]) if wide > O else upstream.contiguous()
-        sums = len(images) * -(-P // SUM)
-        parts = min(sums, max(1, 16 // Q))
-        found = gw.new_empty(parts, Q, rows, width)
-        source, g = memory(images, *images.shape), memory(upstream, len(images), P * max(O, wide))
-        where = memory(phase.row, len(phase.row)), P, memory(cell, Q, rows), K, g, memory(plan.panels, 2, Q), plan.V, SUM, parts
-        loops.weight_gradient(parts * Q, len(images) * P * Q * K, source, *where, memory(found, parts, Q, rows, width))
-        found = found[0] if parts == 1 else found.sum(0)
-        total = found if total is None else total.add_(found)
-    assert total is not None
-    gw.unflatten(0, (plan.groups, plan.O)).copy_(unpacked(total, plan, cells).unflatten(3, gw.shape[2:]))
-
-
 # ---- Loops over channels -----------------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=512)
-def grid(geometry: Geometry, size: tuple[int, ...]) -> Tensor:
-    """The geometry as loops want it, one row each for cells, strides, low paddings, dilations, positions and pixels, in three columns."""
-    low, positions = tuple(pads[0] for pads in geometry.padding), geometry.positions(size)
-    rows = ((geometry.kernel, 1), (geometry.stride, 1), (low, 0), (geometry.dilation, 1), (positions, 1), (size, 1))
-    return torch.tensor([(*(alone,) * (3 - len(size)), *row) for row, alone in rows], device=CPU)
 
 
 def some_images(*tensors: Tensor, last: bool) -> Iterator[slice]:

@@ -16,18 +16,19 @@ The weight is not copied. Windows exist for one block of positions at a time. Ha
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from math import prod
 
 import torch
 from torch import Tensor
 
 from cnn425.algorithms import definition, layout
-from cnn425.algorithms.convolution import grid
 from cnn425.kernels import local as loops
 from cnn425.kernels.threads import forced, loops_run, memory
 from cnn425.windows import Geometry
 
 HALF = (torch.bfloat16, torch.float16)
+CPU = torch.device("cpu")
 FEW = 4  # images times pairs of channels per group: so few products per pixel of a window
 BLOCK = 1 << 19  # numbers of a block of windows
 
@@ -77,14 +78,26 @@ def by_definition(a: Tensor, b: Tensor) -> bool:
     return not loops_run(a, b) or not a.is_floating_point() or 0 in (a.numel(), b.numel())
 
 
-class Task:
-    """One local layer as loops want it: image `x`, weight `w` and output `y`, any of which may be what is computed, and their sizes."""
+@lru_cache(maxsize=1024)
+def grid(geometry: Geometry, size: tuple[int, ...]) -> Tensor:
+    """The geometry as loops want it, one row each for cells, strides, low paddings, dilations, positions and pixels, in three columns."""
+    low, positions = tuple(pads[0] for pads in geometry.padding), geometry.positions(size)
+    rows = ((geometry.kernel, 1), (geometry.stride, 1), (low, 0), (geometry.dilation, 1), (positions, 1), (size, 1))
+    return torch.tensor([(*(alone,) * (3 - len(size)), *row) for row, alone in rows], device=CPU)
 
-    def __init__(self, x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, groups: int) -> None:
-        d = geometry.dimensions
+
+class Task:
+    """One local layer as loops want it: image `x`, weight `w` and output `y`, any of which may be what is computed, and their sizes.
+
+    With `shared` all positions have one set of weights, and the layer is a convolution.
+    """
+
+    def __init__(self, x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, groups: int, shared: bool = False) -> None:
+        d = 0 if shared else geometry.dimensions
         self.x, self.w, self.y, self.groups, self.N = x.contiguous(), w, y.contiguous(), groups, x.shape[0]
-        self.O, self.C, self.P = w.shape[d] // groups, w.shape[d + 1], prod(w.shape[:d])
-        self.size, self.kernel = ((*(1,) * (3 - d), *sizes) for sizes in (x.shape[2:], w.shape[d + 2 :]))
+        self.O, self.C, self.Q, self.P = w.shape[d] // groups, w.shape[d + 1], prod(w.shape[:d]), prod(y.shape[2:])
+        ones = (1,) * (3 - geometry.dimensions)
+        self.size, self.kernel = (*ones, *x.shape[2:]), (*ones, *w.shape[d + 2 :])
         self.grid, self.cells = grid(geometry, tuple(x.shape[2:])), self.C * prod(self.kernel)
         asked = forced.get()
         self.swept = asked == "sweep" or (asked != "matmul" and self.N * self.O * self.C <= FEW)
@@ -100,7 +113,7 @@ class Task:
     def weight(self, w: Tensor) -> tuple[object, ...]:
         """The weight, contiguous, as an argument for a loop."""
         T, U, V = self.kernel
-        return memory(w, self.P, self.groups * self.O, self.C, T * U, V)
+        return memory(w, self.Q, self.groups * self.O, self.C, T * U, V)
 
     def places(self) -> tuple[object, ...]:
         """The geometry as an argument for a loop."""
@@ -108,20 +121,21 @@ class Task:
 
     def sweep_output(self, bias: Tensor | None) -> None:
         """Write `y`."""
-        w, b = self.w.contiguous(), self.y.new_zeros(self.y.shape[1:]) if bias is None else bias.contiguous()
+        w = self.w.contiguous()
+        b = self.y.new_zeros(self.y.shape[1] * self.Q) if bias is None else bias.contiguous()
         where = self.groups, self.places(), self.output()
-        loops.output(self.P, self.N * w.numel(), self.image(), self.weight(w), memory(b, self.y.shape[1], self.P), *where)
+        loops.output(self.P, self.y.numel() * self.cells, self.image(), self.weight(w), memory(b, self.y.shape[1], self.Q), *where)
 
     def sweep_input_gradient(self) -> None:
         """Write `x`."""
         w = self.w.contiguous()
         lines = self.N * self.x.shape[1] * self.size[0] * self.size[1]
-        loops.input_gradient(lines, self.N * w.numel(), self.output(), self.weight(w), self.groups, self.places(), self.image())
+        loops.input_gradient(lines, self.y.numel() * self.cells, self.output(), self.weight(w), self.groups, self.places(), self.image())
 
     def sweep_weight_gradient(self) -> None:
         """Write `w`."""
         arguments = self.output(), self.image(), self.groups, self.places(), self.weight(self.w)
-        loops.weight_gradient(self.P, self.N * self.w.numel(), *arguments)
+        loops.weight_gradient(self.Q, self.y.numel() * self.cells, *arguments)
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Blocks of positions: the first one, and memory for its windows, `(positions, G, N, K)`."""

@@ -27,17 +27,17 @@ def run(p, u, v, grid, D, H, W, T):
 
 @sums
 def output(lo, hi, x, w, b, groups, grid, y):
-    """The output: `x (N, G*C, D, H, W), w (P, G*O, C, T*U, V), b (G*O, P) -> y (N, G*O, P)`; positions are shared out."""
+    """The output: `x (N, G*C, D, H, W), w (Q, G*O, C, T*U, V), b (G*O, Q) -> y (N, G*O, P)`; positions are shared out."""
     N, _, D, H, W = x.shape
-    _, GO, C, TU, V = w.shape
+    Q, GO, C, TU, V = w.shape
     for p in range(lo, hi):
         for n in range(N):
             for o in range(GO):
-                total, channel = b[o, p], o // (GO // groups) * C
+                total, channel = b[o, p % Q], o // (GO // groups) * C
                 for u in range(TU):
                     d, h, first, start, cells = run(p, u, V, grid, D, H, W, TU)
                     for c in range(C):
-                        line, weight, part = x[n, channel + c, d, h], w[p, o, c, u], total * 0
+                        line, weight, part = x[n, channel + c, d, h], w[p % Q, o, c, u], total * 0
                         if cells == V and grid[3, 2] == 1:
                             pixels = line[first : first + V]
                             for v in range(V):
@@ -51,9 +51,9 @@ def output(lo, hi, x, w, b, groups, grid, y):
 
 @loop
 def input_gradient(lo, hi, gy, w, groups, grid, gx):
-    """The gradient of x: `gy (N, G*O, P), w (P, G*O, C, T*U, V) -> gx (N, G*C, D, H, W)`; lines of pixels are shared out."""
+    """The gradient of x: `gy (N, G*O, P), w (Q, G*O, C, T*U, V) -> gx (N, G*C, D, H, W)`; lines of pixels are shared out."""
     N, GO, _ = gy.shape
-    _, _, C, TU, V = w.shape
+    Q, _, C, TU, V = w.shape
     _, GC, D, H, W = gx.shape
     A, I, J, U, O = grid[4, 0], grid[4, 1], grid[4, 2], grid[0, 1], GO // groups
     for unit in range(lo, hi):
@@ -68,7 +68,7 @@ def input_gradient(lo, hi, gy, w, groups, grid, gx):
                 p = (a // grid[1, 0] * I + i // grid[1, 1]) * J + j
                 _, _, first, start, cells = run(p, row, V, grid, D, H, W, TU)
                 for o in range(channel // C * O, channel // C * O + O):
-                    g, weight = gy[n, o, p], w[p, o, channel % C, row]
+                    g, weight = gy[n, o, p], w[p % Q, o, channel % C, row]
                     if cells == V and grid[3, 2] == 1:
                         pixels = line[first : first + V]
                         for v in range(V):
@@ -80,26 +80,27 @@ def input_gradient(lo, hi, gy, w, groups, grid, gx):
 
 @loop
 def weight_gradient(lo, hi, gy, x, groups, grid, gw):
-    """The gradient of w: `gy (N, G*O, P), x (N, G*C, D, H, W) -> gw (P, G*O, C, T*U, V)`; positions are shared out."""
+    """The gradient of w: `gy (N, G*O, P), x (N, G*C, D, H, W) -> gw (Q, G*O, C, T*U, V)`; sets of weights are shared out."""
     N, _, D, H, W = x.shape
-    _, GO, C, TU, V = gw.shape
-    for p in range(lo, hi):
-        for o in range(GO):
-            channel = o // (GO // groups) * C
-            for u in range(TU):
-                d, h, first, start, cells = run(p, u, V, grid, D, H, W, TU)
-                for c in range(C):
-                    weight = gw[p, o, c, u]
-                    weight[:] = 0
-                    for n in range(N if cells > 0 else 0):
-                        g, line = gy[n, o, p], x[n, channel + c, d, h]
-                        if cells == V and grid[3, 2] == 1:
-                            pixels = line[first : first + V]
-                            for v in range(V):
-                                weight[v] += g * pixels[v]
-                        else:
-                            for v in range(cells):
-                                weight[start + v] += g * line[first + v * grid[3, 2]]
+    Q, GO, C, TU, V = gw.shape
+    for q in range(lo, hi):
+        gw[q] = 0
+        for p in range(q, gy.shape[2], Q):
+            for o in range(GO):
+                channel = o // (GO // groups) * C
+                for u in range(TU):
+                    d, h, first, start, cells = run(p, u, V, grid, D, H, W, TU)
+                    for c in range(C if cells > 0 else 0):
+                        weight = gw[q, o, c, u]
+                        for n in range(N):
+                            g, line = gy[n, o, p], x[n, channel + c, d, h]
+                            if cells == V and grid[3, 2] == 1:
+                                pixels = line[first : first + V]
+                                for v in range(V):
+                                    weight[v] += g * pixels[v]
+                            else:
+                                for v in range(cells):
+                                    weight[start + v] += g * line[first + v * grid[3, 2]]
 
 
 @loop

@@ -13,6 +13,7 @@ import numpy as np
 
 from cnn425.kernels.threads import loop, machine_step, step
 
+BLOCK = 64  # rows of a weight that stay in the cache while it is transposed
 LANES = 64  # bytes of a vector register of outputs; the compiler takes several smaller ones where there is none so large
 
 
@@ -31,8 +32,12 @@ def _tile():  # type: ignore[no-untyped-def]
         rows, registers, word = range(R.literal_value), range(V.literal_value), ir.IntType(64)
 
         def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-            numbers = dict(zip(("x", "base", "row", "p", "cell", "k", "stop", "w", "panel", "step", "y", "first", "out", "b", "bias", "add"), values))
-            kinds = dict(zip(("x", "row", "cell", "w", "y", "out", "b"), (signature.args[i] for i in (0, 2, 4, 7, 10, 12, 13)), strict=True))
+            numbers = dict(
+                zip(("x", "base", "row", "p", "cell", "k", "stop", "w", "panel", "step", "y", "first", "out", "b", "bias", "add"), values)
+            )
+            kinds = dict(
+                zip(("x", "row", "cell", "w", "y", "out", "b"), (signature.args[i] for i in (0, 2, 4, 7, 10, 12, 13)), strict=True)
+            )
             data = {name: make_array(kind)(context, builder, numbers[name]).data for name, kind in kinds.items()}
             number = context.get_data_type(x.dtype)
             lanes = LANES // (x.dtype.bitwidth // 8)
@@ -66,7 +71,9 @@ def _tile():  # type: ignore[no-untyped-def]
                 offset, weights = builder.load(at("cell", k)), builder.add(numbers["panel"], builder.mul(k, numbers["step"]))
                 factors = [load(at("w", weights, word(v * lanes))) for v in registers]
                 for r in rows:
-                    pixel = builder.insert_element(ir.Constant(vector, ir.Undefined), builder.load(builder.gep(starts[r], [offset])), word(0))
+                    pixel = builder.insert_element(
+                        ir.Constant(vector, ir.Undefined), builder.load(builder.gep(starts[r], [offset])), word(0)
+                    )
                     pixel = builder.shuffle_vector(pixel, ir.Constant(vector, ir.Undefined), same)
                     for v in registers:
                         builder.store(builder.call(fma, [pixel, factors[v], builder.load(totals[r][v])]), totals[r][v])
@@ -177,3 +184,67 @@ def scatter(lo, hi, z, row, P, cell, gx):
                 pixels, part = image[row[p] + cell[k] :], z[n, p, k]
                 for c in range(C):
                     pixels[c] += part[c]
+
+
+# ---- What is gathered from ---------------------------------------------------------------------------------------------------------------
+
+
+@loop
+def pad(lo, hi, x, strides, low, C, image):
+    """Images with their channels last and zeros around: `x (numbers) -> image (N, D, H, W*C)`; the lines (n, d, h) are shared out.
+
+    `strides (2, 5)` holds the sizes of the image without zeros along n, d, h, w, c, and numbers from one to the next; `low (3)` the zeros.
+    """
+    _, D, H, L = image.shape
+    first, pixels, hop, step_ = low[2], strides[0, 3], strides[1, 3], strides[1, 4]
+    for unit in range(lo, hi):
+        n, d, h = unit // (D * H), unit // H % D - low[0], unit % H - low[1]
+        line = image[n, d + low[0], h + low[1]]
+        if d < 0 or d >= strides[0, 1] or h < 0 or h >= strides[0, 2]:
+            line[:] = 0
+            continue
+        line[: first * C] = 0
+        line[(first + pixels) * C : L] = 0
+        source, target = x[n * strides[1, 0] + d * strides[1, 1] + h * strides[1, 2] :], line[first * C : (first + pixels) * C]
+        if step_ == 1 and hop == C:
+            for w in range(target.size):
+                target[w] = source[w]
+        else:
+            for w in range(pixels):
+                for c in range(C):
+                    target[w * C + c] = source[w * hop + c * step_]
+
+
+@loop
+def pack(lo, hi, w, offset, hop, group, O, groups, merged, p):
+    """The weight in panels: p[q, (m, k), o] = w[g*group + offset[k] + o*hop] for the outputs o of group g = q*merged + m, else 0.
+
+    `w (numbers) -> p (panels, merged*K, width)`; BLOCKS of k are shared out. A group of more outputs than a panel holds has several panels.
+    """
+    K, width, each = offset.size, p.shape[2], (O + p.shape[2] - 1) // p.shape[2]
+    blocks = (K + BLOCK - 1) // BLOCK
+    for unit in range(lo, hi):
+        q, m, start = unit // (merged * blocks), unit // blocks % merged, unit % blocks * BLOCK
+        g, first, stop = q // each * merged + m, q % each * width, min(K, start + BLOCK)
+        rows, outputs = p[q, m * K + start : m * K + stop], min(width, O - first) if g < groups else 0
+        if outputs < width:
+            rows[:] = 0
+        for o in range(outputs):
+            source = w[g * group + (first + o) * hop :]
+            for k in range(start, stop):
+                rows[k - start, m * O + o] = source[offset[k]]
+
+
+@loop
+def unpack(lo, hi, p, offset, hop, group, O, groups, merged, w):
+    """The inverse of `pack`: `p (panels, merged*K and some more, width) -> w (numbers)`."""
+    K, width, each = offset.size, p.shape[2], (O + p.shape[2] - 1) // p.shape[2]
+    blocks = (K + BLOCK - 1) // BLOCK
+    for unit in range(lo, hi):
+        q, m, start = unit // (merged * blocks), unit // blocks % merged, unit % blocks * BLOCK
+        g, first, stop = q // each * merged + m, q % each * width, min(K, start + BLOCK)
+        rows, outputs = p[q, m * K + start : m * K + stop], min(width, O - first) if g < groups else 0
+        for o in range(outputs):
+            target = w[g * group + (first + o) * hop :]
+            for k in range(start, stop):
+                target[offset[k]] = rows[k - start, m * O + o]

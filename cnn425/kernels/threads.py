@@ -168,7 +168,9 @@ def _compiled(function: Callable[..., None], fast: bool) -> Callable[..., None]:
     names = dict(function.__globals__)
     for name, part in function.__globals__.items():
         if isinstance(part, Step):  # steps call one another, by the names that they share
-            made = part.make or partial(njit(**options, fastmath=fastmath, forceinline=True), FunctionType(part.function.__code__, names, name))
+            made = part.make or partial(
+                njit(**options, fastmath=fastmath, forceinline=True), FunctionType(part.function.__code__, names, name)
+            )
             names[name] = made()
     inner = njit(**options, fastmath=fastmath)(FunctionType(function.__code__, names, function.__name__))
     code = _entry.__code__.replace(co_filename=function.__code__.co_filename, co_firstlineno=function.__code__.co_firstlineno)
