@@ -23,6 +23,7 @@ from cnn425.lab.explorer import explore
 from cnn425.lab.options import parse_any
 from experiments import mnist
 
+SUBJECTS = {"fashion": "clothes", "kmnist": "Japanese characters", "emnist-letters": "letters", "patterns": "three patterns"}
 WORDS = {"conv": "convolutional", "local": "locally connected", "mlp": "two-layer", "linear": "linear"}
 
 
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> ExploreVerdict:
     else:
         (images, labels), names = examples(model, options.count, options.data_dir), None
     folder = options.log_dir or (options.checkpoint if options.checkpoint.is_dir() else options.checkpoint.parent)
-    title = f"the {WORDS[model.options['model']]} network that reads {model.options['dataset']}"
+    title = f"the {WORDS[model.options['model']]} network that reads {SUBJECTS.get(model.options['dataset'], 'handwritten digits')}"
     page = explore(model.model, images, folder / "explorer.html", labels, model.classes, names, title)
     for name, why in page.stored.items():
         print(f"{name}: {why}; the page shows its numbers as torch computed them")

@@ -99,7 +99,7 @@ def explore(
 
 
 def keep_some_maps(node: Node, most: int) -> None:
-    """Keep the weights of the first few maps only, about `most` bytes: the page is given the layer's numbers and shows the sums of these."""
+    """Keep the weights of the first few maps only, about `most` bytes: the page is given the layer's numbers, and shows their sums."""
     assert node.weight is not None
     maps = node.shape[0]
     node.kept = max(1, min(maps - 1, most // (4 * (node.weight.numel() // maps))))

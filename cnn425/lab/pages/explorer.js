@@ -2,7 +2,6 @@
 // What is chosen and what is shown: the image, the way (forward or backward), the target, the unit, the step; and drawing.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const at = (id) => document.getElementById(id);
 const network = new Network(data);
 const WINDOW = "#b0005e", UNIT = "#111";
 
@@ -67,7 +66,7 @@ function answer() {
   const best = [...p.keys()].sort((a, b) => p[b] - p[a]).slice(0, Math.min(3, p.length));
   const label = state.drawing ? null : data.images[state.image].label, name = state.drawing ? "" : data.images[state.image].name;
   const words = `${name ? `${name}: t` : "T"}he network says ${best.map((c) => `${data.classes[c]} (${(100 * p[c]).toFixed(1)} %)`).join(", ")}.`;
-  return words + (label === null ? "" : ` True: ${data.classes[label]}.`) + ` Loss ${long(state.values[network.nodes.length - 1][0])} nats.`;
+  return words + (label === null ? "" : ` It is ${data.classes[label]}.`) + ` Loss if the true class is ${data.classes[network.truth]}: ${long(state.values[network.nodes.length - 1][0])} nats.`;
 }
 
 function marks() {
@@ -100,7 +99,7 @@ function markReaders(node, reader, found) {
 function explain() {
   if (state.node < 0 || state.closed) return;
   const back = state.history.length ? () => { const [n, u] = state.history.pop(); select(n, u); at("panel").focus(); } : null;
-  panel.show({ node: network.nodes[state.node], unit: state.unit, way: state.way, values: state.values, adjoints: state.adjoints, target: state.target, back });
+  panel.show({ node: network.nodes[state.node], unit: state.unit, way: state.way, values: state.values, adjoints: state.adjoints, target: state.target, back, step: state.step === null ? null : (by) => stepper.by(by) });
   const words = `${nameOf(network.nodes[state.node])} ${place(network.nodes[state.node], state.unit)}`;
   rows[state.node].canvas.setAttribute("aria-label", `${rows[state.node].name}. Chosen: ${words}, ${state.way === "forward" ? "value" : "adjoint"} ${long((state.way === "forward" ? state.values : state.adjoints)[state.node]?.[state.unit] ?? 0)}`);
 }
@@ -122,7 +121,7 @@ function follow(node, unit) {  // from the panel: remember where we were
 
 function update() {  // after another image, target, true class or stroke
   compute();
-  if (state.step !== null && state.step >= order().length) state.step = order().length - 1;
+  if (state.step !== null && state.step >= order().length) stepper.go(order().length - 1);
   refresh();
   explain();
 }
@@ -130,41 +129,22 @@ function update() {  // after another image, target, true class or stroke
 // ---- steps
 
 function step(to) {
-  const steps = order();
-  state.step = to === null ? null : Math.max(0, Math.min(steps.length - 1, to));
-  if (state.step !== null) {
-    const [way, number] = steps[state.step];
+  state.step = to;
+  if (to !== null) {
+    const [way, number] = order()[to];
     state.way = way;
     refresh();
-    const numbers = (way === "forward" ? state.values : state.adjoints)[number];
-    select(number, state.chosen[number] ?? strongest(numbers));
+    select(number, state.chosen[number] ?? strongest((way === "forward" ? state.values : state.adjoints)[number]));
     rows[number].section.scrollIntoView({ block: "nearest" });
   } else refresh();
-  at("first").disabled = at("previous").disabled = state.step === null || state.step === 0;
-  at("next").disabled = state.step === steps.length - 1;
 }
+const stepper = new Stepper(() => order().length, step);
 
 function strongest(numbers) {  // forward the unit that answers most, backward the number that matters most
   const size = state.way === "forward" ? (v) => v : Math.abs;
   let best = 0;
   for (let i = 1; i < numbers.length; i++) if (size(numbers[i]) > size(numbers[best])) best = i;
   return best;
-}
-
-const next = () => step(state.step === null ? 0 : state.step + 1);
-const previous = () => step(state.step === null ? null : state.step - 1);
-
-function play() {
-  if (state.timer) return pause();
-  if (state.step === null || state.step === order().length - 1) step(0);
-  state.timer = setInterval(() => (state.step === null || state.step === order().length - 1 ? pause() : next()), 1300);
-  at("play").textContent = "pause";
-}
-
-function pause() {
-  clearInterval(state.timer);
-  state.timer = null;
-  at("play").textContent = "play";
 }
 
 // ---- the page
@@ -320,21 +300,12 @@ function start() {
   thumbnails();
   const width = () => at("layers").clientWidth - 26;
   rows.forEach((row) => row.layout(width()));
+  new ResizeObserver(([bar]) => document.documentElement.style.setProperty("--bar", `${bar.target.offsetHeight}px`)).observe(at("controls"));
   let seen = width();
   addEventListener("resize", () => { if (width() !== seen) { seen = width(); rows.forEach((row) => row.layout(width())); } });
-  for (const radio of document.getElementsByName("way")) radio.addEventListener("change", () => { pause(); state.way = radio.value; state.step = null; step(null); explain(); });
+  for (const radio of document.getElementsByName("way")) radio.addEventListener("change", () => { state.way = radio.value; stepper.go(null); explain(); });
   at("target").addEventListener("change", () => { state.target = at("target").value === "loss" ? "loss" : Number(at("target").value); update(); });
   at("truth").addEventListener("change", update);
-  at("first").addEventListener("click", () => { pause(); step(0); });
-  at("previous").addEventListener("click", () => { pause(); previous(); });
-  at("next").addEventListener("click", () => { pause(); next(); });
-  at("all").addEventListener("click", () => { pause(); step(null); });
-  at("play").addEventListener("click", play);
-  document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.altKey || event.metaKey || /^(INPUT|SELECT)$/.test(event.target.tagName)) return;
-    if (event.key === "ArrowRight") { pause(); next(); event.preventDefault(); }
-    if (event.key === "ArrowLeft") { pause(); previous(); event.preventDefault(); }
-  });
   const pad = at("pad");
   pad.addEventListener("pointerdown", (event) => { pad.setPointerCapture(event.pointerId); pad.focus(); drawAt(event, true); });
   pad.addEventListener("pointermove", (event) => { if (event.buttons) drawAt(event, false); });
@@ -343,7 +314,7 @@ function start() {
   pad.addEventListener("blur", showPad);
   at("clear").addEventListener("click", startDrawing);
   chooseImage(0);
-  step(null);
+  stepper.go(null);
   const first = network.nodes.find((node) => WEIGHTED.includes(node.kind)) || network.nodes.at(-1);
   if (innerWidth > 900) select(first.number, strongest(state.values[first.number]));
 }

@@ -149,15 +149,3 @@ class Row {  // all maps of one layer on one canvas
     return (tile * this.height + h) * this.width + w;
   }
 }
-
-// Numbers as words: three digits in a cell, five in a sum.
-const minus = (words) => words.replace(/-/g, "−");
-function short(v) {
-  if (v === 0 || v !== v) return v === 0 ? "0" : "NaN";
-  const size = Math.abs(v);
-  return minus(size >= 0.001 && size < 999.5 ? v.toPrecision(3) : v.toExponential(1));
-}
-function long(v) {
-  const size = Math.abs(v);
-  return minus(size !== 0 && (size < 1e-4 || size >= 1e6) ? v.toExponential(4) : String(Number(v.toPrecision(5))));
-}

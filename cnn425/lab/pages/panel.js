@@ -19,16 +19,6 @@ const WORDS = {  // what a layer does: forward, and backward
   stored: ["This page does not know how to compute this layer; its numbers come from torch.", "What this layer sends back comes from torch."],
 };
 
-function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else if (value !== null && value !== false) made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
-}
-
 const nameOf = (node) => node.title;
 
 function place(node, unit) {  // where a unit is, in words
@@ -55,13 +45,14 @@ class Panel {
   }
 
   show(state) {
-    Object.assign(this, state);  // node, unit, way, values, adjoints, target, back
+    Object.assign(this, state);  // node, unit, way, values, adjoints, target, back, step
     this.source = this.network.nodes[this.node.source];
     const parts = this.way === "forward" ? this.forward() : this.backward();
     const head = element("h2", {}, `${nameOf(this.node)}${place(this.node, this.unit) ? ": " : ""}${place(this.node, this.unit)}`);
     const back = this.back ? [element("button", { type: "button", onclick: this.back }, "← back")] : [];
-    const close = element("button", { type: "button", class: "close", onclick: () => { this.root.replaceChildren(); this.closed(); } }, "close");
-    this.root.replaceChildren(close, ...back, head, ...parts.filter(Boolean));
+    const close = element("button", { type: "button", onclick: () => { this.root.replaceChildren(); this.closed(); } }, "close");
+    const steps = this.step ? [-1, 1].map((by) => element("button", { type: "button", "aria-label": by < 0 ? "step back" : "step on", onclick: () => this.step(by) }, by < 0 ? "◀" : "▶")) : [];
+    this.root.replaceChildren(element("div", { class: "narrow" }, ...steps, " ", close), ...back, head, ...parts.filter(Boolean));
   }
 
   line(words, kind = "formula") { return element("p", { class: kind }, words); }
@@ -182,7 +173,7 @@ class Panel {
     const formula = this.line(reader.weights ? "x̄ = sum over the windows that saw it of ȳ · weight" : "x̄ = sum over the windows that saw it of ȳ · share");
     if (!count) return [formula, end("no window saw it: the sum of nothing", 0)];
     const won = reader.kind === "max" ? maps[0].cells.filter((cell) => cell.factor).length : 0;
-    const race = reader.kind === "max" ? [this.line(won ? `It is the winner of ${won} of them: their adjoints come here whole.` : "Another pixel won: nothing comes back here.", "note")] : [];
+    const race = reader.kind === "max" ? [this.line(won ? `It is the winner of ${won === 1 && count === 1 ? "its window" : `${won} of ${count}`}: what it says comes here whole.` : "Another pixel won: nothing comes back here.", "note")] : [];
     const rest = reader.kept && reader.kept < reader.maps ? [this.line(`The page holds the weights of maps 0 to ${reader.kept - 1}; what the other maps say is the rest of the adjoint.`, "note")] : [];
     const names = ["adjoints", reader.weights ? "weights" : "share"];
     return [formula, end(count === 1 ? "what one window says" : `the sum of what ${count} windows say`, sum), ...race, ...rest, ...this.detail(maps, reader, names, null)];
