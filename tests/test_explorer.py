@@ -251,11 +251,18 @@ def test_fast_and_small_enough(browser, tmp_path):
         opening = page.evaluate("performance.getEntriesByType('navigation')[0].domComplete")
         slowest = page.evaluate(
             """() => { let most = 0;
-            for (const node of network.nodes) for (const unit of [0, node.size >> 1, node.size - 1]) {
-              const begin = performance.now();
-              select(node.number, unit);
-              document.body.offsetHeight;
-              most = Math.max(most, performance.now() - begin);
+            for (const way of ["forward", "backward"]) {
+              state.way = way;
+              refresh();
+              for (const node of network.nodes) for (const unit of [0, node.size >> 1, node.size - 1]) {
+                const times = [0, 1, 2].map(() => {
+                  const begin = performance.now();
+                  select(node.number, unit);
+                  document.body.offsetHeight;
+                  return performance.now() - begin;
+                });
+                most = Math.max(most, Math.min(...times));  // the machine may be busy with something else for once
+              }
             }
             return most; }"""
         )

@@ -52,7 +52,8 @@ class Network {
     for (const node of this.nodes) {
       const alike = this.nodes.filter((other) => other.kind === node.kind && other.kind !== "stored");
       const words = node.kind === "stored" ? node.layer : names[node.kind] || node.kind;
-      node.title = alike.length > 1 ? `${words} ${alike.indexOf(node) + 1}` : words;
+      if (node.kind === "image") node.title = node.shape[1] > 1 ? "volume" : node.shape[2] > 1 ? "image" : node.shape[3] > 1 ? "signal" : "input";
+      else node.title = alike.length > 1 ? `${words} ${alike.indexOf(node) + 1}` : words;
     }
   }
 

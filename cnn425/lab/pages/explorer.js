@@ -53,7 +53,7 @@ function refresh() {
 }
 
 function caption(node) {  // forward what the layer does; backward what the layers that read it send back
-  if (state.way === "forward") return WORDS[node.kind][0];
+  if (state.way === "forward") return node.kind === "stored" ? `${node.name ? node.layer : "A step"}: ${node.why}. ${WORDS.stored[0]}` : WORDS[node.kind][0];
   if (!state.adjoints[node.number]) return "Comes after the target.";
   const readers = node.readers.filter((reader) => state.adjoints[reader.number]);
   if (!readers.length) return "The backward pass starts here, with 1.";
@@ -160,7 +160,7 @@ function layerRow(node) {
   const code = node.name ? [`in the code: ${node.name}, ${node.layer}`] : [];
   const about = [size, ...(weights && !node.kept ? [`${weights.toLocaleString("en")} weights`] : []), ...code].join(" · ");
   row.section = element("section", { class: "layer", "aria-label": row.name }, element("h2", {}, nameOf(node), " ", element("small", {}, about)), row.words);
-  if (node.kind === "stored") row.section.append(element("p", { class: "unknown" }, `${node.name ? node.layer : "A step"}: ${node.why}. Its numbers come from torch and cannot be followed inside.`));
+  if (node.kind === "stored") row.words.classList.add("unknown");
   row.section.append(canvas);
   canvas.setAttribute("aria-label", row.name);
   canvas.addEventListener("pointerdown", (event) => pick(row, event));

@@ -31,7 +31,10 @@ function painted(values, width, height, scale, grey) {  // a canvas with one pix
   const context = canvas.getContext("2d"), image = context.createImageData(width, height);
   for (let i = 0; i < values.length; i++) {
     const [r, g, b] = colour(values[i], scale, grey);
-    image.data.set([r, g, b, 255], 4 * i);
+    image.data[4 * i] = r;
+    image.data[4 * i + 1] = g;
+    image.data[4 * i + 2] = b;
+    image.data[4 * i + 3] = 255;
   }
   context.putImageData(image, 0, 0);
   return canvas;
@@ -49,9 +52,11 @@ class Row {  // all maps of one layer on one canvas
 
   layout(available) {
     const most = Math.max(this.height, this.width), ratio = window.devicePixelRatio || 1;
-    this.zoom = this.wide ? 1 : this.vector ? 13 : Math.max(1, Math.min(24, Math.floor((this.node.kind === "image" ? 150 : 88) / most)));
+    const side = this.height === 1 ? 220 : this.node.kind === "image" ? 150 : 88;  // pixels on the screen
+    this.zoom = this.wide ? 1 : this.vector ? 13 : Math.max(1, Math.min(24, Math.floor(side / most)));
     if (this.zoom * this.width > available) this.zoom = available / this.width;
-    [this.tileWidth, this.tileHeight] = this.wide ? [62, this.labels ? 46 : 30] : [this.zoom * this.width, this.zoom * this.height];
+    this.tall = this.height === 1 && !this.vector ? Math.max(20, this.zoom) : this.zoom;  // signals are drawn as a strip
+    [this.tileWidth, this.tileHeight] = this.wide ? [62, this.labels ? 46 : 30] : [this.zoom * this.width, this.tall * this.height];
     this.gap = this.vector && !this.wide ? 1 : 4;
     this.columns = Math.max(1, Math.min(this.tiles, Math.floor((available + this.gap) / (this.tileWidth + this.gap))));
     const rows = Math.ceil(this.tiles / this.columns);
@@ -111,7 +116,7 @@ class Row {  // all maps of one layer on one canvas
     const tile = Math.floor(unit / (this.height * this.width)), [x, y] = this.corner(tile);
     if (this.vector) return [x, y, this.tileWidth, this.tileHeight, tile, 0, 0];
     const row = Math.floor(unit / this.width) % this.height, column = unit % this.width;
-    return [x + column * this.zoom, y + row * this.zoom, this.zoom, this.zoom, tile, row, column];
+    return [x + column * this.zoom, y + row * this.tall, this.zoom, this.tall, tile, row, column];
   }
 
   outline({ units, colour, strong }) {
@@ -126,7 +131,7 @@ class Row {  // all maps of one layer on one canvas
       const [bottom, right] = [Math.max(...boxes.map((b) => b[5])), Math.max(...boxes.map((b) => b[6]))];
       const solid = boxes.length === (bottom - top + 1) * (right - left + 1);
       const [x, y] = this.corner(tile);
-      const rectangles = !solid || this.vector ? boxes.map((b) => b.slice(0, 4)) : [[x + left * this.zoom, y + top * this.zoom, (right - left + 1) * this.zoom, (bottom - top + 1) * this.zoom]];
+      const rectangles = !solid || this.vector ? boxes.map((b) => b.slice(0, 4)) : [[x + left * this.zoom, y + top * this.tall, (right - left + 1) * this.zoom, (bottom - top + 1) * this.tall]];
       for (const [a, b, w, h] of rectangles) {
         c.strokeStyle = "#fff";
         c.lineWidth = strong ? 4.5 : 3.5;
@@ -145,7 +150,7 @@ class Row {  // all maps of one layer on one canvas
     if (column < 0 || row < 0 || column >= this.columns || tile >= this.tiles) return -1;
     const inX = x - column * (this.tileWidth + this.gap), inY = y - row * (this.tileHeight + this.gap);
     if (this.vector) return tile;
-    const h = Math.min(this.height - 1, Math.max(0, Math.floor(inY / this.zoom))), w = Math.min(this.width - 1, Math.max(0, Math.floor(inX / this.zoom)));
+    const h = Math.min(this.height - 1, Math.max(0, Math.floor(inY / this.tall))), w = Math.min(this.width - 1, Math.max(0, Math.floor(inX / this.zoom)));
     return (tile * this.height + h) * this.width + w;
   }
 }

@@ -4,7 +4,7 @@
 const MOST_CELLS = 49, MOST_MAPS = 40, MOST_TERMS = 14;
 
 const WORDS = {  // what a layer does: forward, and backward
-  image: ["The image: where everything starts.", "How the target changes with each pixel of the image."],
+  image: ["Where everything starts.", "How the target changes with each number of the input."],
   conv: ["Every unit sees a window of the layer before, and all windows share one set of weights.", "Each pixel adds up what all the windows that saw it say."],
   local: ["Every unit sees a window of the layer before, with weights of its own.", "Each pixel adds up what all the windows that saw it say."],
   linear: ["Every unit sees everything: its window is the whole layer before.", "Each number adds up what all the units say, for all of them saw it."],
@@ -16,7 +16,7 @@ const WORDS = {  // what a layer does: forward, and backward
   tanh: ["Every number is squashed between −1 and 1.", "The adjoint is multiplied with 1 − y²."],
   softmax: ["Scores become probabilities: positive, with sum 1.", "A probability can only rise if the others fall."],
   loss: ["The cross-entropy: −ln of the probability of the true class, in nats.", "The derivative of the loss by itself is 1."],
-  stored: ["This page does not know how to compute this layer; its numbers come from torch.", "What this layer sends back comes from torch."],
+  stored: ["Its numbers come from torch and cannot be followed inside.", "What it sends back comes from torch."],
 };
 
 const nameOf = (node) => node.title;
@@ -241,7 +241,7 @@ class Panel {
   }
 
   pictures(map, node, names, columns) {  // a large window: pixels, weights and products as pictures
-    const rows = Math.ceil(map.cells.length / columns), zoom = Math.max(1, Math.min(12, Math.floor(140 / Math.max(rows, columns))));
+    const rows = Math.ceil(map.cells.length / columns), zoom = Math.max(1, Math.min(12, Math.floor(130 / Math.max(rows, columns))));
     const table = element("table", { class: "list" }, element("tr", {}, ...[names[0], names[1], "products"].map((name) => element("th", {}, name)))), row = element("tr");
     for (const values of [map.cells.map((c) => c.value), map.cells.map((c) => c.factor), map.cells.map((c) => c.value * c.factor)]) {
       const canvas = painted(values, columns, rows, largest(values), false);
@@ -255,6 +255,7 @@ class Panel {
   grid(cells, node, kernel, columns = kernel[2]) {  // one term per cell, in the order of the window
     const table = element("table", { class: columns > 5 ? "cells many" : "cells", style: `width: min(100%, ${columns * 88}px)` }), scale = largest(cells.map((cell) => cell.value * (cell.factor ?? 1)));
     for (let start = 0; start < cells.length; start += columns) {
+      if (kernel?.[0] > 1 && start % (kernel[1] * kernel[2]) === 0) table.append(element("tr", {}, element("td", { colspan: columns, class: "outside" }, `slice ${start / (kernel[1] * kernel[2])} of the window`)));
       const row = element("tr");
       for (const cell of cells.slice(start, start + columns)) row.append(this.cell(cell, node, scale));
       table.append(row);
