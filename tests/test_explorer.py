@@ -245,7 +245,7 @@ def test_a_drawing_is_computed_on_the_page(browser, tmp_path, layers):
 
 
 def test_fast_and_small_enough(browser, tmp_path):
-    explored = explore(build("conv", "custom", 0), torch.rand(16, 1, 28, 28), tmp_path / "e.html", labels=range(16))
+    explored = explore(build("conv", "custom", 0), torch.rand(16, 1, 28, 28), tmp_path / "e.html", labels=[0] * 16)
     assert explored.size < 5_000_000
     with opened(browser, tmp_path / "e.html") as page:
         opening = page.evaluate("performance.getEntriesByType('navigation')[0].domComplete")
@@ -355,6 +355,28 @@ def test_bad_input_is_one_sentence(images, path, words, tmp_path):
     with pytest.raises(LabError, match=words) as caught:
         explore(network(), images, tmp_path / path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"labels": [0, 1]}, "there are 1 images and 2 labels"),
+        ({"names": []}, "there are 1 images and 0 names"),
+        ({"labels": [3]}, "labels be from 0 to 2"),
+        ({"classes": ["cat", "dog"]}, "the model answers with 3 numbers; classes must name as many"),
+    ],
+)
+def test_labels_and_names_that_do_not_fit_are_one_sentence(more, words, tmp_path):
+    with pytest.raises(LabError, match=words):
+        explore(network(), torch.zeros(1, 1, 10, 10), tmp_path / "e.html", **more)
+
+
+def test_names_cannot_break_the_page_and_dtypes_are_the_models(browser, tmp_path):
+    name = "</script><!--<script>{{data}}"
+    explore(network().double(), torch.zeros(1, 1, 10, 10, dtype=torch.uint8), tmp_path / "e.html", names=[name], title=name)
+    with opened(browser, tmp_path / "e.html") as page:
+        assert name in page.locator("h1").inner_text()
+        assert name in page.locator("#thumbnails button").first.inner_text()
 
 
 def test_a_model_too_large_for_any_page_is_one_sentence(tmp_path):

@@ -109,6 +109,18 @@ def test_flatten_dropout_and_inplace_change_nothing():
     assert model[1].inplace, "the caller's model is left as it was"
 
 
+def test_a_layer_that_is_called_by_keyword_is_no_layer_of_the_page():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(1, 1, 3), nn.ReLU()
+
+        def forward(self, x):
+            return self.relu(self.conv(input=x))
+
+    assert [node.kind for node in recorded(Model(), 1, 4, 4)] == ["image", "stored", "relu"]
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "words"),
     [

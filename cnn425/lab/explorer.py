@@ -74,6 +74,11 @@ def explore(
     path = Path(path)
     if not isinstance(images, Tensor) or images.ndim < 2 or not len(images):
         raise LabError("images must be a tensor (N, C, ...) of at least one image")
+    for what, given in (("labels", labels), ("names", names)):
+        if given is not None and len(given) != len(images):
+            raise LabError(f"there are {len(images)} images and {len(given)} {what}; each image needs one")
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    images = images.to(like.device, like.dtype)
     partial: set[str] = set()
     count = len(images)
     while True:
@@ -123,9 +128,14 @@ def content_of(
         nodes[k]["adjoints"] = [[packer.add(adjoint[n]) for adjoint in adjoints] for n in range(count)]
     said = recorder.alive[-1].detach().flatten(1).unflatten(1, (last.shape[0], -1)).sum(2).argmax(1).tolist()
     true = [None] * count if labels is None else [int(label) for label in labels][:count]
+    called = list(classes or map(str, range(last.shape[0])))
+    if len(called) != last.shape[0] or any(label is not None and not 0 <= label < len(called) for label in true):
+        raise LabError(
+            f"the model answers with {last.shape[0]} numbers; classes must name as many, and labels be from 0 to {last.shape[0] - 1}"
+        )
     return {
         "title": title,
-        "classes": list(classes or map(str, range(last.shape[0]))),
+        "classes": called,
         "nodes": nodes,
         "images": [{"label": label, "predicted": said[k], "name": names[k] if names else ""} for k, label in enumerate(true)],
         "numbers": packer.text(),

@@ -94,8 +94,8 @@ class Recorder:
     def run(self) -> Tensor:
         """The answer of the model; afterwards `nodes` is filled, and `alive` and `read` hold the outputs of the nodes and who read them."""
         layers = [(n, m) for n, m in self.model.named_modules() if not any(m.children())]
-        before = [m.register_forward_pre_hook(lambda _, given: (given[0].view_as(given[0]), *given[1:])) for _, m in layers]
-        after = [m.register_forward_hook(lambda m, given, y, n=n: self.add(n, m, given[0], y)) for n, m in layers]
+        before = [m.register_forward_pre_hook(own_view) for _, m in layers]
+        after = [m.register_forward_hook(lambda m, given, y, n=n: self.add(n, m, given, y)) for n, m in layers]
         try:
             answer = self.model(self.alive[0])
         except Exception as error:  # whatever a foreign model raises
@@ -118,10 +118,11 @@ class Recorder:
         self.alive.append(output)
         self.read.append([])
 
-    def add(self, name: str, module: nn.Module, x: Tensor, y: Any) -> None:
+    def add(self, name: str, module: nn.Module, given: tuple[Any, ...], y: Any) -> None:
         """One layer has run: a node for it, and before it one for what came from no layer."""
-        if not isinstance(y, Tensor):
+        if not given or not isinstance(given[0], Tensor) or not isinstance(y, Tensor):
             return
+        x = given[0]
         source = self.made.get((x.data_ptr(), x.numel()))
         if source is None:
             self.append(Node("stored", "", f"before {name}", -1, blocks(x.shape[1:]), why=NOT_A_LAYER), x)
@@ -134,6 +135,11 @@ class Recorder:
         if node.kind != "stored":
             self.read[source].append(x)
         self.append(node, y)
+
+
+def own_view(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The input of a layer as a tensor of its own, so that what this layer sends back can be told from what other readers do."""
+    return (given[0].view_as(given[0]), *given[1:]) if given and isinstance(given[0], Tensor) else None
 
 
 NOT_A_LAYER = "the model computes this itself, without a layer"

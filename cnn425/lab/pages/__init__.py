@@ -21,7 +21,7 @@ def page(name: str, data: Any) -> bytes:
         return f"<{match[1]}>\n{(folder / match[2]).read_text(encoding='utf-8')}</{match[1]}>"
 
     html = re.sub(r'<(style|script) data-file="([\w.]+)"></\1>', inlined, (folder / f"{name}.html").read_text(encoding="utf-8"))
-    words = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")  # no text ends the element that holds it
+    words = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")  # no text ends the element that holds it
     words = re.sub(r"(?<=[:,\[])(-?)Infinity(?=[,\]}])", r"\g<1>1e999", words)  # JSON has no infinity, and every browser reads 1e999 as one
     words = re.sub(r"(?<=[:,\[])NaN(?=[,\]}])", "null", words)
     return html.replace("{{data}}", words).encode()
