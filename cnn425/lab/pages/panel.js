@@ -141,7 +141,7 @@ class Panel {
     if (this.target === "loss" && node.kind === "loss") return [this.line("The derivative of the loss by itself: the backward pass starts here."), this.total("adjoint", value)];
     if (this.target !== "loss" && node.number === this.network.scores) return [this.line("The target itself: the backward pass starts with 1 here and 0 elsewhere."), this.total("adjoint", value)];
     const readers = node.readers.filter((reader) => this.adjoints[reader.number] && reader.kind !== "stored");
-    if (node.adjoints) return [this.line("Some of what acts on the target from here is computed by layers that this page does not know; this adjoint comes from torch.", "note"), this.total("adjoint", value), ...readers.flatMap((reader) => this.said(reader, false))];
+    if (node.adjoints) return [this.line("Part of this adjoint is made by layers or weights that this page does not have; the number comes from torch.", "note"), this.total("adjoint", value), ...readers.flatMap((reader) => this.said(reader, false))];
     if (readers.length === 0) return [this.line("Nothing that the target depends on reads this number.", "note"), this.total("adjoint", value)];
     if (readers.length === 1) return this.said(readers[0], true, node.kind === "image" ? what : null);
     return [what, this.total(`${readers.length} layers read it; their shares add up`, value), ...readers.flatMap((reader) => [element("h3", {}, nameOf(reader)), ...this.said(reader, false)])];
