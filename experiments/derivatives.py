@@ -1,6 +1,8 @@
 """Five ways lead to the same gradient, and only reverse mode gets there in one pass, whatever the number of inputs.
 
     python -m experiments.derivatives            (about 30 seconds)
+    python -m experiments.derivatives --page     (a second: the function of the slides as a page, its three traces step by step)
+    python -m experiments.derivatives --page --expression "x1 * exp(-x2**2)" --at x1=3 x2=0.5
 
 The ways: differences with a step h, symbolic differentiation, forward mode, reverse mode (all in cnn425/autodiff), and torch. The
 functions: y = ln x1 + x1 x2 - sin x2 of the slides at (2, 5), and the cross entropy of the 3-4-2 network by its 26 parameters. Measured:
@@ -16,6 +18,7 @@ through deep graphs, is the claim of experiments/derivative_costs.py.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -27,16 +30,19 @@ from rich.table import Table
 from cnn425 import autodiff
 from cnn425.autodiff import Trace, forward, numerical, reverse, symbolic
 from cnn425.autodiff.drawing import draw as draw_graph
+from cnn425.autodiff.drawing import layout
 from cnn425.autodiff.explain import explain
 from cnn425.autodiff.traces import traces
-from cnn425.lab import figures
-from cnn425.lab.errors import command
+from cnn425.lab import figures, pages
+from cnn425.lab.errors import LabError, command, first_line
+from cnn425.lab.expressions import derivation, parsed, point
 from cnn425.lab.models import namespace
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 
 TINY = ("--largest", "200")
 
 TORCH = SimpleNamespace(ln=torch.log, sin=torch.sin, exp=torch.exp, sigmoid=torch.sigmoid)
+FUNCTIONS = ("ln", "exp", "sin", "cos", "tanh", "sigmoid", "relu", "maximum")
 COLOURS = {"numerical": "#8c2f39", "symbolic": "#edae49", "forward": "#d1495b", "reverse": "#00798c", "torch": "#6a4c93"}
 
 
@@ -46,6 +52,12 @@ class DerivativeOptions(StudyOptions):
 
     largest: int = 1_000_000
     """The most inputs of a function. `--full`: ten times as many."""
+    page: bool = False
+    """Measure nothing; write derivatives.html, the graph of one function with its traces, for any browser."""
+    expression: str = "ln(x1) + x1*x2 - sin(x2)"
+    """The function of the page: numbers, names, + - * / ** and ln, exp, sin, cos, tanh, sigmoid, relu, maximum."""
+    at: tuple[str, ...] = ("x1=2", "x2=5")
+    """The values of its variables."""
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
@@ -71,6 +83,15 @@ class DerivativeVerdict(NamedTuple):
     reverse_seconds: float
     forward_seconds: float
     numerical_seconds: float
+
+
+class PageVerdict(NamedTuple):
+    """Where the page is, the value, and the gradient; holds if forward and reverse mode agree to 1e-12 of the largest slope."""
+
+    holds: bool
+    page: str
+    value: float
+    gradient: list[float]
 
 
 # ---- The functions -----------------------------------------------------------------------------------------------------------------------
@@ -308,9 +329,28 @@ def small_network(layers: Any) -> Any:
     return explain(model, torch.randn(2, 1, 8, 8))
 
 
-def main(argv: Sequence[str] | None = None) -> DerivativeVerdict:
-    """Differentiate in five ways, measure error and passes; the verdict."""
+def write_page(options: DerivativeOptions) -> PageVerdict:
+    """The page of the expression; the verdict on its gradient."""
+    names, function = parsed(options.expression, {name: getattr(autodiff, name) for name in FUNCTIONS})
+    values = point(options.at, names)
+    try:
+        tables = [traces(function, *values, by=k + 1) for k in range(len(names))]
+        found = forward.gradient(function, *values), reverse.gradient(function, *values)
+    except (ValueError, OverflowError, ZeroDivisionError, TypeError) as error:
+        raise LabError(f"{options.expression} cannot be evaluated at {', '.join(options.at)}: {first_line(error)}", 2) from None
+    lines = tables[0].lines
+    path = (options.log_dir or Path("runs", "derivatives")) / "derivatives.html"
+    pages.write(path, pages.page("derivatives", derivation(options.expression, names, tables, layout(lines))))
+    gradient = [float(slope) for slope in found[1]]
+    print(f"{options.expression} = {float(lines[-1].value):.5g}, gradient {', '.join(f'{slope:.5g}' for slope in gradient)}; open {path}")
+    return PageVerdict(relative(found[0], gradient) < 1e-12 if any(gradient) else True, str(path), float(lines[-1].value), gradient)
+
+
+def main(argv: Sequence[str] | None = None) -> DerivativeVerdict | PageVerdict:
+    """Differentiate in five ways, measure error and passes; the verdict. With `--page`, write a page instead."""
     options = parse(DerivativeOptions, argv, "five ways lead to the same gradient, and only reverse mode gets there in one pass")
+    if options.page:
+        return write_page(options)
     with study("derivatives", options) as record:
         torch.manual_seed(options.seed)
         table, theirs = traces(slide, 2, 5), small_network(options.layers)

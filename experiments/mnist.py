@@ -2,22 +2,26 @@
 
     python -m experiments.mnist --model conv --layers custom --epochs 1        (about a minute on two CPU cores)
     python -m experiments.mnist --model conv --layers torch --epochs 1         (same initial weights, same batches)
+    python -m experiments.mnist --seeds 5                                      (five runs, and one that shows their mean and spread)
 
 The files of MNIST are looked for in `--data-dir`, else in CNN425_DATA_DIR; without either they are downloaded once into the user's cache.
 A run that was ended goes on with the same command, or with `--resume` and its folder.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Literal, NamedTuple
 
 from cnn425.lab import digits
 from cnn425.lab.errors import LabError, command
+from cnn425.lab.group import is_first
 from cnn425.lab.loop import default_folder, say, show_board, train
 from cnn425.lab.models import build
-from cnn425.lab.options import Options, parse
+from cnn425.lab.options import Options, meaning, parse
 from cnn425.lab.pictures import Pictures, pattern_images
+from cnn425.lab.seeds import write_spread
 
 TINY = ("--dataset", "patterns", "--examples", "96", "--batch-size", "32")
 
@@ -37,14 +41,17 @@ class DigitOptions(Options):
     """Use only the first so many training pictures, and a fifth as many for the test. 0: all."""
     data_dir: Path | None = None
     """The folder that holds MNIST/raw/... Default: CNN425_DATA_DIR, else the user's cache, into which missing files are downloaded."""
+    seeds: int = 1
+    """Train so many times, with --seed and the seeds after it, in folders beside one another; one more shows their mean and spread."""
     download: bool = False
     """Download missing files into --data-dir or CNN425_DATA_DIR too, as `download=True` does in torchvision."""
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
         super().__post_init__()
-        if self.examples < 0:
-            raise LabError(f"--examples is {self.examples}; it must be at least 0", 2)
+        for name, least in (("examples", 0), ("seeds", 1)):
+            if getattr(self, name) < least:
+                raise LabError(f"--{name} is {getattr(self, name)}; it must be at least {least}", 2)
 
 
 class DigitVerdict(NamedTuple):
@@ -74,6 +81,30 @@ def data(options: DigitOptions) -> tuple[Pictures, Pictures]:
 def main(argv: Sequence[str] | None = None) -> DigitVerdict:
     """Train one model on one data set; the verdict."""
     options = parse(DigitOptions, argv, "networks made of our own layers read handwritten digits")
+    verdict = with_seeds(options) if options.seeds > 1 else with_seed(options)
+    if not options.dry_run:
+        show_board(options.log_dir or Path(verdict.folder).parent)
+    return verdict
+
+
+def with_seeds(options: DigitOptions) -> DigitVerdict:
+    """Train with several seeds; the verdict has the means, and holds if it does for each of them."""
+    if options.resume:
+        raise LabError("--resume goes on with one run; to go on with several, say the same command with --seeds again", 2)
+    default = default_folder("mnist", options.model, options)
+    parent = options.log_dir or default.with_name(f"{default.name}-{options.seeds}-seeds")
+    each = [replace(options, seed=options.seed + k, seeds=1, log_dir=parent / f"seed-{options.seed + k}") for k in range(options.seeds)]
+    verdicts = [with_seed(one) for one in each]
+    if not options.dry_run and is_first():
+        write_spread(parent / "mean", [Path(verdict.folder) for verdict in verdicts], meaning(options))
+    accuracies = [verdict.test_accuracy for verdict in verdicts]
+    say(f"{options.seeds} seeds: {fmean(accuracies):.2%} of the test pictures on average, {min(accuracies):.2%} to {max(accuracies):.2%}")
+    means = [fmean(column) for column in zip(*(verdict[1:5] for verdict in verdicts), strict=True)]
+    return DigitVerdict(all(v.holds for v in verdicts), *means, verdicts[0].parameters, verdicts[0].steps, str(parent))
+
+
+def with_seed(options: DigitOptions) -> DigitVerdict:
+    """Train once; the verdict."""
     training, test = data(options)
     model = build(options.model, options.layers, options.seed, classes=len(training.classes))
     folder = options.log_dir or default_folder("mnist", options.model, options)
@@ -85,8 +116,6 @@ def main(argv: Sequence[str] | None = None) -> DigitVerdict:
         f"{result.held_out_accuracy:.2%} of {len(test.labels) if not options.dry_run else 'two batches of'} test pictures"
         + (f" ({'at least' if holds else 'below'} the goal of {goal:.1%})" if goal else "")
     )
-    if not options.dry_run:
-        show_board(options.log_dir or folder.parent)
     return DigitVerdict(
         holds,
         result.held_out_accuracy,

@@ -4,23 +4,32 @@
     python scripts/compare_layers.py                                                            every layer, small sizes: about a minute
     python scripts/compare_layers.py --layer conv2d --in-channels 3 --kernel-size 5 --stride 2
     python scripts/compare_layers.py --layer local1d --size 40 --dtype float64 --json
+    python scripts/compare_layers.py --html report.html                   the same as a page, with bars
+    python scripts/compare_layers.py --model RUN --html report.html            a trained network, ours against torch's
+    python scripts/compare_layers.py --model RUN --against bfloat16                   or in another precision, or another RUN
 
 Every layer is compared with torch's namesake; a local layer, which torch does not have, with torch's own windows (`Tensor.unfold`) and
 `torch.einsum`. Errors are the largest of any entry, under a random upstream gradient. Times are medians of forward and backward, taken in
 turns with torch's in this process, as a ratio ours / torch (below 1: ours is faster). Memory is the largest amount allocated at once during
 forward and backward, beyond what was there before, as a ratio too.
 
-The exit code is 0 if everything agrees, 1 if not, 2 if the configuration is impossible.
+With `--model` two networks run on the same test pictures, and the report says where they part first, layer by layer, forward and backward.
+
+The exit code is 0 if everything agrees (of two networks: each layer, given the same numbers), 1 if not, 2 if the configuration is
+impossible.
 """
 
+import copy
 import json
 import os
+import shlex
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler talks
@@ -33,7 +42,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import cnn425.nn.functional as F
-from cnn425.agreement import compare, derivatives
+from cnn425.agreement import TOLERANCES, compare, derivatives
+from cnn425.lab import pages, trained
+from cnn425.lab.errors import LabError
+from cnn425.lab.models import build
+from cnn425.lab.side_by_side import Layer, first_parting, parted, side_by_side
+from experiments import mnist
 
 Name = Literal[
     *("conv1d", "conv2d", "conv3d", "local1d", "local2d", "local3d", "linear", "relu", "sigmoid", "softmax", "cross_entropy"),
@@ -81,6 +95,14 @@ class Options:
     """check first and second derivatives by finite differences, on a small version of the input"""
     json: bool = False
     """print JSON instead of a table"""
+    html: Path | None = None
+    """also write the report as a page, one file for any browser"""
+    model: Path | None = None
+    """a run folder of experiments/mnist.py, or a checkpoint in it: compare two whole networks"""
+    against: str = ""
+    """what to compare the model with: custom, torch, float64, bfloat16, float16, or another run; default: the other layers"""
+    data_dir: Path | None = None
+    """the folder that holds MNIST/raw/..., for --model"""
 
 
 @dataclass(frozen=True)
@@ -97,6 +119,9 @@ class Row:
     ours_ms: float
     torch_ms: float
     memory_ratio: float
+    shares: dict[str, float]
+    case: str
+    repeat: str
 
     @property
     def underivable(self) -> str:
@@ -271,8 +296,23 @@ def measured(name: str, o: Options) -> Row:
         ours_ms=ours_ms,
         torch_ms=torch_ms,
         memory_ratio=memory,
+        shares={q.name: q.share for q in verdict.quantities},
+        case=", ".join("×".join(map(str, t.shape)) for t in inputs),
+        repeat=repeated(name, o),
     )
     return replace(row, agrees=row.agrees and not row.underivable)
+
+
+def repeated(name: str, o: Options) -> str:
+    """The command that makes the comparison of this layer again."""
+    words = ["python", "scripts/compare_layers.py", "--layer", name]
+    for option, default in asdict(Options()).items():
+        value = getattr(o, option)
+        if value == default or option in ("layer", "json", "html", "model", "against", "data_dir"):
+            continue
+        key = option.replace("_", "-")
+        words += [f"--{key}" if value else f"--no-{key}"] if isinstance(value, bool) else [f"--{key}", str(value)]
+    return shlex.join(words)
 
 
 def table(rows: list[Row]) -> Table:
@@ -305,9 +345,72 @@ def table(rows: list[Row]) -> Table:
     return found
 
 
+# ---- Two whole networks ----------------------------------------------------------------------------------------------------------------
+
+
+def networks(o: Options) -> tuple[str, str, list[Layer]]:
+    """What is compared, in words, and the layers of both networks side by side on the first `--batch` test pictures."""
+    assert o.model is not None
+    mine = trained.load(o.model)
+    against = o.against or ("torch" if mine.options["layers"] == "custom" else "custom")
+    words = f"{mine.options['model']} of {mine.options['layers']} layers"
+    if against in ("custom", "torch"):
+        other = build(mine.options["model"], against, 0, classes=len(mine.classes))
+        other.load_state_dict(mine.model.state_dict())
+        second = f"the same with {against} layers"
+    elif against in ("float64", "bfloat16", "float16"):
+        other, second = copy.deepcopy(mine.model).to(getattr(torch, against)), f"the same in {against}"
+    else:
+        other, second = trained.load(Path(against)).model, against
+    kept = {name: mine.options[name] for name in ("dataset", "examples", "seed")}
+    images, labels = mnist.data(mnist.DigitOptions(**kept, data_dir=o.data_dir))[1].first(o.batch).batch(slice(None))
+    return words, second, side_by_side(mine.model, other, images, labels)
+
+
+def compare_networks(o: Options, console: Console) -> int:
+    """The report of two networks; 0 if every layer alone agrees."""
+    first, second, sides = networks(o)
+    roundings = {dtype: t.absolute / (torch.finfo(dtype).eps / 2) for dtype, t in TOLERANCES.items() if dtype.is_floating_point}
+    layers = [
+        parted(layer, roundings, o.repeats, lambda call: clock(call, o.device), lambda call: peak_bytes(call, o.device)) for layer in sides
+    ]
+    where, agree = first_parting(layers), all(q["alone"] <= q["allowed"] for layer in layers for q in layer["quantities"])
+    data = {"first": first, "second": second, "where": where, "layers": layers, **about(o)}
+    if o.html:
+        pages.write(o.html, pages.page("report", data))
+    if o.json:
+        print(json.dumps(data))
+        return 0 if agree else 1
+    shown = Table("layer", "quantity", "so far", "layer alone", "worst: first, second", "time", "memory", title=f"{first} | {second}")
+    for layer in layers:
+        for k, q in enumerate(layer["quantities"]):
+            ratios = [f"{a / b:.2f}" if b else "" for a, b in (layer["ms"], layer["bytes"])]
+            title = f"{layer['name']} {layer['kind']}" if k == 0 else ""
+            worst = f"{q['first']:.7g}, {q['second']:.7g}"
+            shown.add_row(title, q["name"], f"{q['so_far']:.3g}", f"{q['alone']:.3g}", worst, *(ratios if k == 0 else ["", ""]))
+    console.print(shown)
+    console.print(f"differences in units of rounding; {where}")
+    if o.html:
+        console.print(f"open {o.html}", soft_wrap=True)
+    return 0 if agree else 1
+
+
+def about(o: Options) -> dict[str, Any]:
+    """What a report says about how it was made."""
+    words = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(o).items()}
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "options": words}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Compare, print, and say by the exit code whether everything agrees."""
     o = tyro.cli(Options, args=argv, prog="compare_layers.py", description=__doc__)
+    if o.model:
+        try:
+            checked(o)
+            return compare_networks(o, Console() if sys.stdout.isatty() else Console(width=140))
+        except (ImpossibleError, LabError) as error:
+            Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+            return 2
     names = [o.layer] if o.layer else list(get_args(Name))
     console = Console() if sys.stdout.isatty() else Console(width=140)
     errors = Console(stderr=True)
@@ -329,12 +432,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         errors.print("stopped; nothing was written")
         return 130
+    data = {**about(o), "rows": [asdict(r) for r in rows]}
+    try:
+        if o.html:
+            pages.write(o.html, pages.page("report", data))
+    except LabError as error:
+        errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
     if o.json:
-        print(
-            json.dumps(
-                {"torch": torch.__version__, "threads": torch.get_num_threads(), "options": asdict(o), "rows": [asdict(r) for r in rows]}
-            )
-        )
+        print(json.dumps(data))
     else:
         console.print(table(rows))
         console.print(

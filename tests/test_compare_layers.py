@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import accessible, chromium, opened
 
 from cnn425.agreement import compare
 from cnn425.nn import functional as F
+from experiments import mnist
 
 PATH = Path(__file__).parents[1] / "scripts" / "compare_layers.py"
 spec = spec_from_file_location("compare_layers", PATH)
@@ -124,3 +126,84 @@ def test_help_says_what_it_prints():
     assert "torch's" in found
     assert "--kernel-size" in found
     assert "pixels from window to window" in found
+
+
+# ---- the report as a page, and whole networks
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    mnist.main([*mnist.TINY, "--log-dir", str(folder)])
+    return folder
+
+
+def test_the_report_is_a_page_with_the_line_that_repeats_each_row(browser, tmp_path, capsys):
+    assert run("--layer", "conv2d", "--stride", "2", "--no-bias", "--html", str(tmp_path / "r.html"), "--json") == 0
+    (row,) = rows(capsys)
+    assert row["repeat"] == (
+        "python scripts/compare_layers.py --layer conv2d --batch 2 --size 8 --stride 2 --no-bias --repeats 2 --no-gradcheck"
+    )
+    for width in (1280, 390):
+        with opened(browser, tmp_path / "r.html", width=width) as page:
+            assert "1 of 1 layers agree" in page.locator("#summary").inner_text()
+            assert not page.get_by_text(row["repeat"]).is_visible()
+            page.get_by_role("button", name="agrees").click()
+            assert page.get_by_text(row["repeat"]).is_visible()
+            assert "inputs 2×4×8×8, 8×4×3×3" in page.locator("#rows").inner_text()
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert accessible(page) == []
+
+
+def test_a_difference_without_end_is_on_the_page_too(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(F, "relu", lambda x: x.double())
+    assert run("--layer", "relu", "--html", str(tmp_path / "r.html")) == 1
+    with opened(browser, tmp_path / "r.html") as page:
+        page.get_by_role("button", name="differs").click()
+        assert "dtype torch.float64 instead of torch.float32" in page.locator("#rows").inner_text()
+
+
+@pytest.mark.parametrize("against", ["torch", "bfloat16"])
+def test_two_networks_and_where_they_part(browser, run_folder, tmp_path, capsys, against):
+    page_path = tmp_path / "r.html"
+    words = ["--model", str(run_folder), "--against", against, "--repeats", "1", "--html", str(page_path)]
+    assert script.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [layer["kind"] for layer in found["layers"]][:3] == ["Conv2d", "ReLU", "MaxPool2d"]
+    assert script.main(words) == 0
+    assert found["where"].split(":")[0] in " ".join(capsys.readouterr().out.split())
+    with opened(browser, page_path) as page:
+        assert found["where"] in page.locator("#summary").inner_text()
+        assert page.locator("#rows tr").count() == 1 + sum(len(layer["quantities"]) for layer in found["layers"])
+        assert accessible(page) == []
+
+
+def test_a_network_against_another_run(run_folder, tmp_path, capsys):
+    mnist.main([*mnist.TINY, "--seed", "1", "--log-dir", str(tmp_path / "other")])
+    assert script.main(["--model", str(run_folder), "--against", str(tmp_path / "other"), "--repeats", "1"]) == 1
+    assert "they part first at layer 0 (Conv2d), output" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "{tmp}"], "there is no checkpoint in"),
+        (["--model", "{run}", "--batch", "0"], "--batch must be at least 1"),
+        (["--model", "{run}", "--against", "{tmp}/file"], "is not a checkpoint"),
+        (["--model", "{run}", "--repeats", "1", "--html", "{tmp}/file/r.html"], "cannot be written"),
+        (["--layer", "relu", "--repeats", "1", "--no-gradcheck", "--html", "{tmp}/file/r.html"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_compared_or_written_is_one_line(words, message, run_folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("?")
+    capsys.readouterr()
+    assert script.main([word.format(tmp=tmp_path, run=run_folder) for word in words]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1

@@ -19,6 +19,15 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
 from torch.utils.tensorboard import summary
 
+# The custom-scalars page, in the order in which a run is read; the time-series page sorts by the alphabet.
+CHARTS: dict[str, dict[str, list[Any]]] = {
+    "loss": {"mean cross entropy, nats": ["Multiline", ["loss/train", "loss/held-out"]]},
+    "accuracy": {"share of right answers": ["Multiline", ["accuracy/train", "accuracy/held-out"]]},
+    "gradient": {"norm": ["Multiline", ["gradient norm/all"]]},
+    "learning rate": {"learning rate": ["Multiline", ["learning rate"]]},
+    "speed": {"images per second": ["Multiline", ["speed/images per second"]]},
+}
+
 
 def event_files(folder: Path) -> list[Path]:
     """The event files of a run, oldest first."""
@@ -86,6 +95,10 @@ class Board:
         """The layers of a model and what flows between them, from one forward pass."""
         definition = graph_pb2.GraphDef(node=_nodes(model, images), versions=versions_pb2.VersionDef(producer=22))
         self._write(event_pb2.Event(graph_def=definition.SerializeToString()))
+
+    def layout(self, charts: Mapping[str, Mapping[str, Any]] = CHARTS) -> None:
+        """What the custom-scalars page shows: by heading, charts of several curves, or of a curve with its margin (value, lower, upper)."""
+        self._summary(summary.custom_scalars(charts), 0)
 
     def hyper_parameters(self, options: Mapping[str, Any], results: Mapping[str, float]) -> None:
         """The row of this run in the HParams page; `results` are tags of curves that the run writes."""

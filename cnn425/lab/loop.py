@@ -23,7 +23,7 @@ from cnn425.lab.options import Options, as_words, difference, digest, meaning
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import Reporter
 from cnn425.lab.signals import CODES, Signals
-from cnn425.lab.training import Evaluation, Training, Verdict, settings
+from cnn425.lab.training import HELD_OUT_BATCH, Evaluation, Training, Verdict, settings
 
 
 def default_folder(experiment: str, name: str, options: Options) -> Path:
@@ -136,6 +136,7 @@ class Loop:
         result = run.evaluate(run.held_out)
         run.at.held_out_loss, run.at.held_out_accuracy = result.loss, result.accuracy
         if self.board:
+            self.board.layout()
             self.board.hyper_parameters(meaning(run.options), {"loss/held-out": result.loss, "accuracy/held-out": result.accuracy})
             self.board.graph(run.shown, run.held_out.batch(slice(0, 1), run.dtype)[0])
         self.log_evaluation(result)
@@ -150,6 +151,7 @@ class Loop:
                 run.order.advance()
                 self.clock_images += len(indices)
                 self.log_step(row)
+                self.log_early()
                 if run.order.epoch_is_over:
                     self.log_gradients()
                 self.between_steps()
@@ -216,6 +218,16 @@ class Loop:
                 ("learning rate", "learning_rate"),
             ):
                 self.board.scalar(tag, row[column], self.training.at.step)
+
+    def log_early(self) -> None:
+        """Held-out points at steps 4, 8, 16, ... of the first epoch, where most is learnt; of the first pictures only, to be quick."""
+        run, step = self.training, self.training.at.step
+        if run.at.epoch or run.order.epoch_is_over or step < 4 or step & (step - 1):
+            return
+        result = run.evaluate(run.held_out.first(HELD_OUT_BATCH))
+        if self.board:
+            self.board.scalar("loss/held-out", result.loss, step)
+            self.board.scalar("accuracy/held-out", result.accuracy, step)
 
     def log_gradients(self) -> None:
         """How the gradient of the last step was distributed, layer by layer."""

@@ -29,6 +29,7 @@ SPEED_ONLY = (
     "download",
     "checkpoint_seconds",
     "dry_run",
+    "seeds",
 )  # these say where and how often, never what comes out
 
 

@@ -1,0 +1,123 @@
+"""The site, in `site/`: docs, gallery, explorer pages, comparison reports, API reference; `scripts/site` calls this.
+
+A broken link or a stale figure of the gallery fails the build. The networks are trained on the spot (a minute), or the run folders of an
+earlier build are used again.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from cnn425.lab import checkpoint
+from cnn425.lab.errors import LabError, command
+from cnn425.lab.explorer import explore
+from cnn425.lab.models import build
+from cnn425.lab.pictures import PATTERNS, patterns
+from experiments import derivatives, mnist
+from experiments import explore as explorer
+from experiments import patterns as smallest
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class SiteOptions:
+    """What can be changed."""
+
+    out: Path = ROOT / "site"
+    """The folder of the site; what is in it is replaced."""
+    runs: Path = ROOT / "runs" / "site"
+    """Where the networks are trained, or found."""
+    quick: bool = False
+    """Networks that have hardly learnt, and no look at the gallery: to try the build."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Build the site."""
+    options = tyro.cli(SiteOptions, args=argv, description=__doc__)
+    if options.out.exists() and any(options.out.iterdir()) and not (options.out / "objects.inv").exists():
+        raise LabError(f"{options.out} holds something that is not a site; name another folder with --out", 2)
+    if not options.quick and subprocess.run([sys.executable, "scripts/gallery.py", "--check"], cwd=ROOT).returncode:
+        raise LabError("the gallery is stale; make it again with scripts/gallery")
+    shutil.rmtree(options.out, ignore_errors=True)
+    words = [
+        "-W",
+        "-E",
+        "--keep-going",
+        "-n",
+        "-q",
+        "-b",
+        "html",
+        "-d",
+        str(options.runs / "doctrees"),
+        str(ROOT / "docs"),
+        str(options.out),
+    ]
+    if subprocess.run([sys.executable, "-m", "sphinx", *words], cwd=ROOT).returncode:
+        raise LabError("the docs have broken links or other mistakes, see above")
+    copy_sources(options.out / "files")
+    pages(options)
+    broken = [link for page in options.out.glob("*.html") for link in broken_links(page)]
+    if broken:
+        raise LabError(f"broken links: {', '.join(broken[:10])}")
+    size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
+    print(f"{options.out}: {len(list(options.out.glob('*.html')))} pages, {size / 1e6:.1f} MB; open {options.out / 'index.html'}")
+
+
+def copy_sources(folder: Path) -> None:
+    """The files of the repository as text, so that links to them work on any host."""
+    listed = subprocess.run(
+        ["git", "ls-files", "cnn425", "experiments", "scripts", "tests"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.split():
+        if not name.endswith(".npz"):
+            copy = folder / f"{name}.txt"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy)
+    for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        names = sorted(path.name + ("/" if path.is_dir() else "") for path in place.iterdir())
+        items = "".join(
+            f'<li><a href="{name}{"index.html" if name.endswith("/") else ""}">{name.removesuffix(".txt")}</a></li>' for name in names
+        )
+        title = place.relative_to(folder.parent)
+        (place / "index.html").write_text(
+            f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</title><h1>{title}</h1><ul>{items}</ul>'
+        )
+
+
+def pages(options: SiteOptions) -> None:
+    """The pages that are looked into rather than read."""
+    few = [*mnist.TINY] if options.quick else []
+    run = str(options.runs / "mnist")
+    mnist.main([*few, "--log-dir", run])
+    explorer.main(["--checkpoint", run, "--log-dir", str(options.out)])
+    folder = options.runs / "patterns"
+    smallest.main(["--log-dir", str(folder), *(["--epochs", "2"] if options.quick else [])])
+    model = build("smallest", "custom", 0, size=(3, 3), classes=len(PATTERNS)).double()
+    model.load_state_dict(checkpoint.read(checkpoint.checkpoints(folder)[0])["model"])
+    shown = patterns()
+    explore(model.float(), shown.images, options.out / "smallest.html", shown.labels, shown.classes, title="the world's smallest network")
+    derivatives.main(["--page", "--log-dir", str(options.out)])
+    compare = [sys.executable, str(ROOT / "scripts" / "compare_layers.py")]
+    quick = ["--repeats", "1", "--no-gradcheck"] if options.quick else []
+    for words in (
+        ["--html", str(options.out / "layers.html"), *quick],
+        ["--model", run, "--html", str(options.out / "networks.html"), *quick],
+    ):
+        if subprocess.run([*compare, *words], cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+            raise LabError(f"compare_layers.py {' '.join(words)} finds a difference or fails")
+
+
+def broken_links(page: Path) -> list[str]:
+    """The links of a page to files of the site that are not there."""
+    found = re.findall(r'(?:href|src)="([^"#?:]+)(?:[#?][^"]*)?"', page.read_text(encoding="utf-8"))
+    return [f"{page.name} -> {link}" for link in dict.fromkeys(found) if not (page.parent / link).exists()]
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,67 @@
+"""The site builds, its links lead somewhere, and what is broken fails the build."""
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+from browser import chromium, opened
+
+from cnn425.lab.errors import LabError
+
+ROOT = Path(__file__).parents[1]
+
+
+def loaded(path):
+    spec = spec_from_file_location(path.stem, path)
+    module = module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+script = loaded(ROOT / "scripts" / "build_site.py")
+conf = loaded(ROOT / "docs" / "conf.py")
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_its_pages_open(tmp_path, capsys):
+    for package in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(package, reason=f"{package} is not installed (dependency group `site`)")
+    site = tmp_path / "site"
+    script.main(["--quick", "--out", str(site), "--runs", str(tmp_path / "runs")])
+    assert "pages" in capsys.readouterr().out
+    names = {path.name for path in site.glob("*.html")}
+    assert {"index.html", "gallery.html", "api.html", "explorer.html", "smallest.html", "derivatives.html", "layers.html"} <= names
+    assert (site / "files" / "cnn425" / "layers" / "conv.py.txt").exists()
+    api = (site / "api.html").read_text()
+    for name in ("conv2d", "locally_connected2d", "max_pool2d", "MaxPool2d", "LocallyConnected2d"):
+        assert f"cnn425.nn.functional.{name}" in api or f"cnn425.nn.{name}" in api
+    (site / "index.html").write_text('<a href="nowhere.html">')
+    assert script.broken_links(site / "index.html") == ["index.html -> nowhere.html"]
+    with chromium() as browser, opened(browser, site / "smallest.html") as page:
+        assert "world's smallest network" in page.locator("h1").inner_text()
+
+
+def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(LabError, match="holds something that is not a site"):
+        script.main(["--quick", "--out", str(tmp_path)])
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def test_formulas_of_docstrings_stay_as_they_are_written():
+    lines = ["The largest *number*: `a_b`.", "", "    y[n,c,i,j] = max over u, v", "", "Args:", "    x: the image", "", "A last word_"]
+    conf.restructured(None, "", "", None, None, lines)
+    assert lines[0] == "The largest \\*number\\*: ``a_b``."
+    assert "       y[n,c,i,j] = max over u, v" in lines
+    assert "       x: the image" in lines
+    assert lines[-2] == "A last word\\_"
+
+
+def test_links_to_files_of_the_repository():
+    content = ["[conv](../cnn425/layers/conv.py), [all](../cnn425/autodiff), [page](training.md)"]
+    conf.source_links(None, "index", content)
+    assert content == ["[conv](file:cnn425/layers/conv.py.txt), [all](file:cnn425/autodiff/), [page](training.md)"]
+    with pytest.raises(FileNotFoundError, match=r"docs/index.md links to cnn425/nothing.py, which is not there"):
+        conf.source_links(None, "index", ["[x](../cnn425/nothing.py)"])
