@@ -28,7 +28,6 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -36,7 +35,7 @@ from cnn425.lab import figures
 from cnn425.lab.errors import command
 from cnn425.lab.models import Layers, local_layer, namespace, parameters
 from cnn425.lab.pictures import Pictures
-from cnn425.lab.progress import watched
+from cnn425.lab.progress import say_table, watched
 from cnn425.lab.study import at_least, parse, study
 from cnn425.nn import functional
 from experiments.samples import SmallOptions, accuracy, fit, small, subset
@@ -198,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> LadderVerdict:
             table.add_row(
                 f"net-{k + 1}", name, f"{counts[k][0]:,}", f"{counts[k][1]:,}", here, f"{PAPER_ACCURACY[k]:.1%}", f"{others[k].mean():.1%}"
             )
-        Console().print(table)
+        say_table(table)
         record.curve("accuracy by rung", range(1, 6), mean.tolist())
         record.figure("ladder", draw(reached, others, counts))
         better = gains.mean(1)

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> DigitVerdict:
         result.train_loss,
         result.parameters,
         result.steps,
-        str(folder),
+        str(result.folder),
     )
 
 

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from cnn425.lab import figures
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.models import local_layer
 from cnn425.lab.pictures import Pictures
-from cnn425.lab.progress import watched
+from cnn425.lab.progress import say_table, watched
 from cnn425.lab.study import at_least, parse, study
 from experiments.samples import SIDE, SmallOptions, accuracy, fit, network, small, subset
 
@@ -170,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> RelaxingVerdict:
             table.add_row(name, f"{end[:, 0].mean():.1%} ± {spread:.1%}", f"{end[:, 1].mean():.2f}")
             record.curve(f"accuracy/{name}", courses[name][0].steps, mean_of([c.accuracy for c in courses[name]]))
             record.curve(f"distance/{name}", courses[name][0].steps, mean_of([c.distance for c in courses[name]]))
-        Console().print(table)
+        say_table(table)
         shared, *relaxed, free = (tuple(end.mean(0).tolist()) for end in ends.values())
         holds = all(a > free[0] and d > 0 for a, d in relaxed)
         record.figure("relaxing", draw(courses, example))
