@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -195,7 +196,7 @@ def draw(courses: dict[str, list[Courses]], example: nn.Sequential) -> Figure:
                 axes.fill_between(seen[0].steps, bounds.min, bounds.max, color=colour, alpha=0.12, linewidth=0)
     final = [c.accuracy[-1] for seen in courses.values() for c in seen]
     left.set(xlabel="step", ylabel="recognised test pictures", ylim=(max(0, min(final) - 0.12), min(1, max(final) + 0.03)))
-    left.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    left.yaxis.set_major_formatter(PercentFormatter(1.0))
     left.grid(color="#e5e5e5")
     left.legend(fontsize=8, loc="lower right")
     left.set_title("Test accuracy (mean; shade: all seeds)", fontsize=11)

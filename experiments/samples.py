@@ -18,6 +18,7 @@ from typing import NamedTuple, get_args
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -229,7 +230,7 @@ def draw(options: SampleOptions, reached: Tensor, counts: Sequence[int]) -> Figu
     axes.set(xscale="log", xlabel="training examples", ylabel="recognised test pictures", ylim=(max(0, min(ends) - 0.03), 1))
     axes.set_xticks(options.sizes, [f"{size:,}" for size in options.sizes])
     axes.minorticks_off()
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(color="#e5e5e5")
     axes.legend(loc="lower right", title="connections")
     axes.set_title("What need not be learnt twice needs fewer examples", fontsize=12)

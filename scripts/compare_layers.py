@@ -34,6 +34,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import cnn425.nn.functional as F
 from cnn425.agreement import compare, derivatives
+from cnn425.lab.errors import LabError
+from cnn425.lab.group import torch_device
+from cnn425.lab.progress import console
 
 Name = Literal[
     *("conv1d", "conv2d", "conv3d", "local1d", "local2d", "local3d", "linear", "relu", "sigmoid", "softmax", "cross_entropy"),
@@ -45,7 +48,7 @@ Name = Literal[
 
 @dataclass(frozen=True)
 class Options:
-    """Which layer, on what input. Sizes are pixels; an argument that a layer does not have is ignored."""
+    """Which layer, on what input. Sizes are pixels. Without --layer, an argument is for the layers that have it."""
 
     layer: Name | None = None
     """the layer; without it, every layer"""
@@ -114,6 +117,22 @@ Pair = tuple[Callable[..., Any], Callable[..., Any], list[Tensor]]
 def dimensions(name: str) -> int:
     """Spatial dimensions of the layer, 0 if it has none."""
     return int(name[-2]) if name[-1] == "d" and name[-2].isdigit() else 0
+
+
+OF_WINDOWS = ("kernel_size", "stride", "padding", "dilation")
+USELESS_FOR = {
+    "linear": (*OF_WINDOWS, "groups"),
+    **dict.fromkeys(("relu", "sigmoid", "softmax", "cross_entropy"), ("out_channels", *OF_WINDOWS, "groups", "bias")),
+    "max_pool": ("out_channels", "groups", "bias"),
+    "avg_pool": ("out_channels", "dilation", "groups", "bias"),
+    "lp_pool": ("out_channels", "padding", "dilation", "groups", "bias"),
+    **dict.fromkeys(("adaptive_max_pool", "adaptive_avg_pool"), ("out_channels", *OF_WINDOWS, "groups", "bias")),
+}
+
+
+def kind_of(name: str | None) -> str:
+    """The layer without its number of dimensions."""
+    return (name or "").removesuffix("1d").removesuffix("2d").removesuffix("3d")
 
 
 def problem(name: str, o: Options) -> Pair:
@@ -199,6 +218,9 @@ def checked(o: Options) -> None:
     for name in ("batch", "in_channels", "out_channels", "size", "kernel_size", "stride", "dilation", "groups", "repeats"):
         if getattr(o, name) < 1:
             raise ImpossibleError(f"--{name.replace('_', '-')} must be at least 1, but got {getattr(o, name)}")
+    for name in USELESS_FOR.get(kind_of(o.layer), ()) if o.layer else ():
+        if getattr(o, name) != getattr(Options, name):
+            raise ImpossibleError(f"{o.layer} has no --{name.replace('_', '-')}")
     if o.padding < 0:
         raise ImpossibleError(f"--padding must be at least 0, but got {o.padding}")
     window, room = o.dilation * (o.kernel_size - 1) + 1, o.size + 2 * o.padding
@@ -207,9 +229,9 @@ def checked(o: Options) -> None:
             f"--kernel-size and --dilation make a window of {window} pixels, more than the {room} of --size and --padding"
         )
     try:
-        torch.empty(1, device=o.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ImpossibleError(f"--device {o.device} cannot be used: {str(error).splitlines()[0]}") from None
+        torch_device(o.device)
+    except LabError as error:
+        raise ImpossibleError(str(error).replace(": ", " cannot be used: ", 1)) from None
 
 
 def step(function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], Any]:
@@ -309,8 +331,8 @@ def main(argv: list[str] | None = None) -> int:
     """Compare, print, and say by the exit code whether everything agrees."""
     o = tyro.cli(Options, args=argv, prog="compare_layers.py", description=__doc__)
     names = [o.layer] if o.layer else list(get_args(Name))
-    console = Console() if sys.stdout.isatty() else Console(width=140)
-    errors = Console(stderr=True)
+    screen = console(None if sys.stdout.isatty() else 140)
+    errors = Console(stderr=True, force_terminal=sys.stderr.isatty())
     rows = []
     try:
         checked(o)
@@ -336,8 +358,8 @@ def main(argv: list[str] | None = None) -> int:
             )
         )
     else:
-        console.print(table(rows))
-        console.print(
+        screen.print(table(rows))
+        screen.print(
             f"{sum(r.agrees for r in rows)} of {len(rows)} layers agree with torch ({o.dtype}, {o.device}, torch {torch.__version__})"
         )
     return 0 if all(row.agrees for row in rows) else 1

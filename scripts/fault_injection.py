@@ -94,6 +94,7 @@ def start(folder: Path, prepare: Callable[[], None] = lambda: None) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     code = 99
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a run that starts with SIGINT ignored, as in the background, ignores it
     try:
         prepare()
         command(lambda: mnist.main([*WORDS, "--log-dir", str(folder)]))

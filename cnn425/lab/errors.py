@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def expanded(path: str | Path) -> Path:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return textwrap.shorten((str(error).strip() or type(error).__name__).splitlines()[0], 200, placeholder=" ...")
 
 
 def command(main: Callable[[], Any]) -> None:
