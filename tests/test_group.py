@@ -43,13 +43,26 @@ def test_a_device_that_is_not_there_is_one_whole_sentence(name):
         torch_device(name)
 
 
+LAUNCHED = []
+
+
+@pytest.fixture(autouse=True)
+def none_goes_on_into_another_test():
+    yield
+    for process in LAUNCHED:
+        process.kill()  # torchrun's workers are sent SIGTERM by the system
+        process.communicate()
+    LAUNCHED.clear()
+
+
 def launch(folder, processes, *words, launcher=("--standalone",)):
     """mnist.py on patterns, alone or under torchrun; 25 examples in the last batch of an epoch, so shares are unequal."""
     run = ["-m", "torch.distributed.run", *launcher, "--nproc-per-node", str(processes)] if processes > 1 or len(launcher) > 1 else []
     common = ["--dataset", "patterns", "--examples", "125", "--batch-size", "50", "--epochs", "2", "--log-dir", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *run, "-m", "experiments.mnist", *common, *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment)
+    LAUNCHED.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment))
+    return LAUNCHED[-1]
 
 
 def train(folder, processes, *words):

@@ -1,6 +1,7 @@
 """A trained model: from its checkpoint, on pictures from anywhere, and out to other programs."""
 
 import importlib
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cnn425.lab import checkpoint, digits
-from cnn425.lab.errors import LabError, first_line
+from cnn425.lab.errors import LabError, about, first_line
+from cnn425.lab.folder import write_whole
 from cnn425.lab.models import build
 from cnn425.lab.photograph import SIDE, read_picture
 from cnn425.lab.photograph import picture as picture
@@ -88,7 +90,9 @@ def probe() -> Tensor:
 def export_torch(trained: Trained, path: Path) -> float:
     """Write a `torch.export` program for any number of pictures, run it back, return the largest difference of an answer."""
     batch = ({0: torch.export.Dim("batch")},)
-    torch.export.save(torch.export.export(trained.model, (probe(),), dynamic_shapes=batch), path)
+    packed = io.BytesIO()
+    torch.export.save(torch.export.export(trained.model, (probe(),), dynamic_shapes=batch), packed)
+    write_whole(path, packed.getvalue())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11 about a buffer of its own
         return float((torch.export.load(path).module()(probe()[:5]) - trained.model(probe()[:5])).abs().max())
@@ -104,7 +108,8 @@ def export_onnx(trained: Trained, path: Path) -> float:
     batch = ({0: torch.export.Dim("batch")},)
     program = torch.onnx.export(trained.model, (probe(),), dynamo=True, dynamic_shapes=batch, verbose=False)
     assert program is not None
-    program.save(str(path))
+    with about(path):
+        program.save(str(path))
     session = onnxruntime.InferenceSession(str(path))
     with torch.no_grad():
         wanted = trained.model(probe()[:5])
