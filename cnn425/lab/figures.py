@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,14 +18,14 @@ from cnn425.lab.pictures import Pictures
 
 def _matplotlib() -> Any:
     """Import matplotlib, whose import fails if MPLBACKEND names a backend that is not installed: a notebook's, in another environment."""
-    wanted = os.environ.pop("MPLBACKEND", None)
+    wanted = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib
     finally:
         if wanted is not None:
             os.environ["MPLBACKEND"] = wanted
-    with contextlib.suppress(ValueError):
-        if wanted:  # for whoever opens windows: here figures are drawn by Agg
+    if wanted:
+        with contextlib.suppress(ValueError):  # for whoever opens windows: here figures are drawn by Agg
             matplotlib.rcParams["backend"] = wanted
     return matplotlib
 
