@@ -100,12 +100,11 @@ def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bo
         return share_out(g.float(), windows, last, divisor, padding, size).to(g.dtype)
     if not loops_run(g) or g.dtype not in FLOATS or g.numel() == 0 or whole(windows):
         return share_out_by_definition(g, windows, last, divisor, padding, size)
-    if divisor == 0:
-        g = divided(g, windows, size, 0, padding)
+    g = divided(g, windows, size, divisor, padding)
     shape = (*g.shape[: g.ndim - len(size)], *size)
     plan = known_adjoint_plan(windows, shape, last)
     assert plan is not None
-    return summed(g, plan, last, divisor or 1)
+    return summed(g, plan, last, 1)
 
 
 def summed(x: Tensor, plan: "Plan", last: bool, divisor: int) -> Tensor:

@@ -28,10 +28,10 @@ def interleave(x, first, d, h, line):
 @step
 def separate(line, first, row, y):
     """y[first + k, row, j] = line[j*LANES + k], for images that exist: the inverse of `interleave`."""
-    for k in range(min(LANES, y.shape[0] - first)):
-        target = y[first + k, row]
-        for j in range(target.size):
-            target[j] = line[j * LANES + k]
+    lanes = min(LANES, y.shape[0] - first)
+    for j in range(y.shape[2]):
+        for k in range(lanes):
+            y[first + k, row, j] = line[j * LANES + k]
 
 
 @step
@@ -62,10 +62,8 @@ def stretch_of(columns, j, K):
 def largest_of_row(image, K, H, planes, rows, columns, a, i, best, pixel, lowest, y, where):
     """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y, where (J*K)`, by way of the buffers `best, pixel`."""
     depth, height, L = image.shape
-    W, J, begin = L // K, columns.shape[1], 0
-    y[:] = lowest
-    where[:] = -1
-    while begin < J and planes[1, a] > 0 and rows[1, i] > 0:
+    W, J, begin, empty = L // K, columns.shape[1], 0, planes[1, a] == 0 or rows[1, i] == 0
+    while begin < J:
         end, left, width = stretch_of(columns, begin, K)
         for t in range(planes[1, a]):
             d = planes[0, a] + t * planes[3, a]
@@ -83,7 +81,10 @@ def largest_of_row(image, K, H, planes, rows, columns, a, i, best, pixel, lowest
                         pixel[w] = above if wins else pixel[w]
         for j in range(begin, end):
             value, place = y[j * K : (j + 1) * K], where[j * K : (j + 1) * K]
-            for v in range(columns[1, j]):
+            if empty or columns[1, j] == 0:
+                value[:] = lowest
+                place[:] = -1
+            for v in range(0 if empty else columns[1, j]):
                 w = columns[0, j] + v * columns[3, j]
                 first, across = (w - left) * K, np.int32(w)
                 line, above = best[first : first + K], pixel[first : first + K]
@@ -182,23 +183,34 @@ def pick(lo, hi, t, where, y):
 def sum_of_row(image, K, planes, rows, columns, a, i, total, divisor, y):
     """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y (J*K)`, by way of the buffer `total (W*K)`."""
     depth, height, L = image.shape
-    total[:] = 0
+    if planes[1, a] == 0 or rows[1, i] == 0:
+        total[:] = 0
     for t in range(planes[1, a]):
         d = planes[0, a] + t * planes[3, a]
         for u in range(rows[1, i]):
             line = image[d % depth, (rows[0, i] + u * rows[3, i]) % height]
-            for w in range(L):
-                total[w] += line[w]
+            if t == 0 and u == 0:
+                for w in range(L):
+                    total[w] = line[w]
+            else:
+                for w in range(L):
+                    total[w] += line[w]
     for j in range(columns.shape[1]):
         value, cells = y[j * K : (j + 1) * K], y.dtype.type(divisor if divisor != 0 else planes[2, a] * rows[2, i] * columns[2, j])
-        value[:] = 0
+        if columns[1, j] == 0:
+            value[:] = 0
         for v in range(columns[1, j]):
             w = columns[0, j] + v * columns[3, j]
             line = total[w * K : (w + 1) * K]
+            if v == 0:
+                for k in range(K):
+                    value[k] = line[k]
+            else:
+                for k in range(K):
+                    value[k] += line[k]
+        if cells != 1:
             for k in range(K):
-                value[k] += line[k]
-        for k in range(K):
-            value[k] /= cells
+                value[k] /= cells
 
 
 @loop
