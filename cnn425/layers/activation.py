@@ -18,7 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from cnn425 import compat
 from cnn425.algorithms import elementwise as algorithm
 from cnn425.kernels.threads import is_traced
-from cnn425.layers.arguments import check_dense
+from cnn425.layers.arguments import check_dense, dtype_name
 from cnn425.layers.function import autocast_dtype, is_last, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
@@ -254,11 +254,6 @@ def _implicit_dim(dimensions: int, stacklevel: int) -> int:
         "Implicit dimension choice for softmax has been deprecated. Change the call to include dim=X as an argument.", stacklevel=stacklevel
     )
     return 0 if dimensions in (0, 1, 3) else 1
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name torch's messages use: `Long` for int64."""
-    return torch.empty(0, dtype=dtype).type().removeprefix("torch.").removesuffix("Tensor")
 
 
 # ---- The Modules ------------------------------------------------------------------------------------------------------------------------

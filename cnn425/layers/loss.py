@@ -20,8 +20,8 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425 import compat
 from cnn425.algorithms import elementwise as algorithm
-from cnn425.layers.activation import HALF, dtype_name  # one layer defined by another
-from cnn425.layers.arguments import check_dense
+from cnn425.layers.activation import HALF  # one layer defined by another
+from cnn425.layers.arguments import check_dense, dtype_name
 from cnn425.layers.function import autocast_dtype, is_last, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
