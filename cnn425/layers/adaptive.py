@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.layers import pool_arguments as arguments
+from cnn425.layers.arguments import remembered
 from cnn425.layers.function import computed_by
 from cnn425.layers.pool import max_pool
 from cnn425.layers.pool_average import average_pool
@@ -25,13 +26,21 @@ from cnn425.windows import Adaptive
 def _adaptive_max_pool(dimensions: int, input: Any, output_size: Any, return_indices: Any) -> Any:
     if has_torch_function_unary(input):
         return handle_torch_function(ADAPTIVE_MAX[dimensions], (input,), input, output_size, return_indices)
-    function = f"adaptive_max_pool{dimensions}d"
-    windows = Adaptive(arguments.output_size(function, input, output_size, dimensions))
-    arguments.check_adaptive(function, input, dimensions, windows.output, input.shape[1:])
-    arguments.check_dtype(function, input.dtype, arguments.FLOATS)
+    arguments.check_adaptive_input(f"adaptive_max_pool{dimensions}d", input, dimensions)
+    windows = _checked_max(dimensions, input.shape, input.dtype, output_size)
+    arguments.check_memory(input, windows)
     last = dimensions < 3 and arguments.channels_last(input, dimensions)
     found = max_pool(arguments.upcast(input, dimensions), windows, last, bool(return_indices))
     return found if return_indices else found[0]
+
+
+@remembered
+def _checked_max(dimensions: int, size: torch.Size, dtype: torch.dtype, output_size: Any) -> Adaptive:
+    function = f"adaptive_max_pool{dimensions}d"
+    windows = Adaptive(arguments.output_size(function, size, output_size, dimensions))
+    arguments.check_adaptive(function, size, dimensions, windows.output, size[1:])
+    arguments.check_dtype(function, dtype, arguments.FLOATS)
+    return windows
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
@@ -58,20 +67,30 @@ def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = 
 def _adaptive_avg_pool(dimensions: int, input: Any, output_size: Any) -> Tensor:
     if has_torch_function_unary(input):
         return handle_torch_function(ADAPTIVE_AVERAGE[dimensions], (input,), input, output_size)
-    function = f"adaptive_avg_pool{dimensions}d"
-    windows = Adaptive(arguments.output_size(function, input, output_size, dimensions))
-    size = tuple(input.shape[input.ndim - dimensions :])
-    whole = all(count == 1 for count in windows.output)
-    nonempty = () if whole else size if dimensions < 3 else input.shape[1:]
-    arguments.check_adaptive(function, input, dimensions, windows.output, nonempty)
-    if whole:
-        arguments.check_mean(function, input)
-    elif dimensions == 3 or (input.numel() and 0 not in windows.output) or (input.is_complex() and input.requires_grad):
-        arguments.check_dtype(function, input.dtype, arguments.FLOATS)
-    elif not input.is_floating_point():
+    arguments.check_adaptive_input(f"adaptive_avg_pool{dimensions}d", input, dimensions)
+    windows, cells = _checked_average(dimensions, input.shape, input.dtype, input.requires_grad, output_size)
+    arguments.check_memory(input, windows)
+    whole = set(windows.output) == {1}
+    if not (whole or input.is_floating_point()):
         return input.new_empty((*input.shape[:-dimensions], *windows.output))  # torch does not look at the dtype of nothing
     last = (dimensions < 3 or whole) and arguments.channels_last(input, dimensions)
-    return average_pool(arguments.upcast(input, dimensions), size, windows, last, arguments.equal_cells(windows.output, size), False)
+    size = tuple(input.shape[input.ndim - dimensions :])
+    return average_pool(arguments.upcast(input, dimensions), size, windows, last, cells, False)
+
+
+@remembered
+def _checked_average(dimensions: int, size: torch.Size, dtype: torch.dtype, requires_grad: bool, output_size: Any) -> tuple[Adaptive, int]:
+    """The windows, and the number of cells of each if they all have as many, else 0."""
+    function = f"adaptive_avg_pool{dimensions}d"
+    windows = Adaptive(arguments.output_size(function, size, output_size, dimensions))
+    pixels = size[len(size) - dimensions :]
+    whole = all(count == 1 for count in windows.output)
+    arguments.check_adaptive(function, size, dimensions, windows.output, () if whole else pixels if dimensions < 3 else size[1:])
+    if whole:
+        arguments.check_mean(function, dtype)
+    elif dimensions == 3 or 0 not in (*size, *windows.output) or (dtype.is_complex and requires_grad):
+        arguments.check_dtype(function, dtype, arguments.FLOATS)
+    return windows, arguments.equal_cells(windows.output, pixels)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:

@@ -100,6 +100,15 @@ def over_legacy_batch(function: type[Function], args: Sequence[Any]) -> Any:
     return batch(outputs, dims) if isinstance(outputs, Tensor) else tuple(map(batch, outputs, dims))
 
 
+class FromOutput(Function):
+    """A Function of one output whose derivative is written with that output alone."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+
 # ---- Pairs of linear maps ----------------------------------------------------------------------------------------------------------------
 
 

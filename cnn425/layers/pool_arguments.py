@@ -14,7 +14,7 @@ from cnn425.algorithms.layout import is_channels_last
 from cnn425.compat import forward_mode
 from cnn425.kernels.threads import is_traced
 from cnn425.layers.arguments import check_dense, dtype_name, ints, is_int
-from cnn425.windows import Adaptive, Geometry
+from cnn425.windows import Adaptive, Geometry, Windows
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTS = {1: "one int", 2: "two ints", 3: "three ints"}
@@ -193,26 +193,29 @@ def upcast(input: Tensor, dimensions: int) -> Tensor:
 # ---- Adaptive pools ---------------------------------------------------------------------------------------------------------------------
 
 
-def output_size(function: str, input: Any, value: Any, dimensions: int) -> tuple[int, ...]:
+def check_adaptive_input(function: str, input: object, dimensions: int) -> None:
+    """Refuse anything that is not a dense tensor, with the exception types of torch's adaptive pools."""
+    if dimensions > 1 and not isinstance(input, Tensor):
+        raise AttributeError(f"{function}(): argument 'input' must be Tensor: {type(input).__name__!r} object has no attribute 'size'")
+    check_tensor(function, input)
+
+
+def output_size(function: str, size: torch.Size, value: Any, dimensions: int) -> tuple[int, ...]:
     """The number of windows per dimension: an int counts for all of them, None (in two and three dimensions) means one per pixel."""
     if dimensions == 1:
-        check_tensor(function, input)
         return for_each_side(function, "output_size", value, 1)
-    if not isinstance(input, Tensor):
-        raise AttributeError(f"{function}(): argument 'input' must be Tensor: {type(input).__name__!r} object has no attribute 'size'")
     if isinstance(value, (int, torch.SymInt)):
         return entries(function, "output_size", value) * dimensions
     if is_int(value) or not hasattr(value, "__len__"):
         raise TypeError(
             f"{function}(): argument 'output_size' must be an int or a tuple, but object of type {type(value).__name__!r} has no len()"
         )
-    if len(value) >= input.ndim:
+    if len(value) >= len(size):
         raise ValueError(
-            f"Input dimension should be at least {len(value) + 1}: {function}() got output_size {value} for input {list(input.shape)}"
+            f"Input dimension should be at least {len(value) + 1}: {function}() got output_size {value} for input {list(size)}"
         )
-    sizes = entries(
-        function, "output_size", tuple(n if v is None else v for v, n in zip(value, input.shape[input.ndim - len(value) :], strict=True))
-    )
+    pixels = size[len(size) - len(value) :]
+    sizes = entries(function, "output_size", tuple(n if v is None else v for v, n in zip(value, pixels, strict=True)))
     if len(sizes) != dimensions:
         raise RuntimeError(
             f"{function}: output_size must be {dimensions}: internal error: output_size.size() must be {dimensions}, not {list(sizes)}"
@@ -220,14 +223,13 @@ def output_size(function: str, input: Any, value: Any, dimensions: int) -> tuple
     return sizes
 
 
-def check_adaptive(function: str, input: Tensor, dimensions: int, positions: Sequence[int], nonempty: Sequence[int]) -> None:
+def check_adaptive(function: str, size: torch.Size, dimensions: int, positions: Sequence[int], nonempty: Sequence[int]) -> None:
     """The input must be (C, *size) or (N, C, *size) without empty dimensions among `nonempty`, and no output size negative."""
-    d, shape = dimensions, list(input.shape)
-    check_dense(function, input)
-    if input.ndim not in (d + 1, d + 2):
+    d, shape = dimensions, list(size)
+    if len(shape) not in (d + 1, d + 2):
         raise RuntimeError(
             f"{function}(): Expected {d + 1}D or {d + 2}D tensor, but got {shape}. "
-            f"Expected {d + 1} to {d + 2} dimensions, but got {input.ndim}-dimensional tensor"
+            f"Expected {d + 1} to {d + 2} dimensions, but got {len(shape)}-dimensional tensor"
         )
     if any(count < 0 for count in positions):
         raise RuntimeError(
@@ -237,14 +239,17 @@ def check_adaptive(function: str, input: Tensor, dimensions: int, positions: Seq
     if 0 in nonempty:
         raise RuntimeError(
             f"{function}(): Expected input to have non-zero size for non-batch dimensions, but input has sizes {shape} "
-            f"with dimension {shape.index(0, input.ndim - len(nonempty))} being empty"
+            f"with dimension {shape.index(0, len(shape) - len(nonempty))} being empty"
         )
 
-    if prod(positions) > LARGEST:
-        input.new_empty((*input.shape[: input.ndim - d], *positions))  # refuses what does not fit into memory, before windows are listed
+
+def check_memory(input: Tensor, windows: Adaptive) -> None:
+    """Refuse an output that does not fit into memory, before its windows are listed."""
+    if prod(windows.output) > LARGEST:
+        input.new_empty((*input.shape[: input.ndim - windows.dimensions], *windows.output))
 
 
-def check_adaptive_gradient(gy: Tensor, windows: Geometry | Adaptive) -> None:
+def check_adaptive_gradient(gy: Tensor, windows: Windows) -> None:
     """Torch's adaptive pools have an output without windows, but no gradient of it; the mean of everything has one."""
     if isinstance(windows, Adaptive) and 0 in gy.shape[1:] and set(windows.output) != {1}:
         raise RuntimeError(
@@ -253,11 +258,11 @@ def check_adaptive_gradient(gy: Tensor, windows: Geometry | Adaptive) -> None:
         )
 
 
-def check_mean(function: str, input: Tensor) -> None:
-    """One window shows everything: its mean, in torch a mean like any other, which takes complex numbers too."""
-    if not (input.is_floating_point() or input.is_complex()):
+def check_mean(function: str, dtype: torch.dtype) -> None:
+    """The mean of the whole image takes the dtypes of torch.mean, complex numbers too."""
+    if not (dtype.is_floating_point or dtype.is_complex):
         try:
-            torch.ones(1, dtype=input.dtype).mean()
+            torch.ones(1, dtype=dtype).mean()
         except RuntimeError as error:  # or its subclass NotImplementedError, in torch 2.15
             raise type(error)(f"{function}(): {error}") from None
 
