@@ -20,13 +20,13 @@ from itertools import pairwise
 from typing import Any, NamedTuple, get_args
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from cnn425.lab import figures, models
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.models import Layers, namespace
+from cnn425.lab.progress import say_table
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 from cnn425.nn import LocallyConnected2d
 
@@ -249,14 +249,13 @@ def main(argv: Sequence[str] | None = None) -> CountingVerdict:
     )
     title, counts = chosen(options.model, options.size, options.layers)
     with study("counting", options) as record:
-        console = Console()
         examples = slides(options.layers)
-        console.print(table("the slides, in float32", list(examples.items())))
+        say_table(table("the slides, in float32", list(examples.items())))
         tables = [(title, counts)]
         if options.full:
             tables += [chosen(name, None, options.layers) for name in (*OURS, "alexnet", "vgg16", "resnet18")]
         for name, layers in tables:
-            console.print(table(f"{name}, one image, float32", [*((c.layer, [c]) for c in layers), ("all", layers)], shape=True))
+            say_table(table(f"{name}, one image, float32", [*((c.layer, [c]) for c in layers), ("all", layers)], shape=True))
         for name, layers in examples.items():
             record.curve(f"weights/{name}", [0], [total(layers)[1]])
         record.figure("counting", draw(examples, title, counts))

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from cnn425 import autodiff
@@ -37,6 +36,7 @@ from cnn425.lab import figures, pages
 from cnn425.lab.errors import LabError, command, first_line
 from cnn425.lab.expressions import derivation, parsed, point
 from cnn425.lab.models import namespace
+from cnn425.lab.progress import say_table
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 
 TINY = ("--largest", "200")
@@ -319,7 +319,7 @@ def show(title: str, ways: dict[str, Way], expected: Sequence[float]) -> None:
         slopes = ", ".join(f"{slope:.9f}" for slope in way.gradient[:2])
         error = f"{relative(way.gradient, expected):.1e}"
         table.add_row(name, slopes, error, way.passes, f"{way.operations:,}" if way.operations else "", f"{way.seconds * 1e3:.3f}")
-    Console(width=120).print(table)
+    say_table(table, width=120)
 
 
 def small_network(layers: Any) -> Any:
@@ -354,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> DerivativeVerdict | PageVerdict:
     with study("derivatives", options) as record:
         torch.manual_seed(options.seed)
         table, theirs = traces(slide, 2, 5), small_network(options.layers)
-        Console(width=130).print(table)
+        say_table(table, width=130)
         at, exact = start(options.seed), [5.5, float(2 - np.cos(5.0))]
         simple, layered = five_ways(slide, (2.0, 5.0)), five_ways(network, at)
         layered[f"{options.layers} layers"] = Way(
@@ -370,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> DerivativeVerdict | PageVerdict:
         for name, graph in (("slide_graph", table), ("network_graph", theirs)):
             picture = draw_graph(graph)
             record.figure(name, picture)
-            picture.savefig(record.folder / f"{name}.svg")
+            record.drawing(name, picture)
             record.board.text(f"traces/{name}", graph.markdown(), 0)
         verdict = judged([(simple, exact), (layered, truth)], errors, passes)
         say(verdict)

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
+from matplotlib.ticker import PercentFormatter
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ from cnn425.lab import figures
 from cnn425.lab.errors import command
 from cnn425.lab.models import Layers, local_layer, namespace, parameters
 from cnn425.lab.pictures import Pictures
-from cnn425.lab.progress import watched
+from cnn425.lab.progress import say, say_table, watched
 from cnn425.lab.study import at_least, parse, study
 from cnn425.nn import functional
 from experiments.samples import SmallOptions, accuracy, fit, small, subset
@@ -198,14 +198,27 @@ def main(argv: Sequence[str] | None = None) -> LadderVerdict:
             table.add_row(
                 f"net-{k + 1}", name, f"{counts[k][0]:,}", f"{counts[k][1]:,}", here, f"{PAPER_ACCURACY[k]:.1%}", f"{others[k].mean():.1%}"
             )
-        Console().print(table)
+        say_table(table)
         record.curve("accuracy by rung", range(1, 6), mean.tolist())
         record.figure("ladder", draw(reached, others, counts))
         better = gains.mean(1)
         sure = better / error.clamp(min=1e-12)
         numbers = (tuple(row.tolist()) for row in (mean, spread, others.mean(1), better, sure))
         weights, joined = (tuple(pair[side] for pair in counts) for side in (1, 0))
-        return record.verdict(LadderVerdict(bool((better > 0).all()), bool((sure[2:] > 2).all()), *numbers, weights, joined))
+        verdict = LadderVerdict(bool((better > 0).all()), bool((sure[2:] > 2).all()), *numbers, weights, joined)
+        say(in_words(verdict))
+        return record.verdict(verdict)
+
+
+def in_words(verdict: LadderVerdict) -> str:
+    """Whether the claim holds, and which rungs are in its way."""
+    flat = [f"net-{k + 2} by {100 * step:+.1f} points" for k, step in enumerate(verdict.steps) if step <= 0]
+    shared = f"sharing {'helps' if verdict.sharing_helps else 'does not help'} by two standard errors at both of its rungs"
+    return (
+        f"every rung is better than the one below; {shared}"
+        if verdict.holds
+        else f"not better than the rung below: {', '.join(flat)}; {shared}"
+    )
 
 
 def draw(reached: Tensor, others: Tensor, counts: Sequence[tuple[int, int]]) -> Figure:
@@ -225,7 +238,7 @@ def draw(reached: Tensor, others: Tensor, counts: Sequence[tuple[int, int]]) -> 
     labels = [f"net-{k + 1}\n{WHAT[k]}\n{c:,} connections\n{w:,} weights" for k, (c, w) in enumerate(counts)]
     axes.set_xticks(places, labels, fontsize=9)
     axes.set(ylim=(max(0, float(torch.minimum(reached, others).min()) - 0.1), 1), ylabel="recognised: the same drawings, moved")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.legend(loc="upper left")
     axes.set_title("LeCun's ladder: what is shared generalises", fontsize=12)
     return made

@@ -124,7 +124,7 @@ def with_seed(options: DigitOptions) -> DigitVerdict:
         result.train_loss,
         result.parameters,
         result.steps,
-        str(folder),
+        str(result.folder),
     )
 
 

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from cnn425.lab import figures
 from cnn425.lab.errors import command
 from cnn425.lab.models import Layers, namespace
-from cnn425.lab.progress import Reporter
+from cnn425.lab.progress import Reporter, say_table
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 
 TINY = ("--steps", "3", "--seeds", "1")
@@ -176,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> NonlinearityVerdict:
             record.curve(f"loss/{name}", range(options.steps + 1), best[name][0])
         record.figure("nonlinearity", draw(best))
         print(f"{depths[0]} to {depths[-1]} linear layers are one matrix, to {max(errors):.0f} roundings of 2.2e-16")
-        Console().print(table)
+        say_table(table)
         accuracy, loss = max(most[name] for name in NAMES[:2]), min(lowest[name] for name in NAMES[:2])
         shares = learnt[NAMES[2]], learnt[NAMES[3]]
         holds = max(errors) < 1000 and accuracy <= 0.75 and loss >= math.log(2) - 1e-12 and min(shares) > 0

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cnn425.lab import figures
 from cnn425.lab.errors import LabError, command
+from cnn425.lab.folder import claim
 from cnn425.lab.group import is_first
 from cnn425.lab.loop import default_folder, say, show_board, train
 from cnn425.lab.models import build, namespace
@@ -98,7 +99,7 @@ def show(weights: Tensor, folder: Path | None) -> None:
             for line, (picture, title) in enumerate(((drawn(rows), f"pattern: {name}"), (weights[column], "learnt weights"))):
                 axes = made.add_subplot(2, 3, 3 * line + column + 1, title=title, xticks=[], yticks=[])
                 axes.imshow(picture.numpy(), cmap="gray_r" if line == 0 else "RdBu_r", vmin=0, vmax=1)
-        made.savefig(folder / "weights.png")
+        figures.save(made, claim(folder, "weights.png"))
 
 
 def main(argv: Sequence[str] | None = None) -> PatternVerdict:
@@ -114,12 +115,13 @@ def main(argv: Sequence[str] | None = None) -> PatternVerdict:
     result = train(options, model, training, clean, folder, title=f"smallest ({options.layers})")
     weights = figures.stretched(figures.filters(model, (3, 3)))
     if is_first():
-        show(weights, None if options.dry_run else folder)
+        with figures.own_style():
+            show(weights, None if options.dry_run else result.folder)
     holds = result.held_out_accuracy == 1.0 and error < 1e-6
     say(f"{result.held_out_accuracy:.0%} of the three patterns after {result.steps} steps with {result.parameters} parameters")
     if not options.dry_run:
         show_board(options.log_dir or folder.parent)
-    return PatternVerdict(holds, result.held_out_accuracy, error, result.parameters, result.steps, str(folder))
+    return PatternVerdict(holds, result.held_out_accuracy, error, result.parameters, result.steps, str(result.folder))
 
 
 if __name__ == "__main__":

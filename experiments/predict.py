@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> Prediction:
         print(f"{name}: run back, differs from the model by at most {error:.1e}")
     if not (options.pictures or options.evaluate or options.export):
         raise LabError("nothing to do: name pictures, or say --evaluate or --export FOLDER", 2)
-    holds = not complaints and all(error < CLOSE for error in errors.values())
+    holds = len(good) == len(options.pictures) and all(error < CLOSE for error in errors.values())
     return Prediction(holds, dict(zip(map(str, good), answers, strict=True)), complaints, accuracy, errors)
 
 

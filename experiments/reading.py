@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from cnn425.lab import digits, figures
 from cnn425.lab.errors import LabError, command
-from cnn425.lab.folder import write_whole
-from cnn425.lab.loop import default_folder, show_board, train
+from cnn425.lab.folder import claim, write_whole
+from cnn425.lab.loop import default_folder, say, show_board, train
 from cnn425.lab.models import build
 from cnn425.lab.options import Options, parse
 from cnn425.lab.pictures import Pictures, pattern_images
@@ -129,14 +129,14 @@ def nearest(known: Tensor, asked: Tensor, count: int = NEIGHBOURS) -> Tensor:
 def project(folder: Path, features: Tensor, pictures: Pictures) -> None:
     """The files of TensorBoard's projector: vectors, labels, and a sheet with a small picture of each."""
     images, labels = pictures.batch(slice(None))
-    write_whole(folder / "features.tsv", "\n".join("\t".join(f"{v:.5g}" for v in row) for row in features.tolist()).encode() + b"\n")
-    write_whole(folder / "labels.tsv", "\n".join(pictures.classes[k] for k in labels.tolist()).encode() + b"\n")
+    write_whole(claim(folder, "features.tsv"), "\n".join("\t".join(f"{v:.5g}" for v in row) for row in features.tolist()).encode() + b"\n")
+    write_whole(claim(folder, "labels.tsv"), "\n".join(pictures.classes[k] for k in labels.tolist()).encode() + b"\n")
     side = -(-(len(images) ** 0.5) // 1)
     h, w = images.shape[2:]
     sheet = torch.zeros(int(side), int(side), h, w)
     sheet.flatten(0, 1)[: len(images)] = 1 - images[:, 0]
     image.imsave(
-        folder / "sprites.png", sheet.permute(0, 2, 1, 3).reshape(int(side) * h, int(side) * w).numpy(), cmap="gray", vmin=0, vmax=1
+        claim(folder, "sprites.png"), sheet.permute(0, 2, 1, 3).reshape(int(side) * h, int(side) * w).numpy(), cmap="gray", vmin=0, vmax=1
     )
     words = f"""embeddings {{
   tensor_name: "inputs of the last layer"
@@ -145,7 +145,7 @@ def project(folder: Path, features: Tensor, pictures: Pictures) -> None:
   sprite {{ image_path: "sprites.png" single_image_dim: {w} single_image_dim: {h} }}
 }}
 """
-    write_whole(folder / "projector_config.pbtxt", words.encode())
+    write_whole(claim(folder, "projector_config.pbtxt"), words.encode())
 
 
 def main(argv: Sequence[str] | None = None) -> ReadingVerdict:
@@ -154,9 +154,9 @@ def main(argv: Sequence[str] | None = None) -> ReadingVerdict:
     training, test = data(options)
     model = build("conv", options.layers, options.seed, classes=len(training.classes))
     folder = options.log_dir or default_folder("reading", "conv", options)
-    train(options, model, training, test, folder, title=f"conv ({options.layers})")
+    result = train(options, model, training, test, folder, title=f"conv ({options.layers})")
     with settings(options):
-        return read(options, model.cpu().float(), training, test, folder)
+        return read(options, model.cpu().float(), training, test, result.folder)
 
 
 def read(options: ReadingOptions, model: nn.Sequential, training: Pictures, test: Pictures, folder: Path) -> ReadingVerdict:
@@ -181,16 +181,19 @@ def read(options: ReadingOptions, model: nn.Sequential, training: Pictures, test
     print(f"by {NEIGHBOURS} nearest neighbours: {in_features:.1%} in the last layer's space, {in_pixels:.1%} in the space of pixels")
     if not options.dry_run:
         project(folder, spaces[0][1][:PROJECTED], test.first(PROJECTED))
-        draw_layers(model, images, labels, importance, test.classes).savefig(folder / "reading.png", dpi=110)
-        draw_neighbours(known, images, labels, predictions, found, test.classes).savefig(folder / "neighbours.png", dpi=110)
-        for name in ("reading", "neighbours"):
-            print(f"figure: {folder / name}.png")
+        drawn = {
+            "reading.png": draw_layers(model, images, labels, importance, test.classes),
+            "neighbours.png": draw_neighbours(known, images, labels, predictions, found, test.classes),
+        }
+        for name, figure in drawn.items():
+            figures.save(figure, claim(folder, name), dpi=110)
+            say(f"figure: {folder / name}")
     verdict = ReadingVerdict(
         accuracy >= 0.9 and without < others and in_features > in_pixels, accuracy, without, others, in_features, in_pixels, str(folder)
     )
     if not options.dry_run:
         words: dict[str, Any] = verdict._asdict()
-        write_whole(folder / "verdict.json", json.dumps(words, indent=2).encode() + b"\n")
+        write_whole(claim(folder, "verdict.json"), json.dumps(words, indent=2).encode() + b"\n")
         show_board(folder)
     return verdict
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
+from matplotlib.ticker import PercentFormatter
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ from cnn425.lab import figures
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.models import local_layer
 from cnn425.lab.pictures import Pictures
-from cnn425.lab.progress import watched
+from cnn425.lab.progress import say_table, watched
 from cnn425.lab.study import at_least, parse, study
 from experiments.samples import SIDE, SmallOptions, accuracy, fit, network, small, subset
 
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> RelaxingVerdict:
             table.add_row(name, f"{end[:, 0].mean():.1%} ± {spread:.1%}", f"{end[:, 1].mean():.2f}")
             record.curve(f"accuracy/{name}", courses[name][0].steps, mean_of([c.accuracy for c in courses[name]]))
             record.curve(f"distance/{name}", courses[name][0].steps, mean_of([c.distance for c in courses[name]]))
-        Console().print(table)
+        say_table(table)
         shared, *relaxed, free = (tuple(end.mean(0).tolist()) for end in ends.values())
         holds = all(a > free[0] and d > 0 for a, d in relaxed)
         record.figure("relaxing", draw(courses, example))
@@ -196,7 +196,7 @@ def draw(courses: dict[str, list[Courses]], example: nn.Sequential) -> Figure:
                 axes.fill_between(seen[0].steps, bounds.min, bounds.max, color=colour, alpha=0.12, linewidth=0)
     final = [c.accuracy[-1] for seen in courses.values() for c in seen]
     left.set(xlabel="step", ylabel="recognised test pictures", ylim=(max(0, min(final) - 0.12), min(1, max(final) + 0.03)))
-    left.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    left.yaxis.set_major_formatter(PercentFormatter(1.0))
     left.grid(color="#e5e5e5")
     left.legend(fontsize=8, loc="lower right")
     left.set_title("Test accuracy (mean; shade: all seeds)", fontsize=11)

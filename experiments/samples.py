@@ -18,7 +18,7 @@ from typing import NamedTuple, get_args
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
+from matplotlib.ticker import PercentFormatter
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ from cnn425.lab.errors import LabError, command
 from cnn425.lab.models import Layers, local_layer, namespace, parameters
 from cnn425.lab.order import Order
 from cnn425.lab.pictures import Pictures, bars
-from cnn425.lab.progress import watched
+from cnn425.lab.progress import say_table, watched
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 from cnn425.nn import functional
 from experiments.shift import COLOURS, KINDS, Kind
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> SampleVerdict:
         table = Table("examples", *KINDS, title=f"test accuracy, mean and spread over {options.seeds} seeds")
         for s, size in enumerate(options.sizes):
             table.add_row(f"{size:,}", *(f"{mean[k, s]:.1%} ± {spread[k, s]:.1%}" for k in range(len(KINDS))))
-        Console().print(table)
+        say_table(table)
         for k, kind in enumerate(KINDS):
             record.curve(f"accuracy by examples/{kind}", options.sizes, mean[k].tolist())
         record.figure("samples", draw(options, reached, [parameters(network(kind, options.layers, 0, classes)) for kind in KINDS]))
@@ -230,7 +230,7 @@ def draw(options: SampleOptions, reached: Tensor, counts: Sequence[int]) -> Figu
     axes.set(xscale="log", xlabel="training examples", ylabel="recognised test pictures", ylim=(max(0, min(ends) - 0.03), 1))
     axes.set_xticks(options.sizes, [f"{size:,}" for size in options.sizes])
     axes.minorticks_off()
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(color="#e5e5e5")
     axes.legend(loc="lower right", title="connections")
     axes.set_title("What need not be learnt twice needs fewer examples", fontsize=12)

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from cnn425.lab import figures
 from cnn425.lab.errors import command
+from cnn425.lab.folder import claim, home, locked
 from cnn425.lab.group import is_first
-from cnn425.lab.loop import default_folder, show_board, train
+from cnn425.lab.loop import default_folder, say, show_board, train
 from cnn425.lab.models import Layers, local_layer, namespace
-from cnn425.lab.options import Options, parse
+from cnn425.lab.options import Options, digest, meaning, parse
 from cnn425.lab.pictures import Pictures, bars
+from cnn425.lab.progress import say_table
 
 TINY = ("--epochs", "1", "--examples", "64", "--test-examples", "40")
 
@@ -105,15 +106,23 @@ def change(model: nn.Module, before: nn.Module) -> Tensor:
 def main(argv: Sequence[str] | None = None) -> ShiftVerdict:
     """Train the three networks on the left half, test them on both; the verdict."""
     options = parse(ShiftOptions, argv, "only a convolution recognises bars where it never saw any")
-    folder = options.log_dir or default_folder("shift", "bars", options)
+    folder = home(options.log_dir or default_folder("shift", "bars", options), "study", f"shift-{digest(meaning(options))}")
+    if options.dry_run or not is_first():
+        return run(options, folder)
+    with locked(folder, kind="study"):
+        return run(options, folder)
+
+
+def run(options: ShiftOptions, folder: Path) -> ShiftVerdict:
+    """The three networks, each in a folder of its own; the verdict."""
     training = bars(options.examples, LEFT, SIZE, LENGTH, options.noise, options.seed)
     left, right = (bars(options.test_examples, half, SIZE, LENGTH, options.noise, options.seed + 1) for half in (LEFT, RIGHT))
     results: list[ShiftResult] = []
     models: list[nn.Sequential] = []
     for kind in KINDS:
         model = network(kind, options.layers, options.seed)
-        run = train(options, model, training, right, folder / kind.replace(" ", "-"), title=f"{kind} ({options.layers})")
-        counts = (sum(p.numel() for p in figures.first_layer(model).parameters()), run.parameters)
+        trained = train(options, model, training, right, folder / kind.replace(" ", "-"), title=f"{kind} ({options.layers})")
+        counts = (sum(p.numel() for p in figures.first_layer(model).parameters()), trained.parameters)
         results.append(ShiftResult(accuracy(model, left), accuracy(model, right), *counts))
         models.append(model)
     holds = all(r.left >= 0.95 for r in results) and results[2].right >= 0.95 and max(results[0].right, results[1].right) <= 0.6
@@ -121,8 +130,9 @@ def main(argv: Sequence[str] | None = None) -> ShiftVerdict:
     if is_first():
         show(results)
     if is_first() and not options.dry_run:
-        draw(picture, results, models, options, training, right)
-        print(f"figure: {picture}")
+        with figures.own_style():
+            draw(claim(folder, picture.name), results, models, options, training, right)
+        say(f"figure: {picture}")
         show_board(folder)
     return ShiftVerdict(holds, *results, figure=str(picture))
 
@@ -134,7 +144,7 @@ def show(results: Sequence[ShiftResult]) -> None:
     )
     for kind, result in zip(KINDS, results, strict=True):
         table.add_row(kind, f"{result.left:.1%}", f"{result.right:.1%}", f"{result.first_layer:,}")
-    Console().print(table)
+    say_table(table)
 
 
 def draw(
@@ -176,7 +186,7 @@ def draw(
         axes.imshow(change(model, network(kind, options.layers, options.seed)).numpy(), cmap="magma", vmin=0)
         axes.set_title(("Which weights moved?\n" if row == 0 else "") + kind, fontsize=8)
         axes.set_xlabel({0: "by pixel", 1: "by position", 2: "the one shared window"}[row], fontsize=7)
-    made.savefig(path, dpi=110)
+    figures.save(made, path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ from torch import Tensor
 
 import cnn425.nn
 import cnn425.nn.functional as ours
-from cnn425.algorithms import memory
 
 theirs = torch.nn.functional
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -286,7 +285,6 @@ def peak_megabytes(run: Callable[[], Any]) -> float:
     """The most resident memory that `run` added, in MB, with nothing kept from before; NaN where the system does not say (Linux does)."""
     try:
         run()
-        memory.forget()
         ctypes.CDLL(None).malloc_trim(0)  # what earlier calls left in the heap would hide what this one needs
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = _status("VmRSS")

@@ -45,7 +45,9 @@ import cnn425.nn.functional as F
 from cnn425.agreement import TOLERANCES, compare, derivatives
 from cnn425.lab import pages, trained
 from cnn425.lab.errors import LabError
+from cnn425.lab.group import torch_device
 from cnn425.lab.models import build
+from cnn425.lab.progress import console
 from cnn425.lab.side_by_side import Layer, first_parting, parted, side_by_side
 from experiments import mnist
 
@@ -59,7 +61,7 @@ Name = Literal[
 
 @dataclass(frozen=True)
 class Options:
-    """Which layer, on what input. Sizes are pixels; an argument that a layer does not have is ignored."""
+    """Which layer, on what input. Sizes are pixels. Without --layer, an argument is for the layers that have it."""
 
     layer: Name | None = None
     """the layer; without it, every layer"""
@@ -139,6 +141,22 @@ Pair = tuple[Callable[..., Any], Callable[..., Any], list[Tensor]]
 def dimensions(name: str) -> int:
     """Spatial dimensions of the layer, 0 if it has none."""
     return int(name[-2]) if name[-1] == "d" and name[-2].isdigit() else 0
+
+
+OF_WINDOWS = ("kernel_size", "stride", "padding", "dilation")
+USELESS_FOR = {
+    "linear": (*OF_WINDOWS, "groups"),
+    **dict.fromkeys(("relu", "sigmoid", "softmax", "cross_entropy"), ("out_channels", *OF_WINDOWS, "groups", "bias")),
+    "max_pool": ("out_channels", "groups", "bias"),
+    "avg_pool": ("out_channels", "dilation", "groups", "bias"),
+    "lp_pool": ("out_channels", "padding", "dilation", "groups", "bias"),
+    **dict.fromkeys(("adaptive_max_pool", "adaptive_avg_pool"), ("out_channels", *OF_WINDOWS, "groups", "bias")),
+}
+
+
+def kind_of(name: str | None) -> str:
+    """The layer without its number of dimensions."""
+    return (name or "").removesuffix("1d").removesuffix("2d").removesuffix("3d")
 
 
 def problem(name: str, o: Options) -> Pair:
@@ -224,6 +242,9 @@ def checked(o: Options) -> None:
     for name in ("batch", "in_channels", "out_channels", "size", "kernel_size", "stride", "dilation", "groups", "repeats"):
         if getattr(o, name) < 1:
             raise ImpossibleError(f"--{name.replace('_', '-')} must be at least 1, but got {getattr(o, name)}")
+    for name in USELESS_FOR.get(kind_of(o.layer), ()) if o.layer else ():
+        if getattr(o, name) != getattr(Options, name):
+            raise ImpossibleError(f"{o.layer} has no --{name.replace('_', '-')}")
     if o.padding < 0:
         raise ImpossibleError(f"--padding must be at least 0, but got {o.padding}")
     window, room = o.dilation * (o.kernel_size - 1) + 1, o.size + 2 * o.padding
@@ -232,9 +253,9 @@ def checked(o: Options) -> None:
             f"--kernel-size and --dilation make a window of {window} pixels, more than the {room} of --size and --padding"
         )
     try:
-        torch.empty(1, device=o.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ImpossibleError(f"--device {o.device} cannot be used: {str(error).splitlines()[0]}") from None
+        torch_device(o.device)
+    except LabError as error:
+        raise ImpossibleError(str(error).replace(": ", " cannot be used: ", 1)) from None
 
 
 def step(function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], Any]:
@@ -407,13 +428,13 @@ def main(argv: list[str] | None = None) -> int:
     if o.model:
         try:
             checked(o)
-            return compare_networks(o, Console() if sys.stdout.isatty() else Console(width=140))
+            return compare_networks(o, console(None if sys.stdout.isatty() else 140))
         except (ImpossibleError, LabError) as error:
-            Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+            Console(stderr=True, force_terminal=sys.stderr.isatty()).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
             return 2
     names = [o.layer] if o.layer else list(get_args(Name))
-    console = Console() if sys.stdout.isatty() else Console(width=140)
-    errors = Console(stderr=True)
+    screen = console(None if sys.stdout.isatty() else 140)
+    errors = Console(stderr=True, force_terminal=sys.stderr.isatty())
     rows = []
     try:
         checked(o)
@@ -442,8 +463,8 @@ def main(argv: list[str] | None = None) -> int:
     if o.json:
         print(json.dumps(data))
     else:
-        console.print(table(rows))
-        console.print(
+        screen.print(table(rows))
+        screen.print(
             f"{sum(r.agrees for r in rows)} of {len(rows)} layers agree with torch ({o.dtype}, {o.device}, torch {torch.__version__})"
         )
     return 0 if all(row.agrees for row in rows) else 1

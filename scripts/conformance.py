@@ -309,7 +309,7 @@ def collect(o: Options) -> list[Score]:
     if o.deep:
         o = replace(o, samples=10**9, limit=o.limit or 120.0)
     scores = []
-    errors = Console(stderr=True)
+    errors = Console(stderr=True, force_terminal=sys.stderr.isatty())
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
         features = [feature for feature in FEATURES if not o.features or feature in o.features]
         task = progress.add_task("", total=len(o.layers) * len(features))
@@ -345,7 +345,7 @@ def main(argv: list[str] | None = None) -> int:
     elif o.markdown:
         print(f"{markdown(header, rows)}\n\n{markdown(PEERS, local_rows)}")
     else:
-        console = Console()
+        console = Console(force_terminal=sys.stdout.isatty())
         console.print(rich_table(f"passed / tried, against torch {torch.__version__}", header, rows))
         console.print(rich_table("locally connected layers", PEERS, local_rows))
     failures = [f for s in scores for f in s.failures]

@@ -4,9 +4,9 @@
     python scripts/fault_injection.py --kills 4       (the quick version that the tests run; --only kills,clock to choose)
 
 Each run is a process of its own, forked from this one so that importing torch is paid once. It trains on three patterns, so no data is
-needed. Compared are weights, optimiser, metrics.csv to the byte, and every point of every TensorBoard curve except the measured speed. A
-fault that is not survived to the bit must end with the one sentence that was promised; anything else is a failure, and the exit code is
-1.
+needed. Compared are weights, optimiser, random states, metrics.csv to the byte, and every point of every TensorBoard curve except the
+measured speed. A fault that is not survived to the bit must end with the one sentence that was promised; anything else is a failure, and
+the exit code is 1.
 """
 
 import os
@@ -29,13 +29,13 @@ from pathlib import Path
 
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 import cnn425.nn  # noqa: F401 - before the first fork, so that all runs use the same code
 from cnn425.lab import checkpoint
 from cnn425.lab.board import scalars
 from cnn425.lab.errors import command
+from cnn425.lab.progress import say_table
 from experiments import mnist
 
 WORDS = [
@@ -52,7 +52,7 @@ WORDS = [
     "--checkpoint-seconds",
     "0.05",
 ]
-Outcome = tuple[dict[str, torch.Tensor], object, bytes, list[tuple[str, int, float]]]
+Outcome = tuple[dict[str, torch.Tensor], object, object, bytes, list[tuple[str, int, float]]]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def start(folder: Path, prepare: Callable[[], None] = lambda: None) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     code = 99
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a run that starts with SIGINT ignored, as in the background, ignores it
     try:
         prepare()
         command(lambda: mnist.main([*WORDS, "--log-dir", str(folder)]))
@@ -124,7 +125,8 @@ def outcome(folder: Path) -> Outcome:
     """Everything that must be the same."""
     state = checkpoint.read(checkpoint.checkpoints(folder)[0])
     curves = [point for point in scalars(folder) if not point[0].startswith("speed")]
-    return state["model"], state["optimizer"], (folder / "metrics.csv").read_bytes(), curves
+    random_states = [(s["torch"].tolist(), s["python"], s["numpy"][0], s["numpy"][1].tolist(), s["numpy"][2:]) for s in state["random"]]
+    return state["model"], state["optimizer"], random_states, (folder / "metrics.csv").read_bytes(), curves
 
 
 def same(one: Outcome, other: Outcome) -> bool:
@@ -291,7 +293,7 @@ def clock_jumps(scene: Scene) -> None:
         ("1970", lambda: 0.0),
         ("2100", lambda: 4.1e9),
         ("an hour back", lambda: real() - 3600),
-        ("another time at every call", lambda: random.uniform(0, 4e9)),
+        ("another time at every call", lambda: random.Random().uniform(0, 4e9)),  # not the state that a run saves
     ):
         folder = interrupted(scene)
         for path in folder.iterdir():
@@ -489,7 +491,7 @@ def main(options: FaultOptions) -> Report:
     table = Table("fault", "ended", title=f"{sum(good for *_, good in report.lines)} of {len(report.lines)} as promised")
     for fault, how, good in report.lines:
         table.add_row(fault, how if good else f"[red]{how}[/red]")
-    Console().print(table)
+    say_table(table)
     return report
 
 

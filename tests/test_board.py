@@ -28,6 +28,18 @@ def test_what_is_written_is_read_by_tensorboard(tmp_path):
     board.close()
 
 
+@pytest.mark.parametrize("name", ["events.out.tfevents.1700000000.host", "events.out.tfevents", "events.out.tfevents.host.1", "events.md"])
+def test_files_of_other_writers_are_not_ours(tmp_path, name):
+    (tmp_path / name).write_text("theirs")
+    for step in (1, 2):
+        board = Board(tmp_path)
+        board.scalar("loss", 1.0, step)
+        board.close()
+    assert [path.name for path in event_files(tmp_path)] == [f"events.out.tfevents.{start:010d}.cnn425" for start in (1, 2)]
+    assert scalars(tmp_path) == [("loss", 1, 1.0), ("loss", 2, 1.0)]
+    assert (tmp_path / name).read_text() == "theirs"
+
+
 def test_graph_joins_our_layers_in_order(tmp_path):
     board = Board(tmp_path)
     board.graph(build("conv", "custom", 0), torch.rand(1, 1, 28, 28))

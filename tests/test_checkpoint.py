@@ -7,6 +7,7 @@ import torch
 
 from cnn425.lab import checkpoint
 from cnn425.lab.errors import LabError
+from cnn425.lab.folder import locked
 
 
 def test_content_comes_back_and_only_the_last_two_stay(tmp_path):
@@ -59,7 +60,23 @@ def test_all_damaged_is_a_fresh_start_with_warnings(tmp_path):
         damage_flip(checkpoint.save(tmp_path, step, {}))
     warnings = []
     assert checkpoint.newest(tmp_path, warnings.append) is None
-    assert len(warnings) == 2
+    assert [words.split(", ")[-1] for words in warnings] == ["going on from the one before", "so the run starts again"]
+
+
+def test_the_only_one_damaged_is_not_said_to_have_one_before_it(tmp_path):
+    damage_flip(checkpoint.save(tmp_path, 1, {}))
+    warnings = []
+    assert checkpoint.newest(tmp_path, warnings.append) is None
+    assert "there is no other, so the run starts again" in warnings[0]
+
+
+def test_checkpoints_of_others_are_neither_used_nor_removed(tmp_path):
+    theirs = [checkpoint.save(tmp_path, step, {"x": "theirs"}) for step in (8, 9)]
+    with locked(tmp_path):
+        mine = [checkpoint.save(tmp_path, step, {"x": step}) for step in (1, 2, 3)]
+        assert checkpoint.checkpoints(tmp_path) == mine[:0:-1]
+        assert checkpoint.newest(tmp_path, print)["x"] == 3
+        assert all(path.exists() for path in theirs)
 
 
 def test_a_foreign_file_cannot_run_code(tmp_path):

@@ -104,6 +104,11 @@ def test_a_wrong_second_derivative_is_disagreement(monkeypatch, capsys):
         (["--padding", "-1"], "--padding must be at least 0, but got -1"),
         (["--layer", "max_pool2d", "--padding", "2"], "max_pool2d refuses these arguments"),
         (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--device", "meta"], "--device meta cannot be used"),
+        (["--layer", "linear", "--groups", "3"], "linear has no --groups"),
+        (["--layer", "relu", "--no-bias"], "relu has no --bias"),
+        (["--layer", "avg_pool2d", "--dilation", "2"], "avg_pool2d has no --dilation"),
+        (["--layer", "adaptive_max_pool1d", "--kernel-size", "2"], "adaptive_max_pool1d has no --kernel-size"),
     ],
 )
 def test_an_impossible_configuration_is_one_line(arguments, words, capsys):

@@ -1,4 +1,8 @@
 import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -33,6 +37,37 @@ def test_exit_code_and_one_line(main, code, words, capsys):
         command(main)
     assert end.value.code == code
     assert capsys.readouterr().err == words
+
+
+def test_a_claim_that_does_not_hold_says_why_the_exit_code_is_1(capsys):
+    with pytest.raises(SystemExit):
+        command(lambda: Verdict(False))
+    assert capsys.readouterr().out == "the claim does not hold with these options, so the exit code is 1\n"
+
+
+ASCII = {"PYTHONIOENCODING": "ascii"}
+C = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+def started(name, *words, **around):
+    command = [sys.executable, "-m", f"experiments.{name}", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env={**os.environ, **around})
+
+
+@pytest.mark.parametrize(("name", "around"), [("mnist", ASCII), ("mnist", C), ("counting", C)], ids=["run", "run, C", "study, C"])
+def test_a_name_that_the_output_cannot_show_is_escaped(name, around, tmp_path):
+    words = ["--dataset", "patterns", "--examples", "96", "--model", "linear"] if name == "mnist" else []
+    run = started(name, *words, "--log-dir", str(tmp_path / "läufe"), **around)
+    assert run.returncode == 0, run.stderr
+    assert "ufe" in run.stdout
+    assert (tmp_path / "läufe/options.json").exists()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--dry-run"]], ids=" ".join)
+def test_a_log_file_has_no_escape_codes(words):
+    run = started("counting", *words, FORCE_COLOR="1", TTY_COMPATIBLE="1", CLICOLOR_FORCE="1", TERM="xterm-256color")
+    assert run.returncode == 0, run.stderr
+    assert "\x1b" not in run.stdout + run.stderr
 
 
 def test_bugs_are_not_hidden():

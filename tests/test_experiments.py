@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from test_training import surroundings
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "experiments").glob("*.py") if path.stem != "__init__")
 
@@ -16,9 +17,11 @@ def test_experiment_runs_and_returns_a_verdict(name, tmp_path, capsys):
     assert claim.endswith("."), "the first line is a sentence, the claim"
     assert f"python -m experiments.{name}" in module.__doc__
     words = module.tiny(tmp_path) if hasattr(module, "tiny") else module.TINY  # a function where files must be made first
+    before = surroundings()
     verdict = module.main([*words, "--log-dir", str(tmp_path)])
     assert isinstance(verdict.holds, bool)
     assert capsys.readouterr().out.strip()
+    assert surroundings() == before, "of the process: random states, threads, flags, matplotlib, signals"
 
 
 @pytest.mark.parametrize("name", NAMES)

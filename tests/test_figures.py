@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -60,3 +65,21 @@ def test_only_mistakes_are_shown():
 def test_short_names_stay_on_one_line():
     pictures = Pictures(torch.zeros(1, 1, 28, 28), torch.tensor([4]), tuple("0123456789"))
     assert figures.mistakes_figure(pictures, torch.tensor([9])).axes[0].texts[0].get_text() == "4, not 9"
+
+
+@pytest.mark.parametrize(
+    ("before", "wanted", "backend"),
+    [("", "pdf", "pdf"), ("import matplotlib; matplotlib.use('svg');", "pdf", "svg"), ("", "nonsense", None)],
+    ids=["named by MPLBACKEND", "chosen before", "named but not there"],
+)
+def test_the_backend_of_whoever_opens_windows_is_the_one_they_chose(before, wanted, backend):
+    code = f"{before}\nfrom cnn425.lab import figures\nimport matplotlib, os\n"
+    code += "print(matplotlib.get_backend(auto_select=False), os.environ['MPLBACKEND'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "MPLBACKEND": wanted},
+    )
+    assert done.stdout.split() == [str(backend), wanted], done.stderr

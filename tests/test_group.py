@@ -37,10 +37,22 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
         assert group.from_first("x") == "x"
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "abacus"])
-def test_a_device_that_is_not_there_is_one_sentence(name):
-    with pytest.raises(LabError, match=f"--device {name}: "):
+@pytest.mark.parametrize("name", ["cuda:99", "abacus", "meta", "hpu", "xla", "vulkan", "mps", "cuda:-1"])
+def test_a_device_that_is_not_there_is_one_whole_sentence(name):
+    with pytest.raises(LabError, match=rf"^--device {name}: [^\n]{{1,100}}; there is cpu(, \w+:\d+)*$"):
         torch_device(name)
+
+
+LAUNCHED = []
+
+
+@pytest.fixture(autouse=True)
+def none_goes_on_into_another_test():
+    yield
+    for process in LAUNCHED:
+        process.kill()  # torchrun's workers are sent SIGTERM by the system
+        process.communicate()
+    LAUNCHED.clear()
 
 
 def launch(folder, processes, *words, launcher=("--standalone",)):
@@ -49,7 +61,8 @@ def launch(folder, processes, *words, launcher=("--standalone",)):
     common = ["--dataset", "patterns", "--examples", "125", "--batch-size", "50", "--epochs", "2", "--log-dir", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *run, "-m", "experiments.mnist", *common, *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment)
+    LAUNCHED.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment))
+    return LAUNCHED[-1]
 
 
 def train(folder, processes, *words):

@@ -26,3 +26,16 @@ def test_units_of_a_shared_map_have_biases_of_their_own():
     assert answer.shape == (1, 2, 8, 8)
     (gradient,) = torch.autograd.grad(answer[0, 1, 3, 4], layer.bias)
     assert gradient.nonzero().tolist() == [[1, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("steps", "helps", "words"),
+    [
+        ((0.1, -0.002, 0.0, 0.3), True, "not better than the rung below: net-3 by -0.2 points, net-4 by +0.0 points; sharing helps"),
+        ((0.1, 0.1, 0.1, 0.1), False, "every rung is better than the one below; sharing does not help"),
+    ],
+)
+def test_a_claim_that_does_not_hold_says_which_rungs_are_in_its_way(steps, helps, words):
+    holds = all(step > 0 for step in steps)
+    verdict = ladder.LadderVerdict(holds, helps, (), (), (), steps, (), (), ())
+    assert ladder.in_words(verdict).startswith(words)

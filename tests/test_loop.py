@@ -1,10 +1,15 @@
 """The promise of the loop: stop it anywhere, run it again, and it ends with the same bits (scripts/fault_injection.py: with real kills)."""
 
 import contextlib
+import errno
 import io
 import math
+import os
+import random
 import signal
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -29,10 +34,11 @@ def run(folder, options=OPTIONS, examples=EXAMPLES, model=None):
 
 
 def outcome(folder):
-    """All that must be the same to the bit: weights and optimiser, metrics.csv, every point of every curve but the speed."""
+    """All that must be the same to the bit: weights, optimiser, random states, metrics.csv, every point of every curve but the speed."""
     state = checkpoint.read(checkpoint.checkpoints(folder)[0])
     curves = [point for point in scalars(folder) if not point[0].startswith("speed")]
-    return state["model"], state["optimizer"], (folder / "metrics.csv").read_bytes(), curves
+    random_states = [(s["torch"].tolist(), s["python"], s["numpy"][0], s["numpy"][1].tolist(), s["numpy"][2:]) for s in state["random"]]
+    return state["model"], state["optimizer"], random_states, (folder / "metrics.csv").read_bytes(), curves
 
 
 def assert_same(one, other):
@@ -91,6 +97,116 @@ def test_killed_again_and_again(tmp_path, kill_after, uninterrupted):
     kill_after(math.inf)
     run(tmp_path)
     assert_same(outcome(tmp_path), uninterrupted)
+
+
+class Drawing(nn.Module):
+    """An augmentation that draws from Python's and NumPy's generators, as many do."""
+
+    def forward(self, x):
+        return x + 0.1 * random.random() * numpy.random.rand() if self.training else x  # noqa: NPY002
+
+
+def drawing_network():
+    torch.manual_seed(1)
+    return nn.Sequential(
+        Drawing(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(784, 20), nn.BatchNorm1d(20), nn.Dropout(0.5), nn.Linear(20, 3)
+    )
+
+
+def test_a_network_that_draws_gets_the_same_numbers_from_one_seed_and_others_from_another(tmp_path):
+    for name in ("one", "two"):
+        random.seed(), numpy.random.seed()  # noqa: NPY002
+        run(tmp_path / name, model=drawing_network())
+    assert_same(outcome(tmp_path / "one"), outcome(tmp_path / "two"))
+    run(tmp_path / "three", Options(**{**vars(OPTIONS), "seed": 1}), model=drawing_network())
+    assert outcome(tmp_path / "one")[2] != outcome(tmp_path / "three")[2]
+
+
+@pytest.mark.parametrize("seconds", [1e9, 0.0], ids=["checkpoint per epoch", "checkpoint per step"])
+@pytest.mark.parametrize("steps", [0, 2, 4, 7])
+def test_a_network_that_draws_and_is_killed_ends_with_the_same_bits(steps, seconds, tmp_path, kill_after):
+    run(tmp_path / "whole", model=drawing_network())
+    kill_after(steps)
+    options = Options(**{**vars(OPTIONS), "checkpoint_seconds": seconds})
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", options, model=drawing_network())
+    kill_after(math.inf)
+    random.seed(), numpy.random.seed(), torch.seed()  # noqa: NPY002
+    run(tmp_path / "killed", options, model=drawing_network())
+    assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
+
+
+def test_pictures_and_graphs_draw_nothing(tmp_path, monkeypatch):
+    """What is logged must not change what is learnt: Dropout would draw, BatchNorm would move its mean."""
+    run(tmp_path / "logged", model=drawing_network())
+    monkeypatch.setattr(loop.Loop, "log_pictures", lambda *_: None)
+    monkeypatch.setattr(loop.Board, "graph", lambda *_: None)
+    run(tmp_path / "plain", model=drawing_network())
+    torch.testing.assert_close(outcome(tmp_path / "logged")[:2], outcome(tmp_path / "plain")[:2], rtol=0, atol=0)
+    assert outcome(tmp_path / "logged")[2] == outcome(tmp_path / "plain")[2]
+
+
+def test_files_of_others_survive_a_kill_and_a_resume(tmp_path, kill_after, uninterrupted):
+    kill_after(6)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    kill_after(math.inf)
+    names = (
+        *("events.out.tfevents.1700000000.host", "events.out.tfevents.host", "events.md", "events.out.tfevents.0000000009.cnn425"),
+        *(".draft.part", ".notes.12.part", "checkpoint-0000000099-0123456789abcdef.pt", "checkpoint-best.pt", "weights.png"),
+    )
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    run(tmp_path)
+    assert {(tmp_path / name).read_text() for name in names} == {"mine"}
+    assert_same(outcome(tmp_path), uninterrupted)
+
+
+def test_a_run_in_a_folder_of_files_has_a_folder_of_its_own_and_goes_on_there(tmp_path, kill_after, uninterrupted):
+    for name in ("metrics.csv", "options.json", "checkpoint-0000000099-0123456789abcdef.pt"):
+        (tmp_path / name).write_text("mine")
+    kill_after(6)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    kill_after(math.inf)
+    verdict, words = run(tmp_path)
+    assert "resuming after step 4" in words
+    assert verdict.folder.parent == tmp_path
+    assert_same(outcome(verdict.folder), uninterrupted)
+    assert {path.read_text() for path in tmp_path.iterdir() if path.is_file()} == {"mine"}
+    with pytest.raises(LabError, match="is not the folder of a run"):
+        run(tmp_path, Options(**{**vars(OPTIONS), "resume": tmp_path}))
+
+
+def test_a_relative_folder_stays_where_it_was_when_the_process_moves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    real = training.Training.step
+
+    def step(self, indices):
+        os.chdir(tmp_path / "elsewhere")
+        return real(self, indices)
+
+    monkeypatch.setattr(training.Training, "step", step)
+    verdict, _ = run(Path("run"))
+    assert verdict.folder == tmp_path / "run"
+    assert len(checkpoint.checkpoints(tmp_path / "run")) == 2
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "events", "checkpoint"])
+def test_a_full_disk_names_the_file(name, tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(fd):
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if name in Path(path).name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(LabError, match=rf"stopped at step \d+: .*{name}.*: the disk is full; nothing is kept"):
+        run(tmp_path / "run")
 
 
 def test_no_point_of_a_curve_is_there_twice(tmp_path, kill_after):

@@ -1,4 +1,5 @@
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,28 @@ class More(Options):
 def test_words_become_options():
     options = parse(More, ["--lr", "0.1", "--layers", "torch", "--noise", "0", "--compile", "--log-dir", "a/b"], "test")
     assert (options.lr, options.layers, options.noise, options.compile, options.log_dir) == (0.1, "torch", 0.0, True, Path("a/b"))
+
+
+@pytest.mark.parametrize("written", ["~/a/b", "~/a/b/", "$HOME/a/b", "${HOME}//a/./b"])
+def test_paths_are_taken_as_the_shell_takes_them(written, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse(More, [f"--log-dir={written}"], "test").log_dir == tmp_path / "a/b"
+    kept(tmp_path / "run", More(lr=0.3))
+    assert parse(More, ["--resume", "~/run/", "--log-dir", "$HOME/run"], "test").lr == 0.3
+
+
+@pytest.mark.parametrize("written", ["a$b", "a~b", "~nobody-of-this-name/x", "$NOBODY/x", "käse", "a b"])
+def test_what_the_shell_leaves_alone_is_left_alone(written, monkeypatch):
+    for name in ("b", "NOBODY"):
+        monkeypatch.delenv(name, raising=False)
+    assert parse(More, ["--log-dir", written], "test").log_dir == Path(written)
+
+
+def test_reading_options_draws_no_random_number():
+    before = random.getstate()
+    for _ in range(20):
+        parse(More, ["--lr", "0.1"], "test")
+    assert random.getstate() == before
 
 
 def test_digest_changes_with_meaning_and_not_with_place():

@@ -1,3 +1,10 @@
+import contextlib
+import io
+import sys
+
+import pytest
+from rich.table import Table
+
 from cnn425.lab import progress
 
 
@@ -22,9 +29,35 @@ def test_silent_says_nothing(capsys):
 
 
 def test_a_bar_on_a_terminal(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     with progress.Reporter("training", 2) as reporter:
         assert reporter.bar is not None
         reporter.advance("loss 0.5")
         reporter.say("[not markup]")
     assert "[not markup]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE"])
+def test_no_escape_codes_where_no_terminal_is(name, monkeypatch, capsys):
+    monkeypatch.setenv(name, "1")
+    table = Table("[bold]one[/bold]", title="two")
+    table.add_row("[red]three[/red]")
+    progress.say_table(table)
+    with progress.Reporter("training", 2) as reporter:
+        assert reporter.bar is None
+        reporter.advance()
+    out = capsys.readouterr().out
+    assert "three" in out
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_characters_that_the_output_lacks_are_escaped(encoding):
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    table = Table("±", title="läufe")
+    with contextlib.redirect_stdout(out):
+        progress.say("läufe/ж/\udcc3")
+        progress.say_table(table)
+    words = out.buffer.getvalue().decode(encoding)
+    assert ("läufe" if encoding != "ascii" else r"l\xe4ufe") in words
+    assert r"\udcc3" in words

@@ -64,3 +64,14 @@ def test_lecuns_pictures_are_moved_drawings_none_in_both_sets():
 def test_bad_options_are_one_sentence(main, words, said):
     with pytest.raises(LabError, match=said):
         main(words)
+
+
+@pytest.mark.parametrize("accuracies", [(0.86, 0.93), (0.5, 0.9), (0.9701, 0.9709)])
+def test_ticks_of_per_cent_are_where_they_say(accuracies):
+    courses = relaxing.Courses([1, 2], list(accuracies), [0.1, 0.2])
+    free = relaxing.unshared(samples.network("convolution", "custom", 0, 10), "custom")
+    made = relaxing.draw({name: [courses] for name in ("shared", "unshared", "free")}, free)
+    made.canvas.draw()
+    ticks = made.axes[0].get_yticks()
+    labels = [label.get_text() for label in made.axes[0].get_yticklabels()]
+    assert [float(words.rstrip("%")) / 100 for words in labels] == pytest.approx(list(ticks))

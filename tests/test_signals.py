@@ -29,6 +29,25 @@ def test_first_signal_is_noted_and_handlers_come_back(number):
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_was_ignored_stays_ignored(number):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            for _ in range(2):
+                os.kill(os.getpid(), number)
+            assert signals.caught is None
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_run_started_with_a_signal_ignored_ends_undisturbed():
+    code = INSISTING.format(name="SIGINT").replace("assert signals.caught == signal.SIGINT", "assert signals.caught is None")
+    done = subprocess.run(["bash", "-c", 'trap \'\' INT; exec "$0" -c "$1"', sys.executable, code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_under_torchrun_the_echo_of_a_signal_does_not_insist(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     with Signals() as signals:

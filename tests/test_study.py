@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cnn425.lab import figures
 from cnn425.lab.errors import LabError
+from cnn425.lab.folder import locked
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 
 
@@ -79,6 +80,65 @@ def test_a_training_run_is_not_overwritten(tmp_path):
     with pytest.raises(LabError, match="holds a training run"):
         run(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} <= {"metrics.csv", ".lock"}
+
+
+MINE = (
+    "events.txt",
+    "events.out.tfevents.1700000000.host",
+    "events.out.tfevents.host",
+    ".draft.part",
+    "options.json",
+    "verdict.json",
+    "picture.png",
+)
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_a_folder_that_holds_a_file_is_left_alone(name, tmp_path, capsys):
+    (tmp_path / name).write_text("mine")
+    for value in (0.5, 0.25):
+        run(tmp_path, value)
+    assert [path.read_text() for path in tmp_path.iterdir() if path.is_file()] == ["mine"]
+    (inside,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert scalars(inside, "error") == [(1, 1.0), (2, 0.25)]
+    printed = capsys.readouterr().out
+    assert f"figure: {inside / 'picture.png'}" in printed
+    assert f"tensorboard --logdir {inside}" in printed
+
+
+def test_files_that_came_later_are_left_alone_or_the_study_stops(tmp_path, capsys):
+    run(tmp_path)
+    capsys.readouterr()
+    later = [name for name in MINE if name not in ("options.json", "verdict.json", "picture.png")] + ["other.png"]
+    for name in later:
+        (tmp_path / name).write_text("mine")
+    run(tmp_path)
+    assert {(tmp_path / name).read_text() for name in later} == {"mine"}
+    assert "other.png" not in capsys.readouterr().out
+    with study("a-study", DepthOptions(log_dir=tmp_path)) as record, pytest.raises(LabError, match=r"other.png was not made by this run"):
+        record.figure("other", figures.figure(1, 1))
+
+
+def test_a_study_does_not_replace_a_run_nor_a_run_a_study(tmp_path):
+    with locked(tmp_path):
+        pass
+    with pytest.raises(LabError, match="holds a run, whose files a study would replace"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("written", ["~/place", "$HOME/place", "~/place/", "place", "./place"])
+def test_the_folder_may_be_written_as_people_do_and_the_process_may_move(written, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    options = parse(DepthOptions, [f"--log-dir={written}"], "depth")
+    (tmp_path / "elsewhere").mkdir()
+    with study("a-study", options) as record:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        record.figure("picture", figures.figure(1, 1))
+        record.verdict(Verdict(True, -1.0, "text"))
+    assert (tmp_path / "place/picture.png").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"place", "elsewhere"}
 
 
 def test_the_random_state_and_threads_outside_are_left_as_they_were(tmp_path):

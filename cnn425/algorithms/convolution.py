@@ -277,9 +277,11 @@ def gathered_product(
     last, Q, width = order is not torch.contiguous_format, plan.panels.shape[1], plan.width
     b, (w, weight_last) = panel_bias(bias, plan, x), stored_weight(w)
     panels = [packed(w, plan, places(plan, i, prod(w.shape[2:]), transposed, weight_last)) for i in range(len(plan.phases))]
-    numbers, target = y[0].numel(), y.movedim(1, -1)
+    numbers, target, buffer = y[0].numel(), y.movedim(1, -1), y.new_empty(0)
     for n, images in padded(x, plan, last, 0 if last else numbers):
-        part = target[n] if last else y.new_empty(target[n].shape)
+        if not last and not buffer.numel():
+            buffer = y.new_empty(target[n].shape)  # the first block is the largest
+        part = target[n] if last else buffer[: images.shape[0]]
         if not plan.complete:
             part.zero_()
         for phase, panel in zip(plan.phases, panels, strict=True):
@@ -349,14 +351,14 @@ def scattered_product(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry) -> 
     phase, matrix, numbers = found.phases[0], w.movedim(1, -1).reshape(O, -1), prod(found.padded) * C
     cell = phase.cell[0, :: V * C].contiguous()
     inside = tuple(slice(low, low + n) for low, n in zip(found.low, gx.shape[2:], strict=True))
-    step = max(1, NUMBERS // (numbers + phase.P * matrix.shape[1]))
+    step = min(len(gy), max(1, NUMBERS // (numbers + phase.P * (matrix.shape[1] + O))))
+    z, pixels = gy.new_empty(step * phase.P, matrix.shape[1]), gy.new_empty(step, *found.padded, C)
     for n in range(0, len(gy), step):
-        upstream = gy[n : n + step].movedim(1, -1).reshape(-1, O)
-        images, z = gy[n : n + step].shape[0], upstream @ matrix
-        pixels = gy.new_empty(images, *found.padded, C)
+        images = min(step, len(gy) - n)
+        torch.mm(gy[n : n + step].movedim(1, -1).reshape(-1, O), matrix, out=z[: images * phase.P])
         source = memory(z, images, phase.P, len(cell), V * C), memory(phase.row, len(phase.row)), phase.P, memory(cell, len(cell))
         loops.scatter(images, z.numel(), *source, memory(pixels, images, numbers))
-        gx[n : n + step].copy_(pixels[(slice(None), *inside)].movedim(-1, 1))
+        gx[n : n + step].copy_(pixels[(slice(images), *inside)].movedim(-1, 1))
 
 
 # ---- Loops over channels -----------------------------------------------------------------------------------------------------------------

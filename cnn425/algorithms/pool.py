@@ -23,14 +23,14 @@ from torch import Tensor
 
 from cnn425.algorithms.layout import channels_last_strides
 from cnn425.kernels import pool as loops
-from cnn425.kernels.threads import loops_run, memory
+from cnn425.kernels.threads import loops_run, memory, number
 from cnn425.windows import Adaptive, Geometry, Side
 
 NOBODY = -1
 HALF = (torch.float16, torch.bfloat16)
 FLOATS = (torch.float32, torch.float64)
 Windows = Geometry | Adaptive
-LINES = 1 << 19  # numbers
+LINES = 1 << 19  # numbers of interleaved lines
 
 
 def winners(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
@@ -38,23 +38,22 @@ def winners(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
     if x.dtype in HALF:
         y, where = winners(x.float(), windows, last)
         return y.to(x.dtype), where
-    size = spatial(x, windows)
-    positions = windows.positions(size)
-    if not loops_run(x) or 0 in (x.numel(), *positions) or prod(size) >= 2**31:
+    if not loops_run(x) or (plan := known_plan(windows, x.shape, last)) is None:
         return winners_by_definition(x, windows, last)
-    sides = known_tables(windows, size)
-    y, where = blank(x, positions, last), blank(x, positions, last, torch.int32)
-    M, *inside, K = planes(x, size, last)
-    rows, J, numbers = y.numel() // (positions[-1] * K), positions[-1], dense(x, len(size), last)
-    tables, least = [memory(side, *side.shape) for side in sides.tables], type(memory(x)[0])(lowest(x.dtype))
-    if last or sides.large:
-        image, results = (M, *inside[:-1], inside[-1] * K), (rows, J * K)
-        arguments = memory(numbers, *image), K, *tables, least, memory(y, *results), memory(where, *results)
-        loops.max_pool_interleaved(rows, y.numel() * sides.cells, *arguments)
+    y, where, numbers = blank(x, plan.shape, plan.strides), blank(x, plan.shape, plan.strides, torch.int32), dense(x, plan.dimensions, last)
+    if plan.interleaved:
+        arguments = (
+            memory(numbers, *plan.image),
+            plan.K,
+            *plan.tables,
+            known_lowest(x.dtype),
+            memory(y, *plan.rows),
+            memory(where, *plan.rows),
+        )
+        loops.max_pool_interleaved(plan.units, plan.steps, *arguments)
     else:
-        results = (M, rows // M, J)
-        arguments = memory(numbers, M, *inside), *tables, least, memory(y, *results), memory(where, *results)
-        loops.max_pool(-(-M // loops.LANES), y.numel() * sides.cells, *arguments)
+        arguments = memory(numbers, *plan.image), *plan.tables, known_lowest(x.dtype), memory(y, *plan.rows), memory(where, *plan.rows)
+        loops.max_pool(plan.units, plan.steps, *arguments)
     return y, where
 
 
@@ -64,25 +63,25 @@ def route(g: Tensor, where: Tensor, size: Sequence[int], last: bool) -> Tensor:
         return route(g.float(), where, size, last).to(g.dtype)
     if not loops_run(g, where) or g.numel() == 0:
         return route_by_definition(g, where, size, last)
-    gx = blank(g, size, last)
-    M, *_, K = planes(gx, size, last)
-    parts = cuts(M, K)
-    g, where = dense(g, len(size), last), dense(where, len(size), last)
-    arguments = memory(g, M, g.numel() // M), memory(where, M, g.numel() // M), parts, memory(gx, M, prod(size), K)
-    loops.route(M * parts, g.numel() + gx.numel(), *arguments)
+    d, numbers, pixels = len(size), g.numel(), prod(size)
+    shape = (*g.shape[: g.ndim - d], *size)
+    gx, K = blank(g, shape, channels_last(shape, d) if last else None), shape[-d - 1] if last else 1
+    M = gx.numel() // (pixels * K)
+    parts, upstream, places = cuts(M, K), dense(g, d, last), dense(where, d, last)
+    arguments = memory(upstream, M, numbers // M), memory(places, M, numbers // M), parts, memory(gx, M, pixels, K)
+    loops.route(M * parts, numbers + gx.numel(), *arguments)
     return gx
 
 
 def pick(t: Tensor, where: Tensor, dimensions: int, last: bool) -> Tensor:
     """The pixels that won, of another image: `(*batch, *size) -> (*batch, *positions)`; 0 where no pixel won."""
-    size, positions = t.shape[t.ndim - dimensions :], where.shape[where.ndim - dimensions :]
     if not loops_run(t, where) or t.dtype not in FLOATS or where.numel() == 0:
         return pick_by_definition(t, where, dimensions, last)
-    y = blank(t, positions, last)
-    M, *_, K = planes(t, size, last)
+    y = blank(t, where.shape, channels_last(where.shape, dimensions) if last else None)
+    K, Q, P = where.shape[-dimensions - 1] if last else 1, prod(where.shape[-dimensions:]), prod(t.shape[-dimensions:])
+    M = y.numel() // (Q * K)
     t, where = dense(t, dimensions, last), dense(where, dimensions, last)
-    windows = prod(positions)
-    loops.pick(M, y.numel(), memory(t, M, prod(size), K), memory(where, M, windows, K), memory(y, M, windows, K))
+    loops.pick(M, y.numel(), memory(t, M, P, K), memory(where, M, Q, K), memory(y, M, Q, K))
     return y
 
 
@@ -90,39 +89,33 @@ def average(x: Tensor, windows: Windows, last: bool, divisor: int, padding: bool
     """The sum of every window, divided by `divisor`, or if that is 0 by its cells (in the padding too, with `padding`)."""
     if x.dtype in HALF:
         return average(x.float(), windows, last, divisor, padding).to(x.dtype)
-    size = spatial(x, windows)
-    positions = windows.positions(size)
-    if not loops_run(x) or x.dtype not in FLOATS or 0 in (x.numel(), *positions):
+    if not loops_run(x) or x.dtype not in FLOATS or whole(windows) or (plan := known_plan(windows, x.shape, last, padding)) is None:
         return average_by_definition(x, windows, last, divisor, padding)
-    y = blank(x, positions, last)
-    summed(dense(x, len(size), last), size, known_tables(windows, size, padding), last, divisor, y)
-    return y
+    return summed(x, plan, last, divisor)
 
 
 def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bool, size: Sequence[int]) -> Tensor:
     """The adjoint of `average`: `(*batch, *positions) -> (*batch, *size)`."""
     if g.dtype in HALF:
         return share_out(g.float(), windows, last, divisor, padding, size).to(g.dtype)
-    if not loops_run(g) or g.dtype not in FLOATS or g.numel() == 0:
+    if not loops_run(g) or g.dtype not in FLOATS or g.numel() == 0 or whole(windows):
         return share_out_by_definition(g, windows, last, divisor, padding, size)
-    if divisor == 0:
-        g = divided(g, windows, size, 0, padding)
-    gx = blank(g, size, last)
-    summed(dense(g, len(size), last), spatial(g, windows), known_adjoint_tables(windows, tuple(size)), last, divisor or 1, gx)
-    return gx
+    g = divided(g, windows, size, divisor, padding)
+    shape = (*g.shape[: g.ndim - len(size)], *size)
+    plan = known_adjoint_plan(windows, shape, last)
+    assert plan is not None
+    return summed(g, plan, last, 1)
 
 
-def summed(x: Tensor, size: Sequence[int], sides: "Sides", last: bool, divisor: int, y: Tensor) -> None:
-    """Write the sums of windows over the image `x`, which is in one stretch of memory, to `y`."""
-    K = y.shape[y.ndim - len(size) - 1] if last else 1
-    *above, W = (*(1,) * (3 - len(size)), *size)
-    J = sides.tables[2].shape[1]
-    M, rows, tables = x.numel() // (K * W * prod(above)), y.numel() // (J * K), [memory(side, *side.shape) for side in sides.tables]
-    if last or sides.large:
-        arguments = memory(x, M, *above, W * K), K, *tables, divisor, memory(y, rows, J * K)
-        loops.sum_pool_interleaved(rows, y.numel() * sides.cells, *arguments)
+def summed(x: Tensor, plan: "Plan", last: bool, divisor: int) -> Tensor:
+    """The sums of windows over an image, divided."""
+    y, numbers = blank(x, plan.shape, plan.strides), dense(x, plan.dimensions, last)
+    if plan.interleaved:
+        arguments = memory(numbers, *plan.image), plan.K, *plan.tables, divisor, memory(y, *plan.rows)
+        loops.sum_pool_interleaved(plan.units, plan.steps, *arguments)
     else:
-        loops.sum_pool(-(-M // loops.LANES), y.numel() * sides.cells, memory(x, M, *above, W), *tables, divisor, memory(y, M, rows // M, J))
+        loops.sum_pool(plan.units, plan.steps, memory(numbers, *plan.image), *plan.tables, divisor, memory(y, *plan.rows))
+    return y
 
 
 # ---- Images as loops see them ------------------------------------------------------------------------------------------------------------
@@ -133,10 +126,9 @@ def spatial(x: Tensor, windows: Windows) -> tuple[int, ...]:
     return tuple(x.shape[x.ndim - windows.dimensions :])
 
 
-def planes(x: Tensor, size: Sequence[int], last: bool) -> tuple[int, ...]:
-    """The shape `(M, D, H, W, K)` in which loops see an image that is not empty, as described in `cnn425.kernels.pool`."""
-    K = x.shape[-len(size) - 1] if last else 1
-    return (prod(x.shape[: x.ndim - len(size)]) // K, *(1,) * (3 - len(size)), *size, K)
+def whole(windows: Windows) -> bool:
+    """Whether one window shows the whole image: its mean is a mean like any other."""
+    return isinstance(windows, Adaptive) and all(count == 1 for count in windows.output)
 
 
 def cuts(images: int, neighbours: int) -> int:
@@ -146,49 +138,76 @@ def cuts(images: int, neighbours: int) -> int:
 
 def dense(x: Tensor, dimensions: int, last: bool) -> Tensor:
     """The image in one stretch of memory, its channels last or not: itself, if it is so stored."""
-    if not last:
-        return x.contiguous()
-    return x.movedim(-dimensions - 1, -1).contiguous()
+    return x.movedim(-dimensions - 1, -1).contiguous() if last else x.contiguous()
 
 
-def blank(x: Tensor, size: Sequence[int], last: bool, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory for images like `x` of `size` pixels, in the layout of the results."""
-    shape = (*x.shape[: x.ndim - len(size)], *size)
-    if not last:
-        return x.new_empty(shape, dtype=dtype)
-    batch = (1,) * (len(size) + 2 - x.ndim)
-    return x.new_empty_strided(shape, channels_last_strides((*batch, *shape))[len(batch) :], dtype=dtype)
+def channels_last(shape: Sequence[int], dimensions: int) -> tuple[int, ...]:
+    """The strides of an image, or a batch of them, with the channels last in memory."""
+    alone = (1,) * (dimensions + 2 - len(shape))
+    return channels_last_strides((*alone, *shape))[len(alone) :]
 
 
-class Sides(NamedTuple):
-    """The windows along three sides as loops want them, the most cells that a window has, and whether interleaved lines would be too many."""
-
-    tables: tuple[Tensor, ...]
-    cells: int
-    large: bool
+def blank(x: Tensor, shape: Sequence[int], strides: Sequence[int] | None, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for images like `x`, contiguous or in the given strides."""
+    return x.new_empty(shape, dtype=dtype) if strides is None else x.new_empty_strided(shape, strides, dtype=dtype)
 
 
-def tables(windows: Windows, size: tuple[int, ...], padding: bool = False, adjoint: bool = False) -> Sides:
-    """The windows of images of `size` pixels; with `adjoint`, for each pixel the windows that show it."""
-    sides = [torch.tensor([[0], [1], [1], [1]], device="cpu")] * (3 - len(size))
+class Plan(NamedTuple):
+    """A pool as loops want it."""
+
+    shape: tuple[int, ...]  # of the result
+    strides: tuple[int, ...] | None  # of the result, if not contiguous
+    dimensions: int
+    interleaved: bool  # whether neighbours in memory belong to different images, or lines are too long to be interleaved
+    image: tuple[int, ...]
+    rows: tuple[int, ...]
+    K: int
+    tables: list[tuple[object, ...]]
+    kept: list[Tensor]  # the memory of the tables
+    units: int
+    steps: int
+
+
+def plan(windows: Windows, shape: tuple[int, ...], last: bool, padding: bool = False, adjoint: bool = False) -> Plan | None:
+    """The plan for images of a shape; with `adjoint`, for each of their pixels the windows that show it. None where nothing is computed."""
+    d = windows.dimensions
+    size, ones = tuple(shape[len(shape) - d :]), (1,) * (3 - d)
+    positions = windows.positions(size)
+    if 0 in (*shape, *positions) or prod(size) >= 2**31:
+        return None
+    kept = [torch.tensor([[0], [1], [1], [1]], device="cpu") for _ in ones]
     for dim, n in enumerate(size):
         side = windows.side(dim, n, torch.device("cpu"))
         first, cells = side.showing(n) if adjoint else side.inside(n)
         counted = torch.ones_like(cells) if adjoint else side.counted if padding else cells
-        sides.append(torch.stack((first, cells, counted, torch.full_like(first, 1 if adjoint else side.step))))
-    longest = [int(side[1].max()) if side.numel() else 0 for side in sides]
-    width = windows.positions(size)[-1] if adjoint else size[-1]
-    lines = prod(longest[:2]) * int(sides[1][3].max() if sides[1].numel() else 0) * width * loops.LANES
-    return Sides(tuple(sides), prod(longest), lines > LINES)
+        kept.append(torch.stack((first, cells, counted, torch.full_like(first, 1 if adjoint else side.step))))
+    source, target = (positions, size) if adjoint else (size, positions)
+    result, K = (*shape[: len(shape) - d], *target), shape[-d - 1] if last else 1
+    M, longest = prod(shape[: len(shape) - d]) // K, [int(side[1].max()) for side in kept]
+    *above, W = (*ones, *source)
+    interleaved = last or prod(longest[:2]) * int(kept[1][3].max()) * W * loops.LANES > LINES
+    rows = prod(result) // (target[-1] * K)
+    tables, steps = [memory(side, *side.shape) for side in kept], prod(result) * prod(longest)
+    strides = channels_last(result, d) if last else None
+    if interleaved:
+        return Plan(result, strides, d, True, (M, *above, W * K), (rows, target[-1] * K), K, tables, kept, rows, steps)
+    units = -(-M // loops.LANES)
+    return Plan(result, strides, d, False, (M, *above, W), (M, rows // M, target[-1]), K, tables, kept, units, steps)
 
 
-known_tables = lru_cache(maxsize=256)(tables)
-known_adjoint_tables = lru_cache(maxsize=256)(partial(tables, adjoint=True))
+known_plan = lru_cache(maxsize=256)(plan)
+known_adjoint_plan = lru_cache(maxsize=256)(partial(plan, adjoint=True))
 
 
 def lowest(dtype: torch.dtype) -> float:
     """The number that never wins: minus infinity, or the least integer."""
     return -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+@lru_cache(maxsize=16)
+def known_lowest(dtype: torch.dtype) -> object:
+    """The same as an argument for a loop."""
+    return number(lowest(dtype), dtype)
 
 
 # ---- The definition ----------------------------------------------------------------------------------------------------------------------
@@ -214,7 +233,7 @@ def before(axis: int, t: Tensor) -> Tensor:
 
 def stored(y: Tensor, dimensions: int, last: bool) -> Tensor:
     """`y` in the memory layout of the results."""
-    return blank(y, y.shape[y.ndim - dimensions :], last).copy_(y)
+    return blank(y, y.shape, channels_last(y.shape, dimensions) if last else None).copy_(y)
 
 
 def winners_by_definition(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
@@ -255,19 +274,21 @@ def pick_by_definition(t: Tensor, where: Tensor, dimensions: int, last: bool) ->
 def average_by_definition(x: Tensor, windows: Windows, last: bool, divisor: int, padding: bool) -> Tensor:
     """`average`: cells outside of the image count as zero; means of integers are cut off towards zero."""
     size = spatial(x, windows)
+    if whole(windows):
+        x = x.sum(tuple(range(-len(size), 0)), keepdim=True)
+        return stored(divided(x, windows, size, divisor, padding), len(size), last)
     for axis in range(-1, -1 - len(size), -1):
-        if isinstance(windows, Adaptive) and windows.output[axis] == 1:
-            x = x.sum(axis, keepdim=True)
-        else:
-            pixels, counts = pixels_of(windows.side(len(size) + axis, size[axis], x.device), size[axis])
-            shown = look_up(x, axis, torch.where(counts, pixels, 0))
-            x = torch.where(before(axis, counts), shown, 0).sum(axis)
+        pixels, counts = pixels_of(windows.side(len(size) + axis, size[axis], x.device), size[axis])
+        shown = look_up(x, axis, torch.where(counts, pixels, 0))
+        x = torch.where(before(axis, counts), shown, 0).sum(axis)
     return stored(divided(x, windows, size, divisor, padding), len(size), last)
 
 
 def share_out_by_definition(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bool, size: Sequence[int]) -> Tensor:
     """`share_out`, one side after the other."""
     g = divided(g, windows, size, divisor, padding)
+    if whole(windows):
+        return stored(g.expand(*g.shape[: g.ndim - len(size)], *size), len(size), last)
     for axis in range(-len(size), 0):
         pixels, counts = pixels_of(windows.side(len(size) + axis, size[axis], g.device), size[axis])
         shares = torch.where(before(axis, counts), g.unsqueeze(g.ndim + axis + 1), 0).flatten(axis - 1, axis)

@@ -12,7 +12,8 @@ import numpy as np
 
 from cnn425.kernels.threads import loop, step
 
-LANES = 16
+LANES = 16  # images that are interleaved
+BUFFER = 1 << 11  # numbers of a row that stay in the nearest cache
 
 
 @step
@@ -27,10 +28,10 @@ def interleave(x, first, d, h, line):
 @step
 def separate(line, first, row, y):
     """y[first + k, row, j] = line[j*LANES + k], for images that exist: the inverse of `interleave`."""
-    for k in range(min(LANES, y.shape[0] - first)):
-        target = y[first + k, row]
-        for j in range(target.size):
-            target[j] = line[j * LANES + k]
+    lanes = min(LANES, y.shape[0] - first)
+    for j in range(y.shape[2]):
+        for k in range(lanes):
+            y[first + k, row, j] = line[j * LANES + k]
 
 
 @step
@@ -46,44 +47,59 @@ def span(table):
 
 
 @step
+def stretch_of(columns, j, K):
+    """The windows from j on whose columns, of K numbers each, fit into the buffers: (one behind the last, first column, columns)."""
+    stop, first, end = j, columns[0, j], columns[0, j]
+    while stop < columns.shape[1]:
+        low, high = columns[0, stop], columns[0, stop] + (columns[1, stop] - 1) * columns[3, stop] + 1
+        if stop > j and (max(end, high) - min(first, low)) * K > BUFFER:
+            break
+        first, end, stop = min(first, low), max(end, high), stop + 1
+    return stop, first, end - first
+
+
+@step
 def largest_of_row(image, K, H, planes, rows, columns, a, i, best, pixel, lowest, y, where):
-    """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y, where (J*K)`, by way of the buffers `best, pixel (W*K)`."""
+    """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y, where (J*K)`, by way of the buffers `best, pixel`."""
     depth, height, L = image.shape
-    W = L // K
-    y[:] = lowest
-    where[:] = -1
-    for t in range(planes[1, a]):
-        d = planes[0, a] + t * planes[3, a]
-        for u in range(rows[1, i]):
-            h = rows[0, i] + u * rows[3, i]
-            line, above = image[d % depth, h % height], np.int32((d * H + h) * W)
-            if t == 0 and u == 0:
-                for w in range(L):
-                    best[w] = line[w]
-                    pixel[w] = above
-            else:
-                for w in range(L):
-                    wins = (line[w] > best[w]) | (line[w] != line[w])
-                    best[w] = line[w] if wins else best[w]
-                    pixel[w] = above if wins else pixel[w]
-    if planes[1, a] == 0 or rows[1, i] == 0:
-        return
-    for j in range(columns.shape[1]):
-        value, place = y[j * K : (j + 1) * K], where[j * K : (j + 1) * K]
-        for v in range(columns[1, j]):
-            w = columns[0, j] + v * columns[3, j]
-            line, above, across = best[w * K : (w + 1) * K], pixel[w * K : (w + 1) * K], np.int32(w)
-            if v == 0:
-                for k in range(K):
-                    value[k] = line[k]
-                    place[k] = above[k] + across
-            else:
-                for k in range(K):
-                    number, here = line[k], np.int32(above[k] + across)
-                    wins = (number > value[k]) | ((number == value[k]) & (here < place[k]))
-                    wins |= (number != number) & ((value[k] == value[k]) | (here > place[k]))
-                    value[k] = number if wins else value[k]
-                    place[k] = here if wins else place[k]
+    W, J, begin, empty = L // K, columns.shape[1], 0, planes[1, a] == 0 or rows[1, i] == 0
+    while begin < J:
+        end, left, width = stretch_of(columns, begin, K)
+        for t in range(planes[1, a]):
+            d = planes[0, a] + t * planes[3, a]
+            for u in range(rows[1, i]):
+                h = rows[0, i] + u * rows[3, i]
+                line, above = image[d % depth, h % height, left * K : (left + width) * K], np.int32((d * H + h) * W)
+                if t == 0 and u == 0:
+                    for w in range(line.size):
+                        best[w] = line[w]
+                        pixel[w] = above
+                else:
+                    for w in range(line.size):
+                        wins = (line[w] > best[w]) | (line[w] != line[w])
+                        best[w] = line[w] if wins else best[w]
+                        pixel[w] = above if wins else pixel[w]
+        for j in range(begin, end):
+            value, place = y[j * K : (j + 1) * K], where[j * K : (j + 1) * K]
+            if empty or columns[1, j] == 0:
+                value[:] = lowest
+                place[:] = -1
+            for v in range(0 if empty else columns[1, j]):
+                w = columns[0, j] + v * columns[3, j]
+                first, across = (w - left) * K, np.int32(w)
+                line, above = best[first : first + K], pixel[first : first + K]
+                if v == 0:
+                    for k in range(K):
+                        value[k] = line[k]
+                        place[k] = above[k] + across
+                else:
+                    for k in range(K):
+                        number, here = line[k], np.int32(above[k] + across)
+                        wins = (number > value[k]) | ((number == value[k]) & (here < place[k]))
+                        wins |= (number != number) & ((value[k] == value[k]) | (here > place[k]))
+                        value[k] = number if wins else value[k]
+                        place[k] = here if wins else place[k]
+        begin = end
 
 
 @loop
@@ -95,7 +111,7 @@ def max_pool_interleaved(lo, hi, x, K, planes, rows, columns, lowest, y, where):
     """
     _, _, H, L = x.shape
     A, I = planes.shape[1], rows.shape[1]
-    best, pixel = np.empty(L, x.dtype), np.empty(L, np.int32)
+    best, pixel = np.empty(max(L, 1), x.dtype), np.empty(max(L, 1), np.int32)
     for unit in range(lo, hi):
         m, a, i = unit // (A * I), unit // I % A, unit % I
         largest_of_row(x[m], K, H, planes, rows, columns, a, i, best, pixel, lowest, y[unit], where[unit])
@@ -167,23 +183,34 @@ def pick(lo, hi, t, where, y):
 def sum_of_row(image, K, planes, rows, columns, a, i, total, divisor, y):
     """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y (J*K)`, by way of the buffer `total (W*K)`."""
     depth, height, L = image.shape
-    total[:] = 0
+    if planes[1, a] == 0 or rows[1, i] == 0:
+        total[:] = 0
     for t in range(planes[1, a]):
         d = planes[0, a] + t * planes[3, a]
         for u in range(rows[1, i]):
             line = image[d % depth, (rows[0, i] + u * rows[3, i]) % height]
-            for w in range(L):
-                total[w] += line[w]
+            if t == 0 and u == 0:
+                for w in range(L):
+                    total[w] = line[w]
+            else:
+                for w in range(L):
+                    total[w] += line[w]
     for j in range(columns.shape[1]):
         value, cells = y[j * K : (j + 1) * K], y.dtype.type(divisor if divisor != 0 else planes[2, a] * rows[2, i] * columns[2, j])
-        value[:] = 0
+        if columns[1, j] == 0:
+            value[:] = 0
         for v in range(columns[1, j]):
             w = columns[0, j] + v * columns[3, j]
             line = total[w * K : (w + 1) * K]
+            if v == 0:
+                for k in range(K):
+                    value[k] = line[k]
+            else:
+                for k in range(K):
+                    value[k] += line[k]
+        if cells != 1:
             for k in range(K):
-                value[k] += line[k]
-        for k in range(K):
-            value[k] /= cells
+                value[k] /= cells
 
 
 @loop

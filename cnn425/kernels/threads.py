@@ -80,6 +80,11 @@ def _zeros() -> dict[torch.dtype, Any]:
     return {getattr(torch, name): getattr(np, name if name != "bool" else "bool_")(0) for name in names}
 
 
+def number(value: float, dtype: torch.dtype) -> Any:
+    """A number of a tensor's type, as an argument for a loop."""
+    return type(_zeros()[dtype])(value)
+
+
 def memory(t: Tensor, *shape: int) -> tuple[Any, ...]:
     """The memory of a dense tensor as an array of `shape`, as an argument for a loop: (zero of its type, address, sizes)."""
     return (_zeros()[t.dtype], t.data_ptr(), *shape)

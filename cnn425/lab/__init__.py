@@ -9,5 +9,6 @@ group.py       one process or several                            figures.py     
 guards.py      NaN, infinity, clipping                           progress.py    a bar, or plain lines
 signals.py     Ctrl-C and SIGTERM                                errors.py      one sentence for the user
 trained.py     using and exporting what was trained              shards.py      local layers split over processes
+photograph.py  pictures from anywhere, as MNIST draws its digits
 study.py       an experiment that is no training run
 """

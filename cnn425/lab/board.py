@@ -5,7 +5,6 @@ clocks jump. After a resume the earlier files end at the checkpoint (folder.py c
 it may already have read (`purge_step`).
 """
 
-import os
 import struct
 import time
 from collections.abc import Mapping
@@ -19,6 +18,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
 from torch.utils.tensorboard import summary
 
+from cnn425.lab.errors import about
+from cnn425.lab.folder import EVENTS, claim, ours, sync
+from cnn425.lab.models import looked_at
+
 # The custom-scalars page, in the order in which a run is read; the time-series page sorts by the alphabet.
 CHARTS: dict[str, dict[str, list[Any]]] = {
     "loss": {"mean cross entropy, nats": ["Multiline", ["loss/train", "loss/held-out"]]},
@@ -30,8 +33,8 @@ CHARTS: dict[str, dict[str, list[Any]]] = {
 
 
 def event_files(folder: Path) -> list[Path]:
-    """The event files of a run, oldest first."""
-    return sorted(folder.glob("events.out.tfevents.*"))
+    """The event files of a run, oldest first; those of another program in the same folder are not among them."""
+    return ours(folder, EVENTS)
 
 
 def scalars(folder: Path) -> list[tuple[str, int, float]]:
@@ -51,8 +54,9 @@ class Board:
     """Everything TensorBoard shows of one run; every call names the step it belongs to."""
 
     def __init__(self, folder: Path, purge_step: int | None = None):
-        start = 1 + max((int(path.name.split(".")[3]) for path in event_files(folder)), default=0)
-        self.path = folder / f"events.out.tfevents.{start:010d}.cnn425"
+        there = [path.name for path in folder.iterdir() if EVENTS.fullmatch(path.name)]
+        start = 1 + max((int(name.split(".")[3]) for name in there), default=0)
+        self.path = claim(folder, f"events.out.tfevents.{start:010d}.cnn425")
         self.file = self.path.open("xb")
         self.records = RecordWriter(self.file)
         self._write(event_pb2.Event(file_version="brain.Event:2"))
@@ -61,7 +65,8 @@ class Board:
 
     def _write(self, event: Any) -> None:
         event.wall_time = time.time()
-        self.records.write(event.SerializeToString())
+        with about(self.path):
+            self.records.write(event.SerializeToString())
 
     def _summary(self, content: Any, step: int) -> None:
         self._write(event_pb2.Event(step=step, summary=content))
@@ -108,8 +113,7 @@ class Board:
 
     def flush(self) -> None:
         """Hand everything to the disk."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        sync(self.file, self.path)
 
     def close(self) -> None:
         """Flush and close; may be called twice."""
@@ -138,7 +142,7 @@ def _nodes(model: nn.Module, images: Tensor) -> list[Any]:
     leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
     hooks = [module.register_forward_hook(record(f"{type(module).__name__}_{name}")) for name, module in leaves]
     try:
-        with torch.no_grad():
+        with looked_at(model):
             model(images)
     finally:
         for hook in hooks:

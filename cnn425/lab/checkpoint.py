@@ -17,7 +17,7 @@ import numpy
 import torch
 
 from cnn425.lab.errors import LabError, first_line
-from cnn425.lab.folder import write_whole
+from cnn425.lab.folder import claim, ours, write_whole
 
 FORMAT = 1
 KEEP = 2
@@ -26,8 +26,7 @@ NAME = re.compile(r"checkpoint-(\d{10})-([0-9a-f]{16})\.pt")
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
-    found = [path for path in folder.glob("checkpoint-*.pt") if NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: (int(path.name.split("-")[1]), path.stat().st_mtime_ns), reverse=True)
+    return sorted(ours(folder, NAME), key=lambda path: (int(path.name.split("-")[1]), path.stat().st_mtime_ns), reverse=True)
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -35,7 +34,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     content = buffer.getvalue()
-    path = folder / f"checkpoint-{step:010d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
+    path = claim(folder, f"checkpoint-{step:010d}-{hashlib.sha256(content).hexdigest()[:16]}.pt")
     write_whole(path, content)
     for old in [other for other in checkpoints(folder) if other != path][KEEP - 1 :]:
         old.unlink(missing_ok=True)
@@ -62,14 +61,24 @@ def read(path: Path) -> dict[str, Any]:
 
 def newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
     """The newest whole checkpoint of a run, None if there is none; damaged ones are set aside, and `warn` says so."""
-    for path in checkpoints(folder):
+    found = checkpoints(folder)
+    for k, path in enumerate(found, 1):
         try:
             return read(path)
         except LabError as error:
             aside = path.with_suffix(".damaged")
             path.rename(aside)
-            warn(f"warning: {error}; set aside as {aside.name}, going on from the one before")
+            then = "going on from the one before" if k < len(found) else "there is no other, so the run starts again"
+            warn(f"warning: {error}; set aside as {aside.name}, {then}")
     return None
+
+
+def seed(number: int, rank: int = 0) -> None:
+    """Seed the random generators of this process, torch's, NumPy's and Python's: each process of a run with numbers of its own."""
+    words = [int(word) for word in numpy.random.SeedSequence((number % 2**64, rank)).generate_state(3)]
+    torch.manual_seed(words[0])
+    numpy.random.seed(words[1])  # noqa: NPY002 - the global state is what a network or an augmentation may draw from
+    random.seed(words[2])
 
 
 def random_state() -> dict[str, Any]:

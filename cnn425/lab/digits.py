@@ -5,6 +5,7 @@ downloads. Files are looked for in `--data-dir`, else in CNN425_DATA_DIR; withou
 the user. As in torchvision, a folder that was named is only written to if `--download` says so.
 """
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -25,8 +26,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from torchvision import datasets
 
-from cnn425.lab.errors import LabError, first_line, sentence
-from cnn425.lab.folder import sweep, write_whole
+from cnn425.lab.errors import LabError, expanded, first_line, sentence
+from cnn425.lab.folder import LOCK, if_able, sweep, write_whole
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import watched
 
@@ -79,7 +80,7 @@ def source(dataset: Dataset) -> Source:
 def place(data_dir: Path | None) -> tuple[Path, bool]:
     """The folder that holds data sets, and whether it is the cache, into which missing files are downloaded."""
     given = data_dir or os.environ.get("CNN425_DATA_DIR")
-    return (Path(given), False) if given else (platformdirs.user_cache_path("cnn425") / "data", True)
+    return (expanded(given), False) if given else (place_of_cache(), True)
 
 
 def md5(content: bytes) -> str:
@@ -111,20 +112,31 @@ def load(dataset: Dataset = "mnist", data_dir: Path | None = None, download: boo
     )
 
 
+def candidates(part: Part, folder: Path) -> Iterator[tuple[Path, str]]:
+    """Where a published file may be, and the digest it then has: unpacked, under Kaggle's names too, or packed."""
+    if part.unpacked:
+        name = part.file.removesuffix(".gz")
+        kaggle = name.replace("-idx", ".idx")  # train-images.idx3-ubyte, alone or in a folder called train-images-idx3-ubyte
+        for path in (folder / name, folder / kaggle, folder / name / name, folder / kaggle / kaggle):
+            yield path, part.unpacked
+    yield folder / part.file, part.md5
+
+
 def found(part: Part, folder: Path, origin: Source) -> bytes:
-    """The content of a published file, unpacked, after its digest was checked; the file may lie there packed or unpacked."""
-    names = [part.file[:-3]] if part.unpacked else []
-    for name, digest in [(name, part.unpacked) for name in names] + [(part.file, part.md5)]:
-        path = folder / name
-        if not path.exists():
+    """The content of a published file, unpacked, after its digest was checked; a damaged copy beside a whole one does no harm."""
+    damaged = None
+    for path, digest in candidates(part, folder):
+        if not path.is_file():
             continue
         content = path.read_bytes()
-        if md5(content) != digest:
-            raise LabError(
-                f"{path} is damaged: {len(content)} bytes with md5 {md5(content)}, the published file has {digest}; "
-                f"remove it and put the published {part.file} (or {name}) into {folder}"
-            )
-        return gzip.decompress(content) if name.endswith(".gz") else content
+        if md5(content) == digest:
+            return gzip.decompress(content) if path.suffix == ".gz" else content
+        damaged = damaged or LabError(
+            f"{path} is damaged: {len(content)} bytes with md5 {md5(content)}, the published file has {digest}; "
+            f"remove it and put the published {part.file} (or {path.name}) into {folder}"
+        )
+    if damaged:
+        raise damaged
     wanted = ", ".join(other.file for other in origin.parts)
     raise LabError(
         f"{folder / part.file} is missing; put {wanted} into {folder}, or say --download to have it done, or leave out --data-dir and "
@@ -160,18 +172,16 @@ def fetch(origin: Source, folder: Path) -> None:
     """Download what is missing or damaged; of several processes that start together one does it, the others wait."""
 
     def missing() -> list[Part]:
-        return [
-            part
-            for part in origin.parts
-            if not is_whole(folder / part.file, part.md5) and not is_whole(folder / part.file[:-3], part.unpacked)
-        ]
+        return [part for part in origin.parts if not any(is_whole(*candidate) for candidate in candidates(part, folder))]
 
     if not missing():
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=1800):
-            sweep(folder)
+        with contextlib.ExitStack() as stack:
+            with if_able(folder, "lock files", "the download goes on; do not start a second one"):
+                stack.enter_context(FileLock(folder / LOCK, timeout=1800))
+            sweep(folder, [part.file for part in origin.parts])
             for part in missing():
                 download(part, folder)
     except Timeout:
@@ -180,9 +190,9 @@ def fetch(origin: Source, folder: Path) -> None:
         raise LabError(f"cannot download into {folder}: {sentence(error)}; use --data-dir to name another place") from None
 
 
-def is_whole(path: Path, digest: str | None) -> bool:
+def is_whole(path: Path, digest: str) -> bool:
     """Whether the file is there with this digest."""
-    return digest is not None and path.exists() and md5(path.read_bytes()) == digest
+    return path.is_file() and md5(path.read_bytes()) == digest
 
 
 def download(part: Part, folder: Path) -> None:
@@ -196,8 +206,9 @@ def download(part: Part, folder: Path) -> None:
                 reasons.append(f"{address}: {getattr(error, 'reason', None) or first_line(error)}")
                 continue
             if md5(content) == part.md5:
+                if (folder / part.file).exists():  # damaged, or somebody's
+                    os.replace(folder / part.file, folder / f"{part.file}.damaged")
                 write_whole(folder / part.file, content)
-                (folder / part.file[:-3]).unlink(missing_ok=True)  # a damaged unpacked copy would be looked at first
                 return
             reasons.append(f"{address}: {len(content)} bytes with a wrong md5")
         if attempt + 1 < ATTEMPTS:

@@ -1,9 +1,13 @@
 """Errors a user can do something about: one sentence each, printed without a traceback."""
 
+import contextlib
 import errno
+import io
 import os
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -30,13 +34,32 @@ def sentence(error: OSError) -> str:
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
+@contextlib.contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Errors of the operating system name this file if they name none, as those of writing to an open file do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def expanded(path: str | Path) -> Path:
+    """A path as the shell takes it, `~` and `$VAR` replaced: nobody did that if it comes from a file, a notebook or `--log-dir=~/x`."""
+    return Path(os.path.expanduser(os.path.expandvars(path)))
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return textwrap.shorten((str(error).strip() or type(error).__name__).splitlines()[0], 200, placeholder=" ...")
 
 
 def command(main: Callable[[], Any]) -> None:
     """Run an experiment's `main` as a command: exit code 0 if its verdict holds, else 1; a LabError is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to end
     try:
         verdict = main()
     except LabError as error:
@@ -49,4 +72,8 @@ def command(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
-    raise SystemExit(0 if getattr(verdict, "holds", True) else 1)
+    if not getattr(verdict, "holds", True):
+        if os.environ.get("RANK", "0") == "0":
+            print("the claim does not hold with these options, so the exit code is 1", flush=True)
+        raise SystemExit(1)
+    raise SystemExit(0)

@@ -1,14 +1,51 @@
 """Pictures of what a network learnt: filters, activations, mistakes, the confusion matrix; brightness from 0 to 1."""
 
+import contextlib
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from cnn425.lab.errors import about
+from cnn425.lab.models import looked_at
 from cnn425.lab.pictures import Pictures
+
+
+def _matplotlib() -> Any:
+    """Import matplotlib, whose import fails if MPLBACKEND names a backend that is not installed: a notebook's, in another environment."""
+    wanted = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if wanted is not None:
+            os.environ["MPLBACKEND"] = wanted
+    if wanted:
+        with contextlib.suppress(ValueError):  # for whoever opens windows: here figures are drawn by Agg
+            matplotlib.rcParams["backend"] = wanted
+    return matplotlib
+
+
+matplotlib = _matplotlib()
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.style import context  # noqa: E402
+
+
+def own_style() -> AbstractContextManager[None]:
+    """Matplotlib's own defaults while this lasts, whatever a matplotlibrc or a notebook has changed; as before afterwards."""
+    return context("default")
+
+
+def save(figure: Figure, path: Path, dpi: float = 100) -> None:
+    """Write a figure in the format of the file's name; an error names the file."""
+    with about(path):
+        figure.savefig(path, dpi=dpi)
 
 
 def figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
@@ -63,7 +100,7 @@ def activations(model: nn.Sequential, image: Tensor, most: int = 32) -> Tensor |
     caught: list[Tensor] = []
     hook = layer.register_forward_hook(lambda module, inputs, output: caught.append(output))
     try:
-        with torch.no_grad():
+        with looked_at(model):
             model(image)
     finally:
         hook.remove()

@@ -97,12 +97,18 @@ def end_with_parent() -> None:
 
 def torch_device(name: str) -> torch.device:
     """The device called `name`, if this machine has it."""
+    reason = "no numbers are computed there"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise LabError(f"--device {name}: {first_line(error)}", 2) from None
-    return device
+        if device.type != "meta":
+            return device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        said = first_line(error).split(". ")[0]
+        reason = said if len(said) < 100 and "Could not run" not in said else "this torch or this machine has none"
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    there = ["cpu"] + ([f"{kind.type}:{k}" for k in range(torch.accelerator.device_count())] if kind else [])
+    raise LabError(f"--device {name}: {reason}; there is {', '.join(there)}", 2)
 
 
 @contextlib.contextmanager

@@ -17,11 +17,11 @@ from torch import nn
 from cnn425.lab import checkpoint, figures, guards
 from cnn425.lab.board import Board, event_files
 from cnn425.lab.errors import LabError, StoppedError, sentence
-from cnn425.lab.folder import Metrics, describe, lengths, locked, rewind
-from cnn425.lab.group import is_first, joined, under_torchrun
-from cnn425.lab.options import Options, as_words, difference, digest, meaning
+from cnn425.lab.folder import Metrics, describe, home, lengths, locked, rewind
+from cnn425.lab.group import joined, under_torchrun
+from cnn425.lab.options import Options, as_words, difference, digest, meaning, with_paths
 from cnn425.lab.pictures import Pictures
-from cnn425.lab.progress import Reporter
+from cnn425.lab.progress import Reporter, say
 from cnn425.lab.signals import CODES, Signals
 from cnn425.lab.training import HELD_OUT_BATCH, Evaluation, Training, Verdict, settings
 
@@ -36,12 +36,6 @@ def show_board(folder: Path) -> None:
     say(f"tensorboard --logdir {shlex.quote(str(folder))}")
 
 
-def say(line: str) -> None:
-    """One line for the user, from one process."""
-    if is_first():
-        print(line, flush=True)
-
-
 def train(options: Options, model: nn.Sequential, training: Pictures, held_out: Pictures, folder: Path, title: str = "training") -> Verdict:
     """Train the model, or go on where the run in this folder stopped, or tell what came out if it has finished."""
     with contextlib.ExitStack() as stack:
@@ -49,12 +43,16 @@ def train(options: Options, model: nn.Sequential, training: Pictures, held_out: 
             options = dataclasses.replace(options, epochs=1)
             training, held_out = training.first(2 * options.batch_size), held_out.first(2 * options.batch_size)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(settings(options))
+        options = with_paths(options, Path.absolute)  # of now, wherever the process goes meanwhile
         group = stack.enter_context(joined(options.device))
+        stack.enter_context(settings(options, group.rank))
         signals = stack.enter_context(Signals())
         if group.first:
+            folder = home(folder, "run", f"run-{digest(meaning(options))}")
+            if options.resume and folder != options.resume:
+                raise LabError(f"--resume {options.resume}: this is not the folder of a run", 2)
             stack.enter_context(locked(folder, patience=10 if under_torchrun() else 0))  # a dying worker may still be saving
-        group.wait()
+        folder = group.from_first(folder)
         run = Training(options, model, training, held_out, group, folder)
         return Loop(run, signals, title).run()
 
@@ -74,10 +72,7 @@ class Loop:
         self.resume()
         if run.at.finished:
             if self.first:
-                print(
-                    f"{self.title}: already finished in {run.folder}; remove the folder or choose another --log-dir to train again",
-                    flush=True,
-                )
+                say(f"{self.title}: already finished in {run.folder}; remove the folder or choose another --log-dir to train again")
             return run.verdict()
         try:
             self.open()
@@ -101,7 +96,7 @@ class Loop:
     def resume(self) -> None:
         """Load the newest whole checkpoint, if there is one and it was made with these options."""
         run = self.training
-        state = checkpoint.newest(run.folder, lambda line: print(line, flush=True)) if self.first else None
+        state = checkpoint.newest(run.folder, say) if self.first else None
         state = run.group.from_first(state)
         if state is None:
             if self.first:
@@ -115,10 +110,10 @@ class Loop:
         run.load_state_dict(state)
         different = run.adapt(state.get("surroundings", {}))
         if different and self.first and not run.at.finished:
-            print(f"warning: the run was started with other surroundings ({different}); the results may differ in rounding", flush=True)
+            say(f"warning: the run was started with other surroundings ({different}); the results may differ in rounding")
         if self.first and not run.at.finished:
             rewind(run.folder, state["files"])
-            print(f"{self.title}: resuming after step {run.at.step} from {run.folder}", flush=True)
+            say(f"{self.title}: resuming after step {run.at.step} from {run.folder}")
 
     def open(self) -> None:
         """Open the logs; at the very start of a run, log the untrained network."""

@@ -9,6 +9,8 @@
 | conv       | a 5x5 window, with weights that all pixels share     | 25 per filter, 16 filters       |
 """
 
+import contextlib
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, Literal
 
@@ -97,6 +99,18 @@ def _stages(
         nn.Flatten(),
         ours.Linear(o * (h // 4) * (w // 4), classes),
     ]
+
+
+@contextlib.contextmanager
+def looked_at(model: nn.Module) -> Iterator[None]:
+    """The model as it is evaluated, without gradients: a look must not draw from a random generator or move a running mean."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
 
 def parameters(model: nn.Module) -> int:

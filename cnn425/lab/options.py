@@ -13,14 +13,15 @@ An experiment inherits `Options` and adds its own fields, or changes a default:
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from cnn425.lab.errors import LabError
+from cnn425.lab.errors import LabError, expanded
 
 SPEED_ONLY = (
     "log_dir",
@@ -98,12 +99,11 @@ Anything = TypeVar("Anything")
 
 def parse(kind: type[SomeOptions], argv: Sequence[str] | None, description: str) -> SomeOptions:
     """The options typed on the command line (`None`) or given as a list of words; `--resume` brings those of a run that was begun."""
-    words = None if argv is None else list(argv)
-    options = tyro.cli(kind, args=words, description=description)
+    options = parse_any(kind, argv, description)
     if options.resume is None:
         return options
     begun = dataclasses.replace(begun_with(kind, options.resume), log_dir=options.resume, resume=options.resume)
-    options = tyro.cli(kind, args=words, description=description, default=begun)
+    options = parse_any(kind, argv, description, begun)
     if options.log_dir != options.resume:
         raise LabError(f"--resume {options.resume} and --log-dir {options.log_dir} name two run folders; leave out one", 2)
     return options
@@ -128,9 +128,24 @@ def begun_with(kind: type[SomeOptions], folder: Path) -> SomeOptions:
     return kind(**kept)
 
 
-def parse_any(kind: type[Anything], argv: Sequence[str] | None, description: str) -> Anything:
-    """As `parse`, for options of something that is not a training run."""
-    return tyro.cli(kind, args=None if argv is None else list(argv), description=description)
+def parse_any(kind: type[Anything], argv: Sequence[str] | None, description: str, begun: Anything | None = None) -> Anything:
+    """The options typed on the command line (`None`) or given as words, for any dataclass; `begun`: what is not typed stays as it is."""
+    more: dict[str, Any] = {} if begun is None else {"default": begun}
+    state = random.getstate()  # tyro draws from it, and it may be a notebook's
+    try:
+        return with_paths(tyro.cli(kind, args=None if argv is None else list(argv), description=description, **more), expanded)
+    finally:
+        random.setstate(state)
+
+
+def with_paths(options: Anything, change: Callable[[Path], Path]) -> Anything:
+    """The options with every path changed, also those in tuples."""
+
+    def changed(value: Any) -> Any:
+        return tuple(map(changed, value)) if isinstance(value, tuple) else change(value) if isinstance(value, Path) else value
+
+    named: Any = options
+    return dataclasses.replace(named, **{field.name: changed(getattr(named, field.name)) for field in dataclasses.fields(named)})
 
 
 def as_words(options: Options) -> dict[str, Any]:

@@ -1,15 +1,50 @@
-"""Progress: a bar on a terminal, a plain line every few seconds anywhere else."""
+"""What a user reads while something runs: lines, tables, a bar on a terminal or a plain line every few seconds anywhere else.
 
+Escape codes go to terminals only, whatever FORCE_COLOR says: a log file is not read by a terminal.
+"""
+
+import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cnn425.lab.group import is_first
+
 T = TypeVar("T")
 
 QUIET_SECONDS = 10.0  # between two plain lines
+
+
+def console(width: int | None = None) -> Console:
+    """Standard output, as a terminal if it is one."""
+    return Console(force_terminal=bool(getattr(sys.stdout, "isatty", bool)()), width=width)
+
+
+def say_table(table: Any, width: int | None = None) -> None:
+    """Print a table, by default as wide as the terminal."""
+    out = console(width)
+    with out.capture() as drawn:
+        out.print(table)
+    write(drawn.get())
+
+
+def say(line: str) -> None:
+    """One line for the user, from one process."""
+    if is_first():
+        write(f"{line}\n")
+
+
+def write(text: str) -> None:
+    """Text to standard output; characters that its encoding lacks are written as escapes, as on standard error."""
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
 
 
 class Reporter:
@@ -17,7 +52,7 @@ class Reporter:
 
     def __init__(self, title: str, total: int, done: int = 0, silent: bool = False):
         self.title, self.total, self.done, self.silent = title, total, done, silent
-        self.console = Console()
+        self.console = console()
         self.spoke = time.monotonic()
         self.bar: Progress | None = None
         if self.console.is_terminal and not silent:
@@ -56,7 +91,7 @@ class Reporter:
         if self.bar:
             self.bar.console.print(line, highlight=False, soft_wrap=True, markup=False)
         else:
-            print(line, flush=True)
+            write(f"{line}\n")
 
 
 def watched(items: Iterable[T], title: str, total: int) -> Iterator[T]:

@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM: the first asks, the second insists.
+"""Ctrl-C and SIGTERM: the first finishes the step, saves and ends the run; the second ends the process at once.
+
+A signal that was ignored when the run started (`nohup`, a job in the background of a script) stays ignored.
 
 Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun, which hands it on. So there a signal that follows at once is
 taken for the echo of the first.
@@ -25,7 +27,10 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._handle) for number in CODES}
+            before = {number: signal.getsignal(number) for number in CODES}
+            self.before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+            for number in self.before:  # None: the handler is not Python's and could not be put back
+                signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:

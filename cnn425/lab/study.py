@@ -6,7 +6,7 @@
         record.figure("width", drawn)               width.png in the run folder, and the same picture in TensorBoard
         return record.verdict(WidthVerdict(...))    verdict.json, one number per tag `verdict/...`, and where to look
 
-A study is made afresh each time: what an earlier one left in the same folder is replaced.
+A study is made afresh each time: what an earlier one made in the same folder is replaced, and nothing else.
 """
 
 import contextlib
@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import torch
-import tyro
-
+from cnn425.lab import figures
 from cnn425.lab.board import Board, event_files
 from cnn425.lab.errors import LabError
-from cnn425.lab.folder import describe, locked, write_whole
+from cnn425.lab.folder import claim, describe, home, locked, own, write_whole
 from cnn425.lab.loop import show_board
-from cnn425.lab.options import as_words, digest, meaning
+from cnn425.lab.options import as_words, digest, meaning, parse_any, with_paths
+from cnn425.lab.progress import say
 from cnn425.lab.training import settings
 
 
@@ -63,7 +62,7 @@ SomeVerdict = TypeVar("SomeVerdict", bound=NamedTuple)
 
 def parse(kind: type[SomeOptions], argv: Sequence[str] | None, description: str) -> SomeOptions:
     """The options typed on the command line (`None`) or given as a list of words."""
-    return tyro.cli(kind, args=None if argv is None else list(argv), description=description)
+    return parse_any(kind, argv, description)
 
 
 class Study:
@@ -79,13 +78,17 @@ class Study:
 
     def figure(self, name: str, figure: Any) -> None:
         """A matplotlib figure as `<name>.png`, and as a picture in TensorBoard."""
-        figure.savefig(self.folder / f"{name}.png", dpi=120)
+        figures.save(figure, claim(self.folder, f"{name}.png"), dpi=120)
         self.board.figure(name, figure, 0)
+
+    def drawing(self, name: str, figure: Any) -> None:
+        """A matplotlib figure as `<name>.svg` too, which can be enlarged."""
+        figures.save(figure, claim(self.folder, f"{name}.svg"))
 
     def verdict(self, verdict: SomeVerdict) -> SomeVerdict:
         """The verdict itself, once it is written down."""
         words: dict[str, Any] = verdict._asdict()
-        write_whole(self.folder / "verdict.json", json.dumps(words, indent=2).encode() + b"\n")
+        write_whole(claim(self.folder, "verdict.json"), json.dumps(words, indent=2).encode() + b"\n")
         for name, value in words.items():
             if isinstance(value, bool | int | float):
                 self.board.scalar(f"verdict/{name}", float(value), 0)
@@ -101,18 +104,19 @@ def study(name: str, options: StudyOptions) -> Iterator[Study]:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
             folder = options.log_dir or Path("runs", name, f"{options.layers}-{digest(meaning(anything))}")
-        stack.enter_context(locked(folder))
         if (folder / "metrics.csv").exists():
             raise LabError(f"{folder} holds a training run, whose logs a study would replace; choose another --log-dir", 2)
-        stack.enter_context(settings(anything))
-        stack.enter_context(torch.random.fork_rng(devices=[]))  # studies seed as they please; the state outside is left as it was
+        shown, folder = folder, home(folder, "study", f"{name}-{digest(meaning(anything))}")
+        stack.enter_context(locked(folder, kind="study"))
+        stack.enter_context(settings(anything))  # studies seed as they please; the state outside is left as it was
         for stale in event_files(folder):
             stale.unlink()
-        describe(folder, as_words(anything))
+        describe(folder, as_words(with_paths(anything, Path.absolute)))
         with contextlib.closing(Board(folder)) as board:
             yield Study(folder, board)
             board.flush()
         if not options.dry_run:
-            for picture in sorted(folder.glob("*.png")):
-                print(f"figure: {picture}")
-            show_board(folder)
+            shown = shown if shown.absolute() == folder else folder
+            for picture in sorted(name for name in own(folder) or () if name.endswith(".png") and (folder / name).exists()):
+                say(f"figure: {shown / picture}")
+            show_board(shown)

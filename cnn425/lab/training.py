@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from cnn425.lab import checkpoint, guards, shards
+from cnn425.lab import checkpoint, figures, guards, shards
 from cnn425.lab.group import Group
 from cnn425.lab.models import namespace, parameters
 from cnn425.lab.options import Options, digest, meaning
@@ -76,7 +76,7 @@ class Training:
         self.layout = layout
         self.sharded = options.shard and group.world > 1
         self.shown = copy.deepcopy(self.model) if self.sharded else self.model  # whole, for pictures
-        self.network = parallel(self.model, options, group)
+        self.network = parallel(self.model, options, group).train()
         self.examples, self.held_out = training.to(group.device), held_out.to(group.device)
         self.loss: nn.Module = namespace(options.layers).CrossEntropyLoss(reduction="sum")
         self.order = Order(len(training.labels), options.batch_size, options.seed)
@@ -244,15 +244,27 @@ def schedule(optimizer: torch.optim.Optimizer, options: Options, steps: int) -> 
 
 
 @contextlib.contextmanager
-def settings(options: Options) -> Iterator[None]:
-    """Threads and deterministic algorithms while a run lasts; as before afterwards."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+def settings(options: Options, rank: int = 0) -> Iterator[None]:
+    """Threads, deterministic algorithms, seeds and the style of figures while a run lasts; everything as before afterwards."""
+    flags: Any = torch.utils.deterministic
+    threads, dtype, fill, random = (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        flags.fill_uninitialized_memory,
+        checkpoint.random_state(),
+    )
+    deterministic, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    flags.fill_uninitialized_memory = False
+    checkpoint.seed(options.seed, rank)
     try:
-        yield
+        with figures.own_style():
+            yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.set_default_dtype(dtype)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        flags.fill_uninitialized_memory = fill
+        checkpoint.set_random_state(random)

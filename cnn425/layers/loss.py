@@ -28,48 +28,55 @@ from cnn425.layers.function import FromOutput, autocast_dtype, is_last, operatio
 
 
 class CrossEntropy(Function):
-    """The surprise at class `target`, zero where the target is `ignored`: `(N, C, *size), (N, *size) -> (N, *size)`.
+    """The surprise at class `target`, zero where the target is `ignored`: `(N, C, *size), (N, *size) -> (N, *size)`, or the mean of all.
 
-    A second output, for the derivatives alone: the softmax p of the scores, which need not be remembered then.
+    Further outputs, for the derivatives alone: the softmax p of the scores, which need not be remembered then, and how many targets count.
     """
 
     @staticmethod
-    def forward(x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
-        return algorithm.cross_entropy(x, target, ignored)
+    def forward(x: Tensor, target: Tensor, ignored: int, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+        y, p = algorithm.cross_entropy(x, target, ignored)
+        count = target.numel() - (target == ignored).sum()
+        return y.sum() / count if mean else y, p, count
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, target, ctx.ignored = inputs
+        _, target, ctx.ignored, ctx.mean = inputs
+        ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(target, output[1])
-        ctx.save_for_forward(target, output[1])
+        ctx.save_for_backward(target, *output[1:])
+        ctx.save_for_forward(target, *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor | None, gp: Tensor | None) -> tuple[Tensor | None, ...]:
-        target, p = ctx.saved_tensors
+    def backward(ctx: Any, gy: Tensor | None, gp: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        target, p, count = ctx.saved_tensors
         gx = None if gp is None else p * (gp - (gp * p).sum(1, keepdim=True))
         if gy is None:
-            return gx, None, None
+            return gx, None, None, None
+        gy = (gy / count).expand(target.shape) if ctx.mean else gy
         if gx is None and is_last(gy, p):
-            return algorithm.cross_entropy_gradient(gy, p, target, ctx.ignored), None, None
+            return algorithm.cross_entropy_gradient(gy, p, target, ctx.ignored), None, None, None
         gy = algorithm.cross_entropy_gradient_by_definition(gy, p, target, ctx.ignored)
-        return gy if gx is None else gx + gy, None, None
+        return gy if gx is None else gx + gy, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor, *_: None) -> tuple[Tensor, Tensor]:
-        target, p = ctx.saved_tensors
+    def jvp(ctx: Any, dx: Tensor, *_: None) -> tuple[Tensor, Tensor, None]:
+        target, p, count = ctx.saved_tensors
         drop, t = algorithm.dropped(target, ctx.ignored)
-        mean = (p * dx).sum(1, keepdim=True)
-        return (mean - dx.gather(1, t)).masked_fill(drop, 0).squeeze(1), p * (dx - mean)
+        average = (p * dx).sum(1, keepdim=True)
+        dy = (average - dx.gather(1, t)).masked_fill(drop, 0).squeeze(1)
+        return dy.sum() / count if ctx.mean else dy, p * (dx - average), None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, target: Tensor, ignored: int) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    def vmap(info: Any, in_dims: Any, x: Tensor, target: Tensor, ignored: int, mean: bool) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         x, target = (
             (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1).contiguous()
             for t, dim in zip((x, target), in_dims, strict=False)
         )
-        y, p = (t.unflatten(0, (info.batch_size, -1)) for t in surprise(x, target, ignored))
-        return (y, p), (0, 0)
+        y, p, _ = surprise(x, target, ignored, False)
+        y, p, target = (t.unflatten(0, (info.batch_size, t.shape[0] // info.batch_size)) for t in (y, p, target))
+        count = (target != ignored).flatten(1).sum(1)
+        return (y.flatten(1).sum(1) / count if mean else y, p, count), (0, 0, 0)
 
 
 class LogSoftmax(FromOutput):
@@ -144,9 +151,7 @@ def cross_entropy(
         x, target = x.unsqueeze(0), target.unsqueeze(0) if soft else target.reshape(1)
     total: Any
     if not soft and reduction == "mean" and weight is None and label_smoothing <= 0 and x.shape[1]:
-        target = target.long()
-        losses = surprise(x, target, ignore_index)[0]
-        return (losses.sum() / (target.numel() - (target == ignore_index).sum())).to(input.dtype)
+        return surprise(x, target.long(), ignore_index, True)[0].to(input.dtype)
     if soft:
         each, total = _of_probabilities(x, target, weight, label_smoothing)
     else:
@@ -168,7 +173,7 @@ def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, 
         if keep.any():
             raise IndexError(f"Target {target[keep][0].item()} is out of bounds.")
         return x.sum(1), keep.sum()
-    each, counts = surprise(x, target, ignored)[0], keep
+    each, counts = surprise(x, target, ignored, False)[0], keep
     if weight is not None:
         counts = torch.where(keep, weight.to(x.dtype)[torch.where(keep, target, 0)], 0)
         each = each * counts

@@ -1,0 +1,113 @@
+"""What is installed, and what scripts do when they are only asked what they do."""
+
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import setuptools.build_meta
+
+import cnn425
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LAB = {"torchvision", "PIL", "tensorboard", "matplotlib", "tyro", "rich", "filelock", "platformdirs"}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of what git tracks or would track."""
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(lambda name: (ROOT / name).is_file(), listed.split("\n")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+def built(checkout, folder, how):
+    """The wheel, as pip would build it, without asking the network."""
+    with contextlib.chdir(checkout), contextlib.redirect_stdout(io.StringIO()):
+        return zipfile.ZipFile(folder / getattr(setuptools.build_meta, how)(str(folder)))
+
+
+@pytest.mark.filterwarnings("ignore")  # setuptools' own
+def test_a_wheel_holds_cnn425_and_nothing_else(checkout, tmp_path):
+    names = built(checkout, tmp_path, "build_wheel").namelist()
+    assert {name.split("/")[0] for name in names} == {"cnn425", f"cnn425-{PROJECT['version']}.dist-info"}
+    assert "cnn425/py.typed" in names
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "cnn425").rglob("*.py")} <= set(names)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_editable_install_finds_the_experiments_too(checkout, tmp_path):
+    wheel = built(checkout, tmp_path, "build_editable")
+    (path,) = (name for name in wheel.namelist() if name.endswith(".pth"))
+    assert wheel.read(path).decode().splitlines() == [str(checkout)]
+
+
+def test_types_are_visible_to_other_projects():
+    assert (Path(cnn425.__file__).parent / "py.typed").exists()
+
+
+def test_what_is_imported_is_declared():
+    """The layers need torch, numpy and numba; the lab's own extra brings the rest, under the names that are imported."""
+    needed = {word.split(">")[0] for word in PROJECT["dependencies"]}
+    assert needed == {"torch", "numpy", "numba"}
+    extra = {word.split(">")[0] for word in PROJECT["optional-dependencies"]["lab"]}
+    assert extra == {"pillow" if name == "PIL" else name for name in LAB}
+
+
+def test_the_layers_do_without_what_the_lab_needs():
+    code = f"import sys; sys.modules.update(dict.fromkeys({sorted(LAB)!r})); import cnn425.nn, cnn425.agreement"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_experiments_start_where_another_backend_is_named_for_figures():
+    """A notebook exports a backend that only its own environment has."""
+    words = ["-m", "experiments.relaxing", "--help"]
+    for backend in ("module://matplotlib_inline.backend_inline", "nonsense", ""):
+        run = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "MPLBACKEND": backend})
+        assert run.returncode == 0, run.stderr
+
+
+# ---- Scripts
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The scripts, in a folder where anything that they did would be seen."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    (tmp_path / "runs/demo/notes.md").write_text("mine")
+    return tmp_path
+
+
+def started(project, *words):
+    before = sorted(project.rglob("*"))
+    run = subprocess.run(["bash", *words], cwd=project, capture_output=True, text=True, timeout=60)
+    assert sorted(project.rglob("*")) == before, "nothing is made, nothing removed"
+    return run
+
+
+@pytest.mark.parametrize("words", ["--help", "-h", "--fix --help"])
+@pytest.mark.parametrize("name", ["demo", "setup", "check", "test", "gallery"])
+def test_help_explains_and_does_nothing_else(name, words, project):
+    run = started(project, f"scripts/{name}", *words.split())
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout) > 80
+    assert not {"#", "set -euo", "BASH_SOURCE"} & set(run.stdout.split())
+    assert run.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["demo", "setup", "check"])
+def test_unknown_arguments_are_refused(name, project):
+    run = started(project, f"scripts/{name}", "--hlep")
+    assert run.returncode == 2
+    assert "--hlep" in run.stderr
