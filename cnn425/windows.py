@@ -117,6 +117,9 @@ class Adaptive(NamedTuple):
         return Side(first, cells, 1, cells, size if m == 1 else size // max(m, 1) + 2)
 
 
+Windows = Geometry | Adaptive
+
+
 class Side(NamedTuple):
     """The windows along one dimension, ordinary, with `ceil_mode` or adaptive alike; pixels are counted from 0, padding is outside."""
 

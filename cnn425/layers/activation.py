@@ -18,23 +18,18 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from cnn425 import compat
 from cnn425.algorithms import elementwise as algorithm
 from cnn425.kernels.threads import is_traced
-from cnn425.layers.arguments import check_dense
-from cnn425.layers.function import autocast_dtype, is_last, operation
+from cnn425.layers.arguments import check_dense, dtype_name
+from cnn425.layers.function import FromOutput, autocast_dtype, is_last, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
 
 
-class Rectifier(Function):
+class Rectifier(FromOutput):
     """`max(0, x)`, NaN where x is NaN."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return x.clamp(min=0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> Tensor:
@@ -57,9 +52,9 @@ class RectifierInPlace(Rectifier):
         return x.clamp_(min=0)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.mark_dirty(*inputs)
-        Rectifier.setup_context(ctx, inputs, output)
+        FromOutput.setup_context(ctx, inputs, output)
 
 
 class Gate(Function):
@@ -88,17 +83,12 @@ class Gate(Function):
         return gate(g, y), 0
 
 
-class Logistic(Function):
+class Logistic(FromOutput):
     """`1 / (1 + exp(-x))`."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return algorithm.sigmoid(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> Tensor:
@@ -115,7 +105,7 @@ class Logistic(Function):
         return logistic(x), in_dims[0]
 
 
-class Probabilities(Function):
+class Probabilities(FromOutput):
     """`exp(x) / sum of exp(x)` along `dim`."""
 
     @staticmethod
@@ -123,9 +113,8 @@ class Probabilities(Function):
         return algorithm.softmax(x, dim)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        FromOutput.setup_context(ctx, inputs, output)
         ctx.dim = inputs[1]
 
     @staticmethod
@@ -135,7 +124,7 @@ class Probabilities(Function):
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, _: None) -> Tensor:
-        return probabilities_gradient(dx, *ctx.saved_tensors, ctx.dim)  # the Jacobian is symmetric
+        return probabilities_gradient(dx, ctx.saved_tensors[0], ctx.dim)  # the Jacobian is symmetric
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, dim: int) -> tuple[Tensor, int]:
@@ -254,11 +243,6 @@ def _implicit_dim(dimensions: int, stacklevel: int) -> int:
         "Implicit dimension choice for softmax has been deprecated. Change the call to include dim=X as an argument.", stacklevel=stacklevel
     )
     return 0 if dimensions in (0, 1, 3) else 1
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name torch's messages use: `Long` for int64."""
-    return torch.empty(0, dtype=dtype).type().removeprefix("torch.").removesuffix("Tensor")
 
 
 # ---- The Modules ------------------------------------------------------------------------------------------------------------------------

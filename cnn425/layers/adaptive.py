@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.layers import pool_arguments as arguments
-from cnn425.layers.pool import average_pool, max_pool, upcast
+from cnn425.layers.arguments import remembered
+from cnn425.layers.function import computed_by
+from cnn425.layers.pool import max_pool
+from cnn425.layers.pool_average import average_pool
 from cnn425.windows import Adaptive
 
 # ---- The functions: arguments and checks -----------------------------------------------------------------------------------------------
@@ -23,13 +26,21 @@ from cnn425.windows import Adaptive
 def _adaptive_max_pool(dimensions: int, input: Any, output_size: Any, return_indices: Any) -> Any:
     if has_torch_function_unary(input):
         return handle_torch_function(ADAPTIVE_MAX[dimensions], (input,), input, output_size, return_indices)
-    function = f"adaptive_max_pool{dimensions}d"
-    windows = Adaptive(arguments.output_size(function, input, output_size, dimensions))
-    arguments.check_adaptive(function, input, dimensions, windows.output, input.shape[1:])
-    arguments.check_dtype(function, input, arguments.FLOATS)
+    arguments.check_adaptive_input(f"adaptive_max_pool{dimensions}d", input, dimensions)
+    windows = _checked_max(dimensions, input.shape, input.dtype, output_size)
+    arguments.check_memory(input, windows)
     last = dimensions < 3 and arguments.channels_last(input, dimensions)
-    found = max_pool(upcast(input, dimensions), windows, last, bool(return_indices))
+    found = max_pool(arguments.upcast(input, dimensions), windows, last, bool(return_indices))
     return found if return_indices else found[0]
+
+
+@remembered
+def _checked_max(dimensions: int, size: torch.Size, dtype: torch.dtype, output_size: Any) -> Adaptive:
+    function = f"adaptive_max_pool{dimensions}d"
+    windows = Adaptive(arguments.output_size(function, size, output_size, dimensions))
+    arguments.check_adaptive(function, size, dimensions, windows.output, size[1:])
+    arguments.check_dtype(function, dtype, arguments.FLOATS)
+    return windows
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
@@ -56,20 +67,30 @@ def adaptive_max_pool3d(input: Tensor, output_size: Any, return_indices: bool = 
 def _adaptive_avg_pool(dimensions: int, input: Any, output_size: Any) -> Tensor:
     if has_torch_function_unary(input):
         return handle_torch_function(ADAPTIVE_AVERAGE[dimensions], (input,), input, output_size)
-    function = f"adaptive_avg_pool{dimensions}d"
-    windows = Adaptive(arguments.output_size(function, input, output_size, dimensions))
-    size = tuple(input.shape[input.ndim - dimensions :])
-    whole = all(count == 1 for count in windows.output)
-    nonempty = () if whole else size if dimensions < 3 else input.shape[1:]
-    arguments.check_adaptive(function, input, dimensions, windows.output, nonempty)
-    if whole:
-        arguments.check_mean(function, input)
-    elif dimensions == 3 or (input.numel() and 0 not in windows.output) or (input.is_complex() and input.requires_grad):
-        arguments.check_dtype(function, input, arguments.FLOATS)
-    elif not input.is_floating_point():
+    arguments.check_adaptive_input(f"adaptive_avg_pool{dimensions}d", input, dimensions)
+    windows, cells = _checked_average(dimensions, input.shape, input.dtype, input.requires_grad, output_size)
+    arguments.check_memory(input, windows)
+    whole = set(windows.output) == {1}
+    if not (whole or input.is_floating_point()):
         return input.new_empty((*input.shape[:-dimensions], *windows.output))  # torch does not look at the dtype of nothing
     last = (dimensions < 3 or whole) and arguments.channels_last(input, dimensions)
-    return average_pool(upcast(input, dimensions), windows, last, arguments.equal_cells(windows.output, size), False)
+    size = tuple(input.shape[input.ndim - dimensions :])
+    return average_pool(arguments.upcast(input, dimensions), size, windows, last, cells, False)
+
+
+@remembered
+def _checked_average(dimensions: int, size: torch.Size, dtype: torch.dtype, requires_grad: bool, output_size: Any) -> tuple[Adaptive, int]:
+    """The windows, and the number of cells of each if they all have as many, else 0."""
+    function = f"adaptive_avg_pool{dimensions}d"
+    windows = Adaptive(arguments.output_size(function, size, output_size, dimensions))
+    pixels = size[len(size) - dimensions :]
+    whole = all(count == 1 for count in windows.output)
+    arguments.check_adaptive(function, size, dimensions, windows.output, () if whole else pixels if dimensions < 3 else size[1:])
+    if whole:
+        arguments.check_mean(function, dtype)
+    elif dimensions == 3 or 0 not in (*size, *windows.output) or (dtype.is_complex and requires_grad):
+        arguments.check_dtype(function, dtype, arguments.FLOATS)
+    return windows, arguments.equal_cells(windows.output, pixels)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Any) -> Tensor:
@@ -98,49 +119,40 @@ ADAPTIVE_AVERAGE: dict[int, Callable[..., Tensor]] = {1: adaptive_avg_pool1d, 2:
 # ---- The Modules -----------------------------------------------------------------------------------------------------------------------
 
 
-class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
-    """`adaptive_max_pool1d` as a Module: `(N, C, H) -> (N, C, I)`; the base class keeps the arguments."""
+# The base class keeps the arguments; only what is computed is ours.
 
-    def forward(self, input: Tensor) -> Any:
-        """The pooled signal, and the indices if asked for."""
-        return adaptive_max_pool1d(input, self.output_size, self.return_indices)
+
+class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
+    """`adaptive_max_pool1d` as a Module: `(N, C, H) -> (N, C, I)`."""
+
+    forward = computed_by(adaptive_max_pool1d, "output_size", "return_indices")
 
 
 class AdaptiveMaxPool2d(torch.nn.AdaptiveMaxPool2d):
-    """`adaptive_max_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`; the base class keeps the arguments."""
+    """`adaptive_max_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`."""
 
-    def forward(self, input: Tensor) -> Any:
-        """The pooled image, and the indices if asked for."""
-        return adaptive_max_pool2d(input, self.output_size, self.return_indices)
+    forward = computed_by(adaptive_max_pool2d, "output_size", "return_indices")
 
 
 class AdaptiveMaxPool3d(torch.nn.AdaptiveMaxPool3d):
-    """`adaptive_max_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`; the base class keeps the arguments."""
+    """`adaptive_max_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`."""
 
-    def forward(self, input: Tensor) -> Any:
-        """The pooled volume, and the indices if asked for."""
-        return adaptive_max_pool3d(input, self.output_size, self.return_indices)
+    forward = computed_by(adaptive_max_pool3d, "output_size", "return_indices")
 
 
 class AdaptiveAvgPool1d(torch.nn.AdaptiveAvgPool1d):
-    """`adaptive_avg_pool1d` as a Module: `(N, C, H) -> (N, C, I)`; the base class keeps the arguments."""
+    """`adaptive_avg_pool1d` as a Module: `(N, C, H) -> (N, C, I)`."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """The pooled signal."""
-        return adaptive_avg_pool1d(input, self.output_size)
+    forward = computed_by(adaptive_avg_pool1d, "output_size")
 
 
 class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
-    """`adaptive_avg_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`; the base class keeps the arguments."""
+    """`adaptive_avg_pool2d` as a Module: `(N, C, H, W) -> (N, C, I, J)`."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """The pooled image."""
-        return adaptive_avg_pool2d(input, self.output_size)
+    forward = computed_by(adaptive_avg_pool2d, "output_size")
 
 
 class AdaptiveAvgPool3d(torch.nn.AdaptiveAvgPool3d):
-    """`adaptive_avg_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`; the base class keeps the arguments."""
+    """`adaptive_avg_pool3d` as a Module: `(N, C, D, H, W) -> (N, C, I, J, K)`."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """The pooled volume."""
-        return adaptive_avg_pool3d(input, self.output_size)
+    forward = computed_by(adaptive_avg_pool3d, "output_size")

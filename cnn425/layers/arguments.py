@@ -1,11 +1,11 @@
-"""The door of the layers whose windows carry weights: what conv and locally connected functions accept, and what they say when they refuse.
+"""The checks of arguments that all layers share, those of convolutions and local layers, and how a check is remembered.
 
 Exception types are torch's, and so are the words that code in the wild matches on. Sizes are pixels.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, cast
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,54 @@ from torch import Tensor
 from cnn425.kernels.threads import is_traced
 from cnn425.windows import Geometry
 
-SMALL_INTEGERS = {torch.uint8: "Byte", torch.int8: "Char", torch.int16: "Short", torch.int32: "Int"}
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+NAMES = {
+    torch.bool: "Bool",
+    torch.uint8: "Byte",
+    torch.int8: "Char",
+    torch.int16: "Short",
+    torch.int32: "Int",
+    torch.int64: "Long",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+    torch.float32: "Float",
+    torch.float64: "Double",
+    torch.complex32: "ComplexHalf",
+    torch.complex64: "ComplexFloat",
+    torch.complex128: "ComplexDouble",
+}
+Result = TypeVar("Result")
+
+# ---- Remembering: a check that passed is not run again ----------------------------------------------------------------------------------
+
+KEYS = frozenset({int, bool, str, type(None), torch.dtype, torch.Size})  # types whose values are equal only if they mean the same
+ONLY_INTS = frozenset({int})
+
+
+def remembered(check: Callable[..., Result]) -> Callable[..., Result]:
+    """`check(*arguments)`, run once for each combination of arguments that passes: on small images it costs as much as the layer.
+
+    Arguments are kept as keys if they are sizes, dtypes, strings, ints, tuples of ints, bools or None; with any other, and in a trace,
+    the check runs anew. No tensor is kept.
+    """
+    passed: Callable[..., Result] = lru_cache(maxsize=4096, typed=True)(check)  # typed: 1 == True, but only one of them is a stride
+
+    @wraps(check)
+    def checked(*arguments: Any) -> Result:
+        if is_traced():
+            return check(*arguments)
+        for value in arguments:
+            if type(value) not in KEYS and not (type(value) is tuple and ONLY_INTS.issuperset(map(type, value))):
+                return check(*arguments)
+        try:
+            return passed(*arguments)
+        except TypeError:  # raised by the check, or a size is still a symbol and no key
+            return check(*arguments)
+
+    return checked
+
+
+# ---- All layers -------------------------------------------------------------------------------------------------------------------------
 
 
 def invalid(function: str, name: str, value: object, wanted: str) -> TypeError:
@@ -33,7 +80,7 @@ def check_tensors(function: str, input: object, weight: object, bias: object) ->
 
 
 def written(function: str, result: Tensor, out: Tensor, *inputs: Tensor | None) -> Tensor:
-    """`result` in the memory of `out`, which torch resizes if it must, with a warning."""
+    """`result` copied into `out`, which torch resizes if it must, with a warning."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (out, *inputs)):
         raise RuntimeError(
             f"{function}(): functions with out=... arguments don't support automatic differentiation, "
@@ -46,44 +93,70 @@ def written(function: str, result: Tensor, out: Tensor, *inputs: Tensor | None) 
     return torch.cat((result,), out=out)
 
 
-def _is_int(value: object) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, (int, torch.SymInt)) or (hasattr(value, "__index__") and not isinstance(value, Sequence))
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that torch's messages use: `Long` for int64."""
+    return NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
 
-def check_int(function: str, name: str, value: Any) -> int:
-    """`value` as an int; a bool, a float or a string is a TypeError."""
-    if not _is_int(value):
-        raise invalid(function, name, value, "an int")
-    return int(value) if not isinstance(value, (int, torch.SymInt)) else cast(int, value)
+def is_int(value: object) -> bool:
+    """What torch's own argument parser takes for an int: also a NumPy integer or a tensor with one integer, never a bool."""
+    if isinstance(value, (int, torch.SymInt)):
+        return not isinstance(value, bool)
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and value.dtype in INTEGERS
+    return hasattr(value, "__index__")
+
+
+def integer(value: Any) -> int:
+    """`value`, that `is_int`, as an int."""
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]  # a SymInt stands for an int throughout torch
+    value = int(value)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"Overflow when unpacking long long: {value} does not fit into 64 bits")
+    return value
+
+
+def ints(value: Any) -> tuple[int, ...] | None:
+    """`value`, an int or a sequence of ints, as a tuple of ints; None if it is anything else."""
+    entries = value if isinstance(value, (tuple, list)) else (value,)
+    return tuple(map(integer, entries)) if all(map(is_int, entries)) else None
+
+
+def times(size: Sequence[int]) -> str:
+    """A size in words: `26 x 26`."""
+    return " x ".join(map(str, size))
+
+
+def check_dense(function: str, input: Tensor) -> None:
+    """Refuse sparse tensors."""
+    if input.layout != torch.strided:
+        raise NotImplementedError(f"Could not run '{function}' with an input of layout {input.layout}: call .to_dense() first")
+
+
+# ---- Convolutions and local layers ------------------------------------------------------------------------------------------------------
 
 
 def check_types(function: str, dimensions: int, groups: Any, **others: Any) -> None:
     """Torch looks at all types before it looks at any value: an int, a sequence of ints, or a string for the padding."""
     for name, value in others.items():
-        entries = value if isinstance(value, (tuple, list)) else (value,)
-        if not all(map(_is_int, entries)) and not (name == "padding" and isinstance(value, str)):
+        if ints(value) is None and not (name == "padding" and isinstance(value, str)):
             raise invalid(function, name, value, f"an int or a tuple of {dimensions} ints")
-    check_int(function, "groups", groups)
+    if not is_int(groups):
+        raise invalid(function, "groups", groups, "an int")
 
 
 def per_dimension(function: str, name: str, value: Any, dimensions: int) -> tuple[int, ...]:
     """`value` for each spatial dimension: an int or a sequence of one int counts for all of them."""
-    if type(value) is int:
-        return (value,) * dimensions
-    entries = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if not all(_is_int(entry) for entry in entries):
+    entries = ints(value)
+    if entries is None:
         raise invalid(function, name, value, f"an int or a tuple of {dimensions} ints")
-    entries = tuple(entry if isinstance(entry, (int, torch.SymInt)) else int(entry) for entry in entries)
-    if len(entries) == 1:
-        return entries * dimensions
-    if len(entries) != dimensions:
+    if len(entries) not in (1, dimensions):
         raise RuntimeError(
             f"expected {name} to be a single integer value or a list of {dimensions} values to match the convolution dimensions, "
             f"but got {name}={list(entries)}"
         )
-    return entries
+    return entries if len(entries) == dimensions else entries * dimensions
 
 
 def symmetric_padding(
@@ -120,9 +193,9 @@ def geometry(function: str, kernel: Sequence[int], stride: Any, padding: Any, di
     return Geometry(kernel, strides, symmetric_padding(function, padding, kernel, strides, dilations), dilations)
 
 
-def check_groups(function: str, groups: Any) -> int:
-    """The number of groups of channels."""
-    groups = check_int(function, "groups", groups)
+def check_groups(groups: Any) -> int:
+    """The number of groups of channels, whose type is checked."""
+    groups = integer(groups)
     if groups <= 0:
         raise RuntimeError("non-positive groups is not supported")
     return groups
@@ -162,27 +235,21 @@ def check_fits(input: torch.Size, windows: Geometry) -> None:
     """At least one window must fit into the padded image."""
     size = input[2:]
     if any(count <= 0 for count in windows.positions(size)):
-        padded = " x ".join(str(n + low + high) for n, (low, high) in zip(size, windows.padding, strict=True))
+        padded = times([n + low + high for n, (low, high) in zip(size, windows.padding, strict=True)])
         raise RuntimeError(
-            f"Calculated padded input size per channel: ({padded}). Kernel size: ({' x '.join(map(str, windows.extent))}). "
+            f"Calculated padded input size per channel: ({padded}). Kernel size: ({times(windows.extent)}). "
             "Kernel size can't be greater than actual input size"
         )
     if 0 in size and 0 not in input[:2]:
         raise RuntimeError(f"Only zero batch or zero channel inputs are supported, but got input shape: {list(input)}")
 
 
-def check_dense(function: str, input: Tensor) -> None:
-    """Refuse sparse tensors."""
-    if input.layout != torch.strided:
-        raise NotImplementedError(f"Could not run '{function}' with an input of layout {input.layout}: call .to_dense() first")
-
-
 def check_same_type(input: Tensor, weight: Tensor, bias: Tensor | None, windows: Geometry | None = None) -> None:
     """Input, weight and bias must agree in dtype, and in device."""
     if input.dtype == torch.bool and input.numel():
         raise NotImplementedError("convolution is not implemented for 'Bool': cast input and weight to a number type")
-    if input.dtype in SMALL_INTEGERS and windows is not None and max(windows.dilation) > 1 and input.numel():
-        name = SMALL_INTEGERS[input.dtype]
+    if input.dtype in INTEGERS[:-1] and windows is not None and max(windows.dilation) > 1 and input.numel():
+        name = dtype_name(input.dtype)
         raise NotImplementedError(f"\"slow_conv_dilated<>\" not implemented for '{name}': a dilated kernel takes int64 or floating point")
     for name, other in (("weight", weight), ("bias", bias)):
         if other is None:
@@ -196,26 +263,40 @@ def check_same_type(input: Tensor, weight: Tensor, bias: Tensor | None, windows:
             )
 
 
-def _plain(value: object) -> bool:
-    """Whether equal values are also equal in type, so that they may be a key (True == 1 == 1.0, but only one of them is a stride)."""
-    return type(value) is int or type(value) is str or (type(value) is tuple and all(type(entry) is int for entry in value))
+def local_geometry(function: str, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any, size: Sequence[int]) -> Geometry:
+    """The windows that the arguments describe on an image of `size` pixels.
 
-
-def remembered(check: Callable[..., Geometry]) -> Callable[..., Geometry]:
-    """`check(function, dimensions, input, weight, bias, *arguments)`, run once for each combination that passes.
-
-    Input, weight and bias are sizes, the bias may be None. On small images the checks would else cost as much as the layer.
+    Padding is a convolution's, or (low, high) pairs, or 'same' with any stride: `ceil(size / stride)` positions, the rule of TensorFlow.
     """
-    passed = lru_cache(maxsize=4096)(check)
+    if isinstance(padding, (tuple, list)) and padding and all(isinstance(pair, (tuple, list)) for pair in padding):
+        pairs = [per_dimension(function, "padding", pair, 2) for pair in padding]
+        if len(pairs) != len(kernel):
+            raise RuntimeError(
+                f"expected padding to hold one (low, high) pair for each of {len(kernel)} dimensions, but got padding={list(padding)}"
+            )
+        if any(p < 0 for pair in pairs for p in pair):
+            raise RuntimeError("negative padding is not supported")
+        return geometry(function, kernel, stride, 0, dilation)._replace(padding=tuple((low, high) for low, high in pairs))
+    if padding != "same":
+        return geometry(function, kernel, stride, padding, dilation)
+    windows = geometry(function, kernel, stride, 0, dilation)
+    totals = [max((-(-n // s) - 1) * s + extent - n, 0) for n, s, extent in zip(size, windows.stride, windows.extent, strict=True)]
+    return windows._replace(padding=tuple((total // 2, total - total // 2) for total in totals))
 
-    def checked(
-        function: str, dimensions: int, input: torch.Size, weight: torch.Size, bias: torch.Size | None, *arguments: Any
-    ) -> Geometry:
-        if is_traced() or not all(map(_plain, arguments)):
-            return check(function, dimensions, input, weight, bias, *arguments)
-        try:
-            return passed(function, dimensions, input, weight, bias, *arguments)
-        except TypeError:  # a size that is still a symbol cannot be a key
-            return check(function, dimensions, input, weight, bias, *arguments)
 
-    return checked
+def check_local_sizes(function: str, x: torch.Size, w: torch.Size, b: torch.Size | None, windows: Geometry, groups: int) -> None:
+    """Channels, positions and bias must fit one another; `x` is the size of a batch."""
+    d = windows.dimensions
+    check_channels(x, w, groups, outputs=w[d], inputs=w[d + 1])
+    check_fits(x, windows)
+    positions = windows.positions(x[2:])
+    if w[:d] != positions:
+        raise RuntimeError(
+            f"{function}: the weight of size {list(w)} belongs to {times(w[:d])} positions, "
+            f"but the windows of an input of {times(x[2:])} pixels have {times(positions)} positions"
+        )
+    if b is not None and b not in (w[d : d + 1], (w[d], *positions)):
+        raise RuntimeError(
+            f"Given weight of size {list(w)}, expected bias of size {[w[d], *positions]} (per position) "
+            f"or [{w[d]}] (per channel), but got bias of size {list(b)} instead"
+        )

@@ -25,26 +25,16 @@ from cnn425.layers.bilinear import output
 from cnn425.layers.function import cast_for_autocast
 from cnn425.windows import Geometry
 
-# ---- The functions: arguments and checks
+# ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
+
+# `settings` are the stride, padding, dilation and groups.
 
 
-def _conv(
-    function: str,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    dimensions: int,
-) -> Tensor:
+def _conv(dimensions: int, input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
     if has_torch_function_variadic(input, weight, bias):
-        public, settings = PUBLIC[dimensions], (stride, padding, dilation, groups)
-        return handle_torch_function(public, (input, weight, bias), input, weight, bias, *settings)
-    arguments.check_tensors(function, input, weight, bias)
-    sizes = input.shape, weight.shape, None if bias is None else bias.shape
-    geometry = _checked(function, dimensions, *sizes, stride, padding, dilation, groups)
+        return handle_torch_function(PUBLIC[dimensions], (input, weight, bias), input, weight, bias, *settings)
+    arguments.check_tensors(f"conv{dimensions}d", input, weight, bias)
+    geometry, groups = _checked(dimensions, input.shape, weight.shape, None if bias is None else bias.shape, *settings)
     single = input.ndim == dimensions + 1
     x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
     arguments.check_same_type(x, w, b, geometry)
@@ -68,22 +58,14 @@ def _as_torch_stores_it(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b
 
 
 @arguments.remembered
-def _checked(
-    function: str,
-    dimensions: int,
-    input: torch.Size,
-    weight: torch.Size,
-    bias: torch.Size | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-) -> Geometry:
+def _checked(dimensions: int, input: torch.Size, weight: torch.Size, bias: torch.Size | None, *settings: Any) -> tuple[Geometry, int]:
+    """The windows, and the number of groups as an int."""
+    function, (stride, padding, dilation, groups) = f"conv{dimensions}d", settings
     arguments.check_types(function, dimensions, groups, stride=stride, padding=padding, dilation=dilation)
     if len(weight) < 3:
         raise RuntimeError(f"weight should have at least three dimensions, but got weight of size {list(weight)}")
     geometry = arguments.geometry(function, weight[2:], stride, padding, dilation)
-    groups = arguments.check_groups(function, groups)
+    groups = arguments.check_groups(groups)
     x = arguments.check_input(function, input, dimensions)
     if len(weight) != len(x):
         raise RuntimeError(
@@ -97,14 +79,14 @@ def _checked(
             f"but got bias of size {list(bias)} instead"
         )
     arguments.check_fits(x, geometry)
-    return geometry
+    return geometry, groups
 
 
 def conv1d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
     """The convolution of a signal: `(N, C, W)` or `(C, W)` with weight `(O, C/groups, V) -> (N, O, J)`. See `conv2d`."""
-    return _conv("conv1d", input, weight, bias, stride, padding, dilation, groups, 1)
+    return _conv(1, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d(
@@ -125,20 +107,20 @@ def conv2d(
 
     Raises TypeError for an argument of the wrong type and RuntimeError for shapes, sizes or dtypes that do not fit, as torch does.
     """
-    return _conv("conv2d", input, weight, bias, stride, padding, dilation, groups, 2)
+    return _conv(2, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv3d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
     """The convolution of a volume: `(N, C, D, H, W)` or `(C, D, H, W)` with weight `(O, C/groups, T, U, V)`. See `conv2d`."""
-    return _conv("conv3d", input, weight, bias, stride, padding, dilation, groups, 3)
+    return _conv(3, input, weight, bias, stride, padding, dilation, groups)
 
 
 PUBLIC = {1: conv1d, 2: conv2d, 3: conv3d}
 
 
-# ---- The Modules: parameters
+# ---- The Modules: parameters -------------------------------------------------------------------------------------------------------------
 
 
 class _Convolution(compat.ConvNd):
@@ -155,8 +137,7 @@ class _Convolution(compat.ConvNd):
         if self.padding_mode != "zeros":
             input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        d = self._dimensions
-        return _conv(f"conv{d}d", input, weight, bias, self.stride, padding, self.dilation, self.groups, d)
+        return _conv(self._dimensions, input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def forward(self, input: Tensor) -> Tensor:
         """The convolution of `input` with this layer's weight and bias."""

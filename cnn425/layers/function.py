@@ -75,7 +75,7 @@ def is_followed(args: Sequence[Any]) -> bool:
     if compat.forward_mode._current_level >= 0:
         return True
     recording = torch.is_grad_enabled()
-    for arg in args:
+    for arg in args:  # noqa: SIM110  any() takes longer
         if isinstance(arg, Tensor) and ((recording and arg.requires_grad) or compat.is_legacy_batched(arg)):
             return True
     return False
@@ -98,6 +98,75 @@ def over_legacy_batch(function: type[Function], args: Sequence[Any]) -> Any:
         return output if dim is None else compat.add_legacy_batch(output.movedim(dim, 0).contiguous(), 0, level)
 
     return batch(outputs, dims) if isinstance(outputs, Tensor) else tuple(map(batch, outputs, dims))
+
+
+class FromOutput(Function):
+    """A Function of one output whose derivative is written with that output alone."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+
+# ---- Pairs of linear maps ----------------------------------------------------------------------------------------------------------------
+
+
+class LinearMap(Function):
+    """A map linear in its first argument, a batch of images; the others say which map: the size of the images, tensors, anything else.
+
+    A subclass gives `forward`, and `adjoints` makes the operations of two of them.
+    """
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.size, *rest = inputs
+        tensors = [value for value in rest if isinstance(value, Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.rest = rest[len(tensors) :]
+
+
+def adjoints(first: type[LinearMap], second: type[LinearMap]) -> list[Callable[..., Tensor]]:
+    """The operations of two linear maps that take the same arguments, each the adjoint of the other.
+
+    The tangent of a linear map is the map itself, and its gradient is the adjoint: so both have derivatives of every order.
+    """
+
+    def differentiable(function: type[LinearMap], itself: int, adjoint: int) -> Callable[..., Tensor]:
+        def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+            tensors = ctx.saved_tensors
+            return operations[adjoint](g, ctx.size, *tensors, *ctx.rest), None, *(None for _ in (*tensors, *ctx.rest))
+
+        def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+            return operations[itself](tangent, ctx.size, *ctx.saved_tensors, *ctx.rest)
+
+        def vmap(info: Any, in_dims: Any, x: Tensor, size: Sequence[int], *rest: Any) -> tuple[Tensor, int]:
+            return over_batch(operations[itself], len(size) + 2, info, in_dims, x, size, *rest), 0
+
+        rules = {rule.__name__: staticmethod(rule) for rule in (backward, jvp, vmap)}
+        return operation(type(function.__name__, (function,), rules))
+
+    operations = [differentiable(first, 0, 1), differentiable(second, 1, 0)]
+    return operations
+
+
+def over_batch(function: Callable[..., Any], dimensions: int, info: Any, in_dims: Any, *args: Any) -> Any:
+    """`function(*args)` over an extra batch of the tensors: it joins the batch that is there, or is it if they have too few dimensions."""
+    batch = info.batch_size
+    moved = [
+        value if not isinstance(value, Tensor) else value.expand(batch, *value.shape) if dim is None else value.movedim(dim, 0)
+        for value, dim in zip(args, in_dims, strict=True)
+    ]
+    if moved[0].ndim == dimensions:
+        return function(*moved)
+    results = function(*(value.flatten(0, 1) if isinstance(value, Tensor) else value for value in moved))
+    if isinstance(results, tuple):
+        return tuple(y.unflatten(0, (batch, y.shape[0] // batch)) for y in results)
+    return results.unflatten(0, (batch, results.shape[0] // batch))
+
+
+# ---- Autocast ----------------------------------------------------------------------------------------------------------------------------
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -127,3 +196,13 @@ def without_autocast(function: Callable[..., Any], device: torch.device, *args: 
         return function(*args)
     with torch.autocast(device.type, enabled=False):
         return function(*args)
+
+
+def computed_by(function: Callable[..., Any], *names: str) -> Any:
+    """The `forward` of a Module without parameters: `function` of the input and of the Module's attributes of these names."""
+
+    def forward(self: Any, input: Tensor) -> Any:
+        return function(input, *[getattr(self, name) for name in names])
+
+    forward.__doc__ = f"`{function.__name__}` of `input`, with the Module's arguments."
+    return forward

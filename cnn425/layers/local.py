@@ -23,49 +23,49 @@ from cnn425 import compat
 from cnn425.layers import arguments
 from cnn425.layers.bilinear import output
 from cnn425.layers.function import cast_for_autocast
-from cnn425.layers.local_arguments import check_shapes, local_geometry, times
 from cnn425.layers.local_conversion import copied_from, shared
 from cnn425.windows import Geometry
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
 
 
-def _local(
-    function: str,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    dimensions: int,
-) -> Tensor:
+# `settings` are the stride, padding, dilation and groups.
+
+
+def _local(dimensions: int, input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
     if has_torch_function_variadic(input, weight, bias):
-        public, settings = PUBLIC[dimensions], (stride, padding, dilation, groups)
-        return handle_torch_function(public, (input, weight, bias), input, weight, bias, *settings)
-    arguments.check_tensors(function, input, weight, bias)
-    if weight.ndim != 2 * dimensions + 2:
-        raise RuntimeError(
-            f"Expected {2 * dimensions + 2}-dimensional weight (*positions, O, C/groups, *kernel) in {function}, "
-            f"but got weight of size {list(weight.shape)}"
-        )
-    arguments.check_input(function, input.shape, dimensions)
-    x = input if input.ndim == dimensions + 2 else input.unsqueeze(0)
-    geometry = local_geometry(function, weight.shape[dimensions + 2 :], stride, padding, dilation, x.shape[2:])
-    groups = arguments.check_groups(function, groups)
-    check_shapes(function, x, weight, bias, geometry, groups)
-    x, w, b = cast_for_autocast(x, weight, bias)
+        return handle_torch_function(PUBLIC[dimensions], (input, weight, bias), input, weight, bias, *settings)
+    arguments.check_tensors(f"locally_connected{dimensions}d", input, weight, bias)
+    geometry, groups = _checked(dimensions, input.shape, weight.shape, None if bias is None else bias.shape, *settings)
+    single = input.ndim == dimensions + 1
+    x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
     arguments.check_same_type(x, w, b)
     y = output(x, w, geometry, groups, True, b)
-    return y if input.ndim == dimensions + 2 else y.squeeze(0)
+    return y.squeeze(0) if single else y
+
+
+@arguments.remembered
+def _checked(dimensions: int, input: torch.Size, weight: torch.Size, bias: torch.Size | None, *settings: Any) -> tuple[Geometry, int]:
+    """The windows, and the number of groups as an int."""
+    function, (stride, padding, dilation, groups) = f"locally_connected{dimensions}d", settings
+    if len(weight) != 2 * dimensions + 2:
+        raise RuntimeError(
+            f"Expected {2 * dimensions + 2}-dimensional weight (*positions, O, C/groups, *kernel) in {function}, "
+            f"but got weight of size {list(weight)}"
+        )
+    x = arguments.check_input(function, input, dimensions)
+    arguments.check_types(function, dimensions, groups, stride=stride, dilation=dilation)
+    geometry = arguments.local_geometry(function, weight[dimensions + 2 :], stride, padding, dilation, x[2:])
+    groups = arguments.check_groups(groups)
+    arguments.check_local_sizes(function, x, weight, bias, geometry, groups)
+    return geometry, groups
 
 
 def locally_connected1d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
     """The local layer of a signal: `(N, C, W)` or `(C, W)` with weight `(J, O, C/groups, V) -> (N, O, J)`. See `locally_connected2d`."""
-    return _local("locally_connected1d", input, weight, bias, stride, padding, dilation, groups, 1)
+    return _local(1, input, weight, bias, stride, padding, dilation, groups)
 
 
 def locally_connected2d(
@@ -87,14 +87,14 @@ def locally_connected2d(
 
     Raises TypeError for an argument of the wrong type and RuntimeError for shapes, sizes or dtypes that do not fit, as a convolution does.
     """
-    return _local("locally_connected2d", input, weight, bias, stride, padding, dilation, groups, 2)
+    return _local(2, input, weight, bias, stride, padding, dilation, groups)
 
 
 def locally_connected3d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
     """The local layer of a volume: `(N, C, D, H, W)` with weight `(I, J, K, O, C/groups, T, U, V)`. See `locally_connected2d`."""
-    return _local("locally_connected3d", input, weight, bias, stride, padding, dilation, groups, 3)
+    return _local(3, input, weight, bias, stride, padding, dilation, groups)
 
 
 PUBLIC = {1: locally_connected1d, 2: locally_connected2d, 3: locally_connected3d}
@@ -171,7 +171,7 @@ class LocallyConnected(torch.nn.Module):
     @property
     def geometry(self) -> Geometry:
         """Where the windows lie on an image of `input_size` pixels."""
-        return local_geometry(type(self).__name__, self.kernel_size, self.stride, self.padding, self.dilation, self.input_size)
+        return arguments.local_geometry(type(self).__name__, self.kernel_size, self.stride, self.padding, self.dilation, self.input_size)
 
     @property
     def output_size(self) -> tuple[int, ...]:
@@ -180,7 +180,7 @@ class LocallyConnected(torch.nn.Module):
         if min(positions) <= 0:
             raise ValueError(
                 f"{type(self).__name__}: no window of kernel_size={self.kernel_size}, dilation={self.dilation}, padding={self.padding} "
-                f"fits into an image of {times(self.input_size)} pixels"
+                f"fits into an image of {arguments.times(self.input_size)} pixels"
             )
         return positions
 
@@ -205,15 +205,15 @@ class LocallyConnected(torch.nn.Module):
         d = self.dimensions
         if isinstance(input, Tensor) and input.ndim > d and input.shape[input.ndim - d :] != self.input_size:
             raise RuntimeError(
-                f"{type(self).__name__} was made for an input of {times(self.input_size)} pixels (its input_size), "
-                f"but got an input of {times(input.shape[input.ndim - d :])} pixels (input{list(input.shape)})"
+                f"{type(self).__name__} was made for an input of {arguments.times(self.input_size)} pixels (its input_size), "
+                f"but got an input of {arguments.times(input.shape[input.ndim - d :])} pixels (input{list(input.shape)})"
             )
         padding = self.padding
         if self.padding_mode != "zeros":
             pads = [pixels for pair in reversed(self.geometry.padding) for pixels in pair]
             input = torch.nn.functional.pad(input, pads, mode=self.padding_mode)
             padding = 0
-        return _local(f"locally_connected{d}d", input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, d)
+        return _local(d, input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, the number of parameters and the memory they take."""

@@ -20,9 +20,9 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425 import compat
 from cnn425.algorithms import elementwise as algorithm
-from cnn425.layers.activation import HALF, dtype_name  # one layer defined by another
-from cnn425.layers.arguments import check_dense
-from cnn425.layers.function import autocast_dtype, is_last, operation
+from cnn425.layers.activation import HALF  # one layer defined by another
+from cnn425.layers.arguments import check_dense, dtype_name
+from cnn425.layers.function import FromOutput, autocast_dtype, is_last, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
 
@@ -79,18 +79,13 @@ class CrossEntropy(Function):
         return (y.flatten(1).sum(1) / count if mean else y, p, count), (0, 0, 0)
 
 
-class LogSoftmax(Function):
+class LogSoftmax(FromOutput):
     """The logarithm of the probabilities, `(N, C, *size) -> (N, C, *size)`; its gradient is `gy - p * sum of gy`."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         z = x - x.amax(1, keepdim=True)
         return z - z.exp().sum(1, keepdim=True).log_()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> Tensor:

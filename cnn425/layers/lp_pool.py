@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cnn425.layers import pool
 from cnn425.layers import pool_arguments as arguments
+from cnn425.layers.pool import MAX
+from cnn425.layers.pool_average import AVERAGE
 
 # ---- The functions: arguments and checks -----------------------------------------------------------------------------------------------
 
@@ -33,10 +34,10 @@ def _lp_pool(dimensions: int, input: Tensor, norm_type: Any, kernel_size: Any, s
         if norm_type == 0:
             raise ValueError(f"norm_type must be a non-zero value, but got {norm_type}")
         if norm_type == inf:
-            return pool.MAX[dimensions](input.abs(), kernel_size, stride, ceil_mode=ceil_mode)
+            return MAX[dimensions](input.abs(), kernel_size, stride, ceil_mode=ceil_mode)
         if norm_type == -inf:
-            return -pool.MAX[dimensions](-input.abs(), kernel_size, stride, ceil_mode=ceil_mode)
-    average = pool.AVERAGE[dimensions](input.pow(norm_type), kernel_size, stride, ceil_mode=ceil_mode)
+            return -MAX[dimensions](-input.abs(), kernel_size, stride, ceil_mode=ceil_mode)
+    average = AVERAGE[dimensions](input.pow(norm_type), kernel_size, stride, ceil_mode=ceil_mode)
     if isinstance(kernel[0], (tuple, list)):
         raise TypeError(f"lp_pool1d(): argument 'kernel_size' must be an int, not {type(kernel_size).__name__}")
     return torch.where(average == 0, 0, average).mul(prod(kernel)).pow(1.0 / norm_type)  # unlike masked_fill, keeps channels_last

@@ -1,10 +1,9 @@
-"""The door of the pools: what they accept, and what they say when they refuse.
+"""The checks of the pools' arguments, and what follows from arguments alone: the windows, their cells, the memory layout of results.
 
 Exception types are torch's, and so are the words that code in the wild matches on. Sizes are pixels.
 """
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -14,77 +13,43 @@ from torch import Tensor
 from cnn425.algorithms.layout import is_channels_last
 from cnn425.compat import forward_mode
 from cnn425.kernels.threads import is_traced
-from cnn425.layers.arguments import check_dense
-from cnn425.windows import Adaptive, Geometry
+from cnn425.layers.arguments import check_dense, dtype_name, ints, is_int
+from cnn425.windows import Adaptive, Geometry, Windows
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-NAMES = {
-    torch.bool: "Bool",
-    torch.uint8: "Byte",
-    torch.int8: "Char",
-    torch.int16: "Short",
-    torch.int32: "Int",
-    torch.int64: "Long",
-    torch.float16: "Half",
-    torch.bfloat16: "BFloat16",
-    torch.complex64: "ComplexFloat",
-    torch.complex128: "ComplexDouble",
-}
 COUNTS = {1: "one int", 2: "two ints", 3: "three ints"}
 LARGEST = 2**24  # windows
 AXES = {1: ("W",), 2: ("H", "W"), 3: ("T", "H", "W")}
 
 
-def is_int(value: object) -> bool:
-    """What torch's own argument parser takes for an int: also a NumPy integer or a tensor with one integer, never a bool."""
-    if isinstance(value, (int, torch.SymInt)):
-        return not isinstance(value, bool)
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and value.dtype in INTEGERS
-    return hasattr(value, "__index__")
-
-
-def integer(value: Any) -> int:
-    """`value`, that `is_int`, as an int."""
-    if isinstance(value, torch.SymInt):
-        return value  # type: ignore[return-value]  # a SymInt stands for an int throughout torch
-    value = int(value)
-    if not -(2**63) <= value < 2**63:
-        raise ValueError(f"Overflow when unpacking long long: {value} does not fit into 64 bits")
-    return value
-
-
-def ints(function: str, name: str, value: Any) -> tuple[int, ...]:
+def entries(function: str, name: str, value: Any) -> tuple[int, ...]:
     """`value`, an int or a sequence of ints, as a tuple of ints."""
-    if is_int(value):
-        return (integer(value),)
+    found = ints(value)
+    if found is not None:
+        return found
     if not isinstance(value, (tuple, list)):
         raise TypeError(f"{function}(): argument '{name}' must be tuple of ints, not {type(value).__name__}")
-    for place, entry in enumerate(value):
-        if not is_int(entry):
-            raise TypeError(
-                f"{function}(): argument '{name}' must be tuple of ints, but found element of type {type(entry).__name__} at pos {place}"
-            )
-    return tuple(map(integer, value))
+    place, entry = next((place, entry) for place, entry in enumerate(value) if not is_int(entry))
+    raise TypeError(
+        f"{function}(): argument '{name}' must be tuple of ints, but found element of type {type(entry).__name__} at pos {place}"
+    )
 
 
-def per_dimension(function: str, name: str, value: Any, dimensions: int, optional: bool = False) -> tuple[int, ...]:
-    """`value` for each spatial dimension: an int or a sequence of one int counts for all of them."""
-    entries = ints(function, name, value)
-    if len(entries) == dimensions or (optional and not entries):
-        return entries
-    if len(entries) == 1:
-        return entries * dimensions
+def for_each_side(function: str, name: str, value: Any, dimensions: int, optional: bool = False) -> tuple[int, ...]:
+    """`value` for each side of the window: an int or a sequence of one int counts for all of them."""
+    found = entries(function, name, value)
+    if len(found) == dimensions or (optional and not found):
+        return found
+    if len(found) == 1:
+        return found * dimensions
     if dimensions == 1:
         raise RuntimeError(
-            f"{function}() argument '{name}' should contain one int (got {len(entries)}): {name} must be an int, list of ints, "
-            f"or tuple of ints of size 1 but got size {len(entries)}"
+            f"{function}() argument '{name}' should contain one int (got {len(found)}): {name} must be an int, list of ints, "
+            f"or tuple of ints of size 1 but got size {len(found)}"
         )
     omitted = "be omitted, " if optional else "be "
     raise RuntimeError(
-        f"{function}: {name} must either {omitted}a single int, or a tuple of {COUNTS[dimensions]} "
-        f"(got {len(entries)} ints: {list(entries)})"
+        f"{function}: {name} must either {omitted}a single int, or a tuple of {COUNTS[dimensions]} (got {len(found)} ints: {list(found)})"
     )
 
 
@@ -92,17 +57,18 @@ def _each(letters: str, values: Sequence[int]) -> str:
     return " ".join(f"{letters}{axis}: {value}" for axis, value in zip(AXES[len(values)], values, strict=True))
 
 
-def _geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> Geometry:
+def geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> Geometry:
+    """The windows that a pool's arguments describe."""
     if stride is not None:
-        ints(function, "stride", stride)
+        entries(function, "stride", stride)
     for name, value in (("kernel_size", kernel), ("padding", padding), ("dilation", dilation)):  # torch looks at all types first
-        ints(function, name, value)
+        entries(function, name, value)
     if not isinstance(ceil_mode, bool):
         raise TypeError(f"{function}(): argument 'ceil_mode' must be bool, not {type(ceil_mode).__name__}")
-    kernels = per_dimension(function, "kernel_size", kernel, dimensions)
-    strides = kernels if stride is None else per_dimension(function, "stride", stride, dimensions, optional=True) or kernels
-    pads = per_dimension(function, "padding", padding, dimensions)
-    dilations = per_dimension(function, "dilation", dilation, dimensions)
+    kernels = for_each_side(function, "kernel_size", kernel, dimensions)
+    strides = kernels if stride is None else for_each_side(function, "stride", stride, dimensions, optional=True) or kernels
+    pads = for_each_side(function, "padding", padding, dimensions)
+    dilations = for_each_side(function, "dilation", dilation, dimensions)
     if 0 in strides and not (dimensions == 1 and function.startswith("max")):
         raise RuntimeError(f"stride should not be zero: {function}() got stride {list(strides)}")
     if any(k <= 0 for k in kernels):
@@ -131,39 +97,6 @@ def _geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding:
     return Geometry(kernels, strides, tuple((p, p) for p in pads), dilations, ceil_mode)
 
 
-_remembered = lru_cache(maxsize=1024)(_geometry)
-
-
-def _plain(value: object) -> bool:
-    """Whether equal values are also equal in type, so that they may be a key (True == 1 == 1.0, but only one of them is a stride)."""
-    return type(value) is int or value is None or (type(value) is tuple and all(type(entry) is int for entry in value))
-
-
-def geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> Geometry:
-    """The windows that a pool's arguments describe; checked once per combination of arguments, then remembered."""
-    plain = _plain(kernel) and _plain(stride) and _plain(padding) and _plain(dilation) and type(ceil_mode) is bool
-    known = _remembered if plain and not is_traced() else _geometry
-    return known(function, dimensions, kernel, stride, padding, dilation, ceil_mode)
-
-
-_checked: dict[Any, Any] = {}
-
-
-def once(check: Callable[[], Any], pool: str, dimensions: int, input: Any, *values: Any) -> Any:
-    """The result of `check`; remembered for a dense tensor of this shape and dtype and these values, all that checks look at."""
-    if type(input) is not Tensor or is_traced() or input.layout != torch.strided:
-        return check()
-    if not all(type(value) is bool or _plain(value) for value in values):
-        return check()
-    key = (pool, dimensions, input.shape, input.dtype, values, tuple(map(type, values)))
-    known = _checked.get(key)
-    if known is None:
-        if len(_checked) >= 1024:
-            _checked.clear()
-        known = _checked[key] = check()
-    return known
-
-
 def check_tensor(function: str, input: object) -> None:
     """Refuse anything that is not a dense tensor."""
     if not isinstance(input, Tensor):
@@ -171,23 +104,22 @@ def check_tensor(function: str, input: object) -> None:
     check_dense(function, input)
 
 
-def check_dtype(function: str, input: Tensor, accepted: Sequence[torch.dtype]) -> None:
+def check_dtype(function: str, dtype: torch.dtype, accepted: Sequence[torch.dtype]) -> None:
     """The input's numbers must be of an accepted kind."""
-    if input.dtype not in accepted:
-        name = NAMES.get(input.dtype, str(input.dtype).removeprefix("torch."))
-        raise NotImplementedError(f"\"{function}\" not implemented for '{name}'")
+    if dtype not in accepted:
+        raise NotImplementedError(f"\"{function}\" not implemented for '{dtype_name(dtype)}'")
 
 
-def check_shape(function: str, input: Tensor, dimensions: int) -> None:
+def check_shape(function: str, size: torch.Size, dimensions: int) -> None:
     """The input must be (C, *size) or (N, C, *size), and only the batch may be empty."""
-    d, shape = dimensions, list(input.shape)
-    if input.ndim not in (d + 1, d + 2):
-        if function == "avg_pool2d" and input.ndim < 3:
+    d, shape = dimensions, list(size)
+    if len(shape) not in (d + 1, d + 2):
+        if function == "avg_pool2d" and len(shape) < 3:
             raise IndexError(f"Dimension out of range: avg_pool2d() needs a 3D or 4D (batch mode) input, but got: {shape}")
         raise RuntimeError(
             f"{function}: non-empty {d + 1}D or {d + 2}D (batch mode) tensor expected for input. "
             f"Expected {d + 1}D or {d + 2}D (batch mode) tensor with optional 0 dim batch size for input, but got:{shape}. "
-            f"Expected {d + 1} to {d + 2} dimensions, but got {input.ndim}-dimensional tensor"
+            f"Expected {d + 1} to {d + 2} dimensions, but got {len(shape)}-dimensional tensor"
         )
     if 0 in shape[-d - 1 :]:
         raise RuntimeError(
@@ -196,16 +128,14 @@ def check_shape(function: str, input: Tensor, dimensions: int) -> None:
         )
 
 
-def check_fits(function: str, input: Tensor, windows: Geometry) -> None:
+def check_fits(function: str, input: torch.Size, windows: Geometry) -> None:
     """At least one window must fit into the padded image."""
-    d = windows.dimensions
-    size = input.shape[input.ndim - d :]
+    channels, *size = input[len(input) - windows.dimensions - 1 :]
     positions = windows.positions(size)
     if function == "avg_pool3d" and any(n < k for n, k in zip(size, windows.kernel, strict=True)):  # the padding does not help, in torch
         raise RuntimeError(f"input image ({_each('', size)}) smaller than kernel size ({_each('k', windows.kernel)})")
     if all(count > 0 for count in positions):
         return
-    channels = input.shape[input.ndim - d - 1]
     overflow = "; effective kernel size overflows" if max(windows.extent) >= 2**31 else ""
     got, found = (f"({channels}x{'x'.join(map(str, pixels))})" for pixels in (size, positions))
     raise RuntimeError(
@@ -223,8 +153,8 @@ def channels_last(input: Tensor, dimensions: int) -> bool:
     return is_channels_last(input)
 
 
-def derived(input: Tensor) -> bool:
-    """Whether torch would look for the winners of a signal, and not only for the largest numbers, which always lie contiguous."""
+def computes_winners(input: Tensor) -> bool:
+    """Whether torch would compute the winners of a signal, and not only the largest numbers, whose result is always contiguous."""
     return not input.is_cpu or (input.requires_grad and torch.is_grad_enabled()) or forward_mode._current_level >= 0
 
 
@@ -241,12 +171,6 @@ def check_average(function: str, count_include_pad: object, divisor_override: ob
         raise TypeError(f"{function}(): argument 'divisor_override' must be int, not {type(divisor_override).__name__}")
 
 
-def check_divisor(divisor_override: Any) -> None:
-    """Nothing is divided by zero."""
-    if divisor_override is not None and divisor_override == 0:
-        raise RuntimeError("divisor must be not zero: divisor_override is 0")
-
-
 def cells(windows: Geometry, padding: bool) -> int:
     """The number of cells of every window if they all have as many (those in the padding count only with `padding`), else 0."""
     if windows.ceil_mode or not (padding or all(low == high == 0 for low, high in windows.padding)):
@@ -254,29 +178,44 @@ def cells(windows: Geometry, padding: bool) -> int:
     return prod(windows.kernel)
 
 
+def upcast(input: Tensor, dimensions: int) -> Tensor:
+    """Half precision volumes in float32 under autocast on the CPU, as in torch; other pools keep the precision they are given."""
+    if (
+        dimensions == 3
+        and input.device.type == "cpu"
+        and input.dtype in (torch.float16, torch.bfloat16)
+        and torch.is_autocast_enabled("cpu")
+    ):
+        return input.float()
+    return input
+
+
 # ---- Adaptive pools ---------------------------------------------------------------------------------------------------------------------
 
 
-def output_size(function: str, input: Any, value: Any, dimensions: int) -> tuple[int, ...]:
+def check_adaptive_input(function: str, input: object, dimensions: int) -> None:
+    """Refuse anything that is not a dense tensor, with the exception types of torch's adaptive pools."""
+    if dimensions > 1 and not isinstance(input, Tensor):
+        raise AttributeError(f"{function}(): argument 'input' must be Tensor: {type(input).__name__!r} object has no attribute 'size'")
+    check_tensor(function, input)
+
+
+def output_size(function: str, size: torch.Size, value: Any, dimensions: int) -> tuple[int, ...]:
     """The number of windows per dimension: an int counts for all of them, None (in two and three dimensions) means one per pixel."""
     if dimensions == 1:
-        check_tensor(function, input)
-        return per_dimension(function, "output_size", value, 1)
-    if not isinstance(input, Tensor):
-        raise AttributeError(f"{function}(): argument 'input' must be Tensor: {type(input).__name__!r} object has no attribute 'size'")
+        return for_each_side(function, "output_size", value, 1)
     if isinstance(value, (int, torch.SymInt)):
-        return ints(function, "output_size", value) * dimensions
+        return entries(function, "output_size", value) * dimensions
     if is_int(value) or not hasattr(value, "__len__"):
         raise TypeError(
             f"{function}(): argument 'output_size' must be an int or a tuple, but object of type {type(value).__name__!r} has no len()"
         )
-    if len(value) >= input.ndim:
+    if len(value) >= len(size):
         raise ValueError(
-            f"Input dimension should be at least {len(value) + 1}: {function}() got output_size {value} for input {list(input.shape)}"
+            f"Input dimension should be at least {len(value) + 1}: {function}() got output_size {value} for input {list(size)}"
         )
-    sizes = ints(
-        function, "output_size", tuple(n if v is None else v for v, n in zip(value, input.shape[input.ndim - len(value) :], strict=True))
-    )
+    pixels = size[len(size) - len(value) :]
+    sizes = entries(function, "output_size", tuple(n if v is None else v for v, n in zip(value, pixels, strict=True)))
     if len(sizes) != dimensions:
         raise RuntimeError(
             f"{function}: output_size must be {dimensions}: internal error: output_size.size() must be {dimensions}, not {list(sizes)}"
@@ -284,14 +223,13 @@ def output_size(function: str, input: Any, value: Any, dimensions: int) -> tuple
     return sizes
 
 
-def check_adaptive(function: str, input: Tensor, dimensions: int, positions: Sequence[int], nonempty: Sequence[int]) -> None:
+def check_adaptive(function: str, size: torch.Size, dimensions: int, positions: Sequence[int], nonempty: Sequence[int]) -> None:
     """The input must be (C, *size) or (N, C, *size) without empty dimensions among `nonempty`, and no output size negative."""
-    d, shape = dimensions, list(input.shape)
-    check_dense(function, input)
-    if input.ndim not in (d + 1, d + 2):
+    d, shape = dimensions, list(size)
+    if len(shape) not in (d + 1, d + 2):
         raise RuntimeError(
             f"{function}(): Expected {d + 1}D or {d + 2}D tensor, but got {shape}. "
-            f"Expected {d + 1} to {d + 2} dimensions, but got {input.ndim}-dimensional tensor"
+            f"Expected {d + 1} to {d + 2} dimensions, but got {len(shape)}-dimensional tensor"
         )
     if any(count < 0 for count in positions):
         raise RuntimeError(
@@ -301,14 +239,17 @@ def check_adaptive(function: str, input: Tensor, dimensions: int, positions: Seq
     if 0 in nonempty:
         raise RuntimeError(
             f"{function}(): Expected input to have non-zero size for non-batch dimensions, but input has sizes {shape} "
-            f"with dimension {shape.index(0, input.ndim - len(nonempty))} being empty"
+            f"with dimension {shape.index(0, len(shape) - len(nonempty))} being empty"
         )
 
-    if prod(positions) > LARGEST:
-        input.new_empty((*input.shape[: input.ndim - d], *positions))  # refuses what does not fit into memory, before windows are listed
+
+def check_memory(input: Tensor, windows: Adaptive) -> None:
+    """Refuse an output that does not fit into memory, before its windows are listed."""
+    if prod(windows.output) > LARGEST:
+        input.new_empty((*input.shape[: input.ndim - windows.dimensions], *windows.output))
 
 
-def check_adaptive_gradient(gy: Tensor, windows: Geometry | Adaptive) -> None:
+def check_adaptive_gradient(gy: Tensor, windows: Windows) -> None:
     """Torch's adaptive pools have an output without windows, but no gradient of it; the mean of everything has one."""
     if isinstance(windows, Adaptive) and 0 in gy.shape[1:] and set(windows.output) != {1}:
         raise RuntimeError(
@@ -317,11 +258,11 @@ def check_adaptive_gradient(gy: Tensor, windows: Geometry | Adaptive) -> None:
         )
 
 
-def check_mean(function: str, input: Tensor) -> None:
-    """One window shows everything: its mean, in torch a mean like any other, which takes complex numbers too."""
-    if not (input.is_floating_point() or input.is_complex()):
+def check_mean(function: str, dtype: torch.dtype) -> None:
+    """The mean of the whole image takes the dtypes of torch.mean, complex numbers too."""
+    if not (dtype.is_floating_point or dtype.is_complex):
         try:
-            torch.ones(1, dtype=input.dtype).mean()
+            torch.ones(1, dtype=dtype).mean()
         except RuntimeError as error:  # or its subclass NotImplementedError, in torch 2.15
             raise type(error)(f"{function}(): {error}") from None
 

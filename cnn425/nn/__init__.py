@@ -15,9 +15,10 @@ from cnn425.layers.local import LocallyConnected1d, LocallyConnected2d, LocallyC
 from cnn425.layers.local_lazy import LazyLocallyConnected1d, LazyLocallyConnected2d, LazyLocallyConnected3d
 from cnn425.layers.loss import CrossEntropyLoss
 from cnn425.layers.lp_pool import LPPool1d, LPPool2d, LPPool3d
-from cnn425.layers.pool import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
+from cnn425.layers.pool import MaxPool1d, MaxPool2d, MaxPool3d
+from cnn425.layers.pool_average import AvgPool1d, AvgPool2d, AvgPool3d
 from cnn425.nn import functional
-from cnn425.nn.convert import convert, revert
+from cnn425.nn.convert import Report, convert, report, revert
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -47,9 +48,11 @@ __all__ = [
     "MaxPool2d",
     "MaxPool3d",
     "ReLU",
+    "Report",
     "Sigmoid",
     "Softmax",
     "convert",
     "functional",
+    "report",
     "revert",
 ]

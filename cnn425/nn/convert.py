@@ -17,12 +17,12 @@ from typing import TypeVar
 import torch
 from torch.nn import Module
 
-from cnn425.layers import activation, adaptive, conv, linear, loss, lp_pool, pool
+from cnn425.layers import activation, adaptive, conv, linear, loss, lp_pool, pool, pool_average
 
 OURS: tuple[type[Module], ...] = (
     *(conv.Conv1d, conv.Conv2d, conv.Conv3d),
     *(pool.MaxPool1d, pool.MaxPool2d, pool.MaxPool3d),
-    *(pool.AvgPool1d, pool.AvgPool2d, pool.AvgPool3d),
+    *(pool_average.AvgPool1d, pool_average.AvgPool2d, pool_average.AvgPool3d),
     *(adaptive.AdaptiveMaxPool1d, adaptive.AdaptiveMaxPool2d, adaptive.AdaptiveMaxPool3d),
     *(adaptive.AdaptiveAvgPool1d, adaptive.AdaptiveAvgPool2d, adaptive.AdaptiveAvgPool3d),
     *(lp_pool.LPPool1d, lp_pool.LPPool2d, lp_pool.LPPool3d),

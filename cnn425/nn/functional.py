@@ -14,7 +14,8 @@ from cnn425.layers.linear import linear
 from cnn425.layers.local import locally_connected1d, locally_connected2d, locally_connected3d
 from cnn425.layers.loss import cross_entropy
 from cnn425.layers.lp_pool import lp_pool1d, lp_pool2d, lp_pool3d
-from cnn425.layers.pool import avg_pool1d, avg_pool2d, avg_pool3d, max_pool1d, max_pool2d, max_pool3d
+from cnn425.layers.pool import max_pool1d, max_pool2d, max_pool3d
+from cnn425.layers.pool_average import avg_pool1d, avg_pool2d, avg_pool3d
 
 __all__ = [
     "adaptive_avg_pool1d",
