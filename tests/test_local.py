@@ -202,7 +202,7 @@ def test_every_algorithm_is_the_definition_for_a_weight_of_any_strides(algorithm
 @pytest.mark.parametrize("algorithm", [None, "matmul", "sweep"])
 def test_more_windows_than_are_kept_at_a_time(algorithm):
     """Positions come in blocks; the last one is smaller, and windows of two blocks overlap."""
-    (x, w, b), arguments, geometry = problem(2, n=3, inputs=6, outputs=2, size=61, kernel=7, groups=2, stride=(1, 2), padding=2)
+    (x, w, b), arguments, _ = problem(2, n=3, inputs=6, outputs=2, size=61, kernel=7, groups=2, stride=(1, 2), padding=2)
     with use(algorithm) if algorithm else contextlib.nullcontext():
         mine = with_gradients(lambda x, w, b: F.locally_connected2d(x, w, b, **arguments), (x, w, b))
     with use("definition"):
