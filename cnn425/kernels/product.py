@@ -18,7 +18,7 @@ BLOCK = 64  # rows of a weight that stay in the cache while it is transposed
 LANES = 64  # bytes of a vector register of outputs; the compiler takes several smaller ones where there is none so large
 
 
-def _tile():  # type: ignore[no-untyped-def]
+def _tile():
     """The tile in machine code: one fused multiply-add per row, register and k."""
     from llvmlite import ir
     from numba.core import cgutils, types
@@ -26,16 +26,15 @@ def _tile():  # type: ignore[no-untyped-def]
     from numba.np.arrayobj import make_array
 
     @intrinsic(prefer_literal=True)
-    def tile(typing, x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, R, V):  # type: ignore[no-untyped-def]
+    def tile(typing, x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, R, V):
         """See `tile` below."""
         if not isinstance(R, types.IntegerLiteral) or not isinstance(V, types.IntegerLiteral):
             return None
         rows, registers, word = range(R.literal_value), range(V.literal_value), ir.IntType(64)
 
-        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-            numbers = dict(
-                zip(("x", "base", "row", "p", "cell", "k", "stop", "w", "panel", "step", "y", "first", "out", "b", "bias", "add"), values)
-            )
+        def generate(context, builder, signature, values):
+            names = ("x", "base", "row", "p", "cell", "k", "stop", "w", "panel", "step", "y", "first", "out", "b", "bias", "add", "R", "V")
+            numbers = dict(zip(names, values, strict=True))
             kinds = dict(
                 zip(("x", "row", "cell", "w", "y", "out", "b"), (signature.args[i] for i in (0, 2, 4, 7, 10, 12, 13)), strict=True)
             )
@@ -47,16 +46,16 @@ def _tile():  # type: ignore[no-untyped-def]
             name = f"llvm.fma.v{lanes}f{x.dtype.bitwidth}"
             fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
 
-            def at(name, *offsets):  # type: ignore[no-untyped-def]
+            def at(name, *offsets):
                 place = offsets[0]
                 for offset in offsets[1:]:
                     place = builder.add(place, offset)
                 return builder.gep(data[name], [place])
 
-            def load(place):  # type: ignore[no-untyped-def]
+            def load(place):
                 return builder.load(builder.bitcast(place, vector.as_pointer()), align=x.dtype.bitwidth // 8)
 
-            def finish(start):  # type: ignore[no-untyped-def]
+            def finish(start):
                 for r in rows:
                     for v in registers:
                         place = builder.bitcast(at("y", targets[r], word(v * lanes)), vector.as_pointer())
