@@ -149,7 +149,6 @@ class Plan:
     groups: int
     V: int
     width: int  # outputs of a panel
-    merged: int  # groups of a panel
     panels: Tensor  # (2, panels): the first output and their number
     wide: int  # outputs of all panels, those that do not exist included
     low: tuple[int, ...]  # zeros in front of the image
@@ -163,25 +162,25 @@ def plan(map_: str, geometry: Geometry, size: tuple[int, ...], C: int, O: int, g
     """The plan of one of two maps of an image of `size` pixels: "output", or "input gradient" with C and O exchanged."""
     lanes = loops.LANES // itemsize
     V = min((4, 2, 1), key=lambda v: -(-O // (v * lanes)) * v)
-    width, merged = V * lanes, min(groups, max(1, lanes // O))
-    firsts = [(g, o) for g in range(0, groups, merged) for o in range(0, O, width)]
-    outputs = [min(width, O * min(merged, groups - g) - o) for g, o in firsts]
+    width = V * lanes
+    firsts = [(g, o) for g in range(groups) for o in range(0, O, width)]
+    outputs = [min(width, O - o) for _, o in firsts]
     panels = torch.tensor([[g * O + o for g, o in firsts], outputs], device=CPU)
     sides = [(forward_side if map_ == "output" else backward_side)(geometry, dim, n) for dim, n in enumerate(size)]
     low, padded = tuple(side[0] for side in sides), tuple(side[1] for side in sides)
     targets = geometry.positions(size) if map_ == "output" else size
-    channels = torch.tensor([[(min(g + m, groups - 1)) * C for m in range(merged)] for g, _ in firsts], device=CPU)
+    channels = torch.tensor([g * C for g, _ in firsts], device=CPU)
     phases = []
     for rows, outs, cells, which in (zip(*phase, strict=True) for phase in product(*(side[2] for side in sides))):
         if all(len(t) for t in (*rows, *cells)):
             row, out = (torch.cat((t, t[-1:].expand(ROWS))) for t in (flat(rows, padded, groups * C), flat(outs, targets, groups * O)))
             inside = flat(cells, padded, groups * C).unsqueeze(1) + torch.arange(C, device=CPU)
-            cell = (channels[:, :, None, None] + inside).flatten(1)
+            cell = (channels[:, None, None] + inside).flatten(1)
             more = torch.cat((cell, cell[:, -1:].expand(len(cell), ROWS)), 1)
             phases.append(Phase(len(row) - ROWS, row, out, cell, more, flat(which, geometry.kernel, 1)))
     complete = sum(phase.P for phase in phases) == prod(targets)
     wide = max(g * O + o + width for g, o in firsts)
-    return Plan(C, O, groups, V, width, merged, panels, wide, low, padded, tuple(phases), complete)
+    return Plan(C, O, groups, V, width, panels, wide, low, padded, tuple(phases), complete)
 
 
 Side = tuple[int, int, list[tuple[Tensor, Tensor, Tensor, Tensor]]]
@@ -297,25 +296,20 @@ def gathered_product(
 
 def panel_bias(bias: Tensor | None, plan: Plan, like: Tensor) -> Tensor:
     """The bias of every panel, `(panels * width)`, or zeros."""
-    Q = plan.panels.shape[1]
-    b = like.new_zeros(Q * plan.width)
-    if bias is not None and plan.merged == 1 and (plan.groups == 1 or plan.O % plan.width == 0):
-        b[: bias.shape[0]] = bias
-    elif bias is not None:
-        no, one = torch.zeros(1, dtype=torch.int64, device=CPU), bias.contiguous()
-        arguments = memory(one, len(one)), memory(no, 1), 1, plan.O, plan.O, plan.groups, plan.merged
-        part = like.new_empty(Q, plan.merged, plan.width)
-        loops.pack(Q * plan.merged, len(b), *arguments, memory(part, Q, plan.merged, plan.width))
-        torch.sum(part, 1, out=b.view(Q, plan.width))
+    Q, width = plan.panels.shape[1], plan.width
+    if bias is None:
+        return like.new_zeros(Q * width)
+    b, one, no = like.new_empty(Q * width), bias.contiguous(), plan.panels.new_zeros(1)
+    loops.pack(Q, Q, memory(one, one.numel()), memory(no, 1), 1, plan.O, plan.O, memory(b, Q, 1, width))
     return b
 
 
 def packed(w: Tensor, plan: Plan, place: Places) -> Tensor:
     """The weight in panels `(panels, K, width)`."""
     Q, K = plan.panels.shape[1], place.offset.shape[0]
-    p = w.new_empty(Q, plan.merged * K, plan.width)
-    weight = memory(w, w.numel()), memory(place.offset, K), place.hop, place.group, plan.O, plan.groups, plan.merged
-    loops.pack(Q * plan.merged * -(-K // loops.BLOCK), p.numel(), *weight, memory(p, *p.shape))
+    p = w.new_empty(Q, K, plan.width)
+    weight = memory(w, w.numel()), memory(place.offset, K), place.hop, place.group, plan.O
+    loops.pack(Q * -(-K // loops.BLOCK), p.numel(), *weight, memory(p, *p.shape))
     return p
 
 
@@ -339,9 +333,8 @@ def gathered_weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, order: torch.mem
         total = found if total is None else total.add_(found)
     assert total is not None
     place = places(plan, 0, prod(gw.shape[2:]), False, not gw.is_contiguous())
-    weight = memory(place.offset, K // plan.merged), place.hop, place.group, plan.O, plan.groups, plan.merged, memory(gw, gw.numel())
-    units = Q * plan.merged * -(-(K // plan.merged) // loops.BLOCK)
-    loops.unpack(units, total.numel(), memory(total, Q, rows, width), *weight)
+    weight = memory(place.offset, K), place.hop, place.group, plan.O, memory(gw, gw.numel())
+    loops.unpack(Q * -(-K // loops.BLOCK), total.numel(), memory(total, Q, rows, width), *weight)
 
 
 def scattered_product(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry) -> None:

@@ -128,10 +128,11 @@ def product(lo, hi, x, row, P, cell, w, b, panels, V, chunk, out, y):
 
     Images and chunks of positions are shared out: units are images * ceil(P / chunk). `row` and `out (P and some more)` say where windows
     start in the image and their outputs in y; `cell (panels, K)` where the cells of a window are; `panels (2, panels)` the first output of
-    a panel and the number of its outputs.
+    a panel and the number of its outputs. A panel may write over the outputs of the next ones, which come after it.
     """
     _, K, width = w.shape
     R, chunks, pixels, numbers = rows_of(V), (P + chunk - 1) // chunk, x.shape[1], y.shape[1]
+    total = panels[0, -1] + panels[1, -1]
     part = np.empty(R * width, x.dtype)
     flat, result, weights, starts = x.reshape(x.size), y.reshape(y.size), w.reshape(w.size), np.arange(R) * width
     for unit in range(lo, hi):
@@ -139,7 +140,7 @@ def product(lo, hi, x, row, P, cell, w, b, panels, V, chunk, out, y):
         for q in range(w.shape[0]):
             o, outputs = panels[0, q], panels[1, q]
             for p in range(first, min(P, first + chunk), R):
-                if p + R <= P and outputs == width:
+                if p + R <= P and o + width <= total:
                     place = n * numbers + o
                     for k in range(0, K, SHORT):
                         stop, panel = min(K, k + SHORT), q * K * width
@@ -221,35 +222,35 @@ def pad(lo, hi, x, strides, low, C, image):
 
 
 @loop
-def pack(lo, hi, w, offset, hop, group, O, groups, merged, p):
-    """The weight in panels: p[q, (m, k), o] = w[g*group + offset[k] + o*hop] for the outputs o of group g = q*merged + m, else 0.
+def pack(lo, hi, w, offset, hop, group, O, p):
+    """The weight in panels: p[q, k, o] = w[g*group + offset[k] + (first + o)*hop] for the outputs of panel q, which begins at `first`.
 
-    `w (numbers) -> p (panels, merged*K, width)`; BLOCKS of k are shared out. A group of more outputs than a panel holds has several panels.
+    `w (numbers) -> p (panels, K, width)`, zero behind the last output; blocks of k are shared out. A group g has ceil(O / width) panels.
     """
     K, width, each = offset.size, p.shape[2], (O + p.shape[2] - 1) // p.shape[2]
     blocks = (K + BLOCK - 1) // BLOCK
     for unit in range(lo, hi):
-        q, m, start = unit // (merged * blocks), unit // blocks % merged, unit % blocks * BLOCK
-        g, first, stop = q // each * merged + m, q % each * width, min(K, start + BLOCK)
-        rows, outputs = p[q, m * K + start : m * K + stop], min(width, O - first) if g < groups else 0
+        q, start = unit // blocks, unit % blocks * BLOCK
+        first, stop = q % each * width, min(K, start + BLOCK)
+        rows, outputs = p[q, start:stop], min(width, O - first)
         if outputs < width:
             rows[:] = 0
         for o in range(outputs):
-            source = w[g * group + (first + o) * hop :]
+            source = w[q // each * group + (first + o) * hop :]
             for k in range(start, stop):
-                rows[k - start, m * O + o] = source[offset[k]]
+                rows[k - start, o] = source[offset[k]]
 
 
 @loop
-def unpack(lo, hi, p, offset, hop, group, O, groups, merged, w):
-    """The inverse of `pack`: `p (panels, merged*K and some more, width) -> w (numbers)`."""
+def unpack(lo, hi, p, offset, hop, group, O, w):
+    """The inverse of `pack`: `p (panels, K and some more, width) -> w (numbers)`."""
     K, width, each = offset.size, p.shape[2], (O + p.shape[2] - 1) // p.shape[2]
     blocks = (K + BLOCK - 1) // BLOCK
     for unit in range(lo, hi):
-        q, m, start = unit // (merged * blocks), unit // blocks % merged, unit % blocks * BLOCK
-        g, first, stop = q // each * merged + m, q % each * width, min(K, start + BLOCK)
-        rows, outputs = p[q, m * K + start : m * K + stop], min(width, O - first) if g < groups else 0
-        for o in range(outputs):
-            target = w[g * group + (first + o) * hop :]
+        q, start = unit // blocks, unit % blocks * BLOCK
+        first, stop = q % each * width, min(K, start + BLOCK)
+        rows = p[q, start:stop]
+        for o in range(min(width, O - first)):
+            target = w[q // each * group + (first + o) * hop :]
             for k in range(start, stop):
-                target[offset[k]] = rows[k - start, m * O + o]
+                target[offset[k]] = rows[k - start, o]
