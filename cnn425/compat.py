@@ -25,6 +25,9 @@ is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 remove_legacy_batch = torch._remove_batch_dim
 add_legacy_batch = torch._add_batch_dim
 
+# A Function must not return a view of a tensor that nobody else knows. Whether a tensor is a view.
+is_view = torch.Tensor._is_view
+
 # Forward mode keeps its level in a variable of this module: -1 when it is off.
 forward_mode = forward_ad
 

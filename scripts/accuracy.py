@@ -1,10 +1,11 @@
-"""Rounding errors of every convolution algorithm in float32, beside torch's own, against float64.
+"""Rounding errors of convolutions in float32, by every algorithm and by what runs by default, beside torch's own, against float64.
 
     python scripts/accuracy.py              # a table in Markdown; under a minute
 
 The number is the largest error of a map (output, input gradient, weight gradient) over the root mean square of its exact result.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import tyro
 from torch import Tensor
 
 from cnn425 import algorithms
+from cnn425.algorithms import convolution
 from cnn425.windows import Geometry
 
 CASES = (  # name, input (N, C, *size), outputs, kernel side, groups; padding keeps the size
@@ -46,9 +48,9 @@ def ours(x: Tensor, w: Tensor, gy: Tensor, side: int, groups: int) -> Sequence[T
     d = x.ndim - 2
     geometry = Geometry((side,) * d, (1,) * d, ((side // 2, side // 2),) * d, (1,) * d)
     return (
-        algorithms.convolve(x, w, geometry, groups),
-        algorithms.convolve_input_gradient(gy, w, geometry, groups, x.shape[2:]),
-        algorithms.convolve_weight_gradient(gy, x, geometry, groups),
+        convolution.output(x, w, geometry, groups),
+        convolution.input_gradient(gy, w, geometry, groups, x.shape[2:]),
+        convolution.weight_gradient(gy, x, geometry, groups),
     )
 
 
@@ -64,15 +66,9 @@ def main(options: Options) -> dict[str, dict[str, list[float]]]:
         )
         exact = torchs(x.double(), w.double(), gy.double(), side, groups)
         results = {"torch": torchs(x, w, gy, side, groups)}
-        for algorithm in algorithms.names("convolution"):
-            dense, sweeps = groups < shape[1], algorithm in ("depthwise", "banded", "strips")
-            if (
-                algorithm != "definition"
-                and dense != sweeps
-                and not (algorithm == "winograd" and side > 5)
-                and (algorithm != "merged" or groups > 1)
-            ):
-                with algorithms.use(algorithm):
+        for algorithm in ("default", *algorithms.names("convolution")):
+            if not (algorithm == "winograd" and side > 5):  # there it does not apply
+                with algorithms.use(algorithm) if algorithm != "default" else contextlib.nullcontext():
                     results[algorithm] = ours(x, w, gy, side, groups)
         table[name] = {
             by: [float((a - b).abs().max() / b.pow(2).mean().sqrt()) for a, b in zip(r, exact, strict=True)] for by, r in results.items()

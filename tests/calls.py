@@ -48,14 +48,17 @@ def classes(shape, size=()):
 
 
 CALLS = {
-    "conv2d": lambda: passes(lambda x, w, b: F.conv2d(x, w, b, padding=1, stride=2), (2, 5, 7, 6), (4, 5, 3, 3), (4,)),
-    "conv2d, channels last": lambda: passes(lambda x, w, b: F.conv2d(x, w, b, padding=1), (2, 5, 4, 5), (40, 5, 2, 3), (40,), last=True),
-    "conv2d of few channels": lambda: passes(F.conv2d, (2, 3, 5, 6), (7, 3, 3, 2)),
-    "conv2d in groups": lambda: passes(lambda x, w: F.conv2d(x, w, groups=4), (2, 8, 5, 4), (12, 2, 2, 2)),
-    "conv1d in float64": lambda: passes(lambda x, w: F.conv1d(x, w, dilation=2), (2, 6, 9), (5, 6, 3), dtype=torch.float64),
+    "conv2d": lambda: passes(lambda x, w, b: F.conv2d(x, w, b, padding=1, stride=2), (2, 9, 17, 16), (11, 9, 3, 3), (11,)),
+    "conv2d, channels last": lambda: passes(lambda x, w, b: F.conv2d(x, w, b, padding=1), (2, 9, 6, 7), (40, 9, 2, 3), (40,), last=True),
+    "conv2d of few channels": lambda: passes(F.conv2d, (2, 3, 9, 12), (20, 3, 3, 2)),
+    "conv2d of a tiny image": lambda: passes(F.conv2d, (2, 3, 5, 6), (7, 3, 3, 2)),
+    "conv2d in groups": lambda: passes(lambda x, w: F.conv2d(x, w, groups=4), (2, 24, 9, 8), (28, 6, 2, 2)),
+    "conv1d in float64": lambda: passes(lambda x, w: F.conv1d(x, w, dilation=2), (2, 16, 45), (19, 16, 3), dtype=torch.float64),
     "conv3d": lambda: passes(lambda x, w: F.conv3d(x, w, stride=(1, 2, 1)), (1, 5, 3, 4, 4), (3, 5, 2, 2, 3)),
-    "depthwise conv2d": lambda: passes(lambda x, w, b: F.conv2d(x, w, b, padding=1, groups=8), (2, 8, 6, 7), (8, 1, 3, 4), (8,)),
-    "depthwise conv2d, strided": lambda: passes(lambda x, w: F.conv2d(x, w, stride=2, groups=8), (2, 8, 6, 7), (8, 1, 3, 3), last=True),
+    "depthwise conv2d": lambda: passes(lambda x, w, b: F.conv2d(x, w, b, padding=1, groups=16), (2, 16, 9, 11), (16, 1, 3, 4), (16,)),
+    "depthwise conv2d, strided": lambda: passes(
+        lambda x, w: F.conv2d(x, w, stride=2, groups=16), (3, 16, 17, 15), (16, 1, 3, 3), last=True
+    ),
     "locally_connected2d": lambda: passes(lambda x, w: F.locally_connected2d(x, w, padding=1), (2, 3, 4, 4), (4, 4, 5, 3, 3, 3)),
     "locally_connected2d of one channel": lambda: passes(F.locally_connected2d, (2, 1, 5, 5), (3, 3, 2, 1, 3, 3)),
     "locally_connected1d in groups": lambda: passes(lambda x, w: F.locally_connected1d(x, w, groups=2), (1, 2, 9), (8, 4, 1, 2)),

@@ -101,6 +101,7 @@ def test_a_child_of_a_child_that_sets_threads_itself():
     """)
 
 
+@pytest.mark.slow
 def test_workers_of_a_data_loader_use_layers(tmp_path):
     """Worker processes are forks of a process whose loops ran, or start from nothing; both give the images that the parent would."""
     (tmp_path / "filtered.py").write_text(
@@ -164,7 +165,12 @@ def test_a_signal_handler_that_calls_a_layer_while_another_is_computed():
         import signal
         torch.set_num_threads(2)
         expected, calls = work(), []
-        signal.signal(signal.SIGALRM, lambda *_: calls.append(same(work(), expected)))
+
+        def handler(*_):
+            with torch.enable_grad():  # inside of a Function torch switches it off
+                calls.append(same(work(), expected))
+
+        signal.signal(signal.SIGALRM, handler)
         for tenth in range(40):
             signal.setitimer(signal.ITIMER_REAL, 1e-4 * (tenth + 1))
             while len(calls) <= tenth:
@@ -212,6 +218,7 @@ def test_without_a_home(package):
     assert machine_code(package)
 
 
+@pytest.mark.slow
 def test_two_processes_compile_into_one_folder_at_once(package):
     running = [run(COMPILED, root=package, background=True) for _ in range(2)]
     for process in running:
@@ -255,6 +262,32 @@ def test_a_changed_loop_is_compiled_anew(package):
     assert "result[i] = np.float32(1) /" in text
     file.write_text(text.replace("result[i] = np.float32(1) /", "result[i] = np.float32(2) /"))
     run("assert not right(one); print('fine')", root=package)
+    file.write_text(text)
+    run(COMPILED, root=package)
+    file = package / "cnn425/kernels/threads.py"  # what shares a loop out is in the same machine code
+    text = file.read_text()
+    assert text.count("kernel(0, units, *made)") == 1
+    file.write_text(text.replace("kernel(0, units, *made)", "kernel(0, units // 2, *made)"))
+    run("torch.set_num_threads(1); assert not right(one); print('fine')", root=package)
+
+
+@pytest.mark.slow
+def test_two_types_of_numbers_compiled_at_once_are_not_mistaken_for_one_another(package):
+    """Each of two processes may find the other's code under the name that it had chosen for its own."""
+    program = """
+
+        def gradient(dtype):
+            x = torch.linspace(-3, 3, 20).to(dtype).requires_grad_()
+            return torch.autograd.grad(F.sigmoid(x), x, torch.ones_like(x))[0]
+        assert torch.allclose(gradient(torch.{dtype}).double(), gradient(torch.float64), atol=1e-6)
+        print("fine")
+    """
+    run(program.format(dtype="float32"), root=package)
+    first, second = [file for file in machine_code(package) if file.suffix == ".nbc" and "sigmoid_gradient" in file.name]
+    a, b = first.read_bytes(), second.read_bytes()
+    first.write_bytes(b)
+    second.write_bytes(a)
+    run(program.format(dtype="float32"), root=package)
 
 
 # ---- ways to run Python

@@ -182,10 +182,39 @@ def _compiled(function: Callable[..., None], fast: bool) -> Callable[..., None]:
     around = {**_numba_functions(), "kernel": inner}
     entry = FunctionType(code, around, function.__name__)
     entry.__module__, entry.__qualname__ = function.__module__, function.__name__
-    try:
-        return njit(**options, cache=True)(entry)
-    except RuntimeError:  # no folder that can be written to
-        return njit(**options)(entry)
+    made = njit(**options)(entry)
+    with contextlib.suppress(RuntimeError):  # no folder that can be written to
+        made._cache = _files()(entry)
+    return made
+
+
+@cache
+def _files() -> Any:
+    """Files of machine code as `cache=True` keeps them, none of which has to be right, or writable: what is wrong is compiled anew."""
+    from numba.core.caching import FunctionCache
+
+    here = os.stat(__file__)
+    stamp = (here.st_mtime_ns, here.st_size)  # this file is a part of every loop, too
+
+    class Files(FunctionCache):
+        def _index_key(self, *arguments: Any) -> Any:
+            return (super()._index_key(*arguments), stamp)
+
+        def load_overload(self, signature: Any, context: Any) -> Any:
+            try:
+                found = super().load_overload(signature, context)
+                # two processes that compile for two types at once may put each other's code under one name
+                return found if found is None or found.signature.args == signature else None
+            except Exception:  # what a damaged file unpickles to may raise anything
+                with contextlib.suppress(Exception):
+                    self.flush()
+                return None
+
+        def save_overload(self, *arguments: Any) -> None:
+            with contextlib.suppress(Exception):  # a full disk
+                super().save_overload(*arguments)
+
+    return Files
 
 
 def _entry(units, threads, arguments):  # type: ignore[no-untyped-def]

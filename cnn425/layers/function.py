@@ -57,7 +57,7 @@ def owned(output: Any, args: Sequence[Any]) -> Any:
     """`output` as a tensor of its own and no view of one that nobody else knows: torch lets nobody write into a view made in a Function."""
     if isinstance(output, tuple):
         return tuple(owned(part, args) for part in output)
-    return output.detach() if output._is_view() and output is not args[0] else output
+    return output.detach() if compat.is_view(output) and output is not args[0] else output
 
 
 def unwritten(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,60 @@
+"""The definition by pencil: what an einsum over windows says, one number after the other; it is the oracle of every other way."""
+
+import itertools
+
+import pytest
+import torch
+
+from cnn425.algorithms import definition
+from cnn425.windows import Geometry
+
+GEOMETRY = Geometry((2, 3), (2, 1), ((1, 0), (0, 2)), (1, 2))
+SIZE, GROUPS = (5, 6), 2
+POSITIONS = GEOMETRY.positions(SIZE)
+X, GY = torch.randn(2, 4, *SIZE, dtype=torch.float64), torch.randn(2, 6, *POSITIONS, dtype=torch.float64)
+SHARED = torch.randn(6, 2, 2, 3, dtype=torch.float64)
+OWN = torch.randn(*POSITIONS, 6, 2, 2, 3, dtype=torch.float64)
+
+
+def products(weight, local):
+    """The three maps as a loop over every product, forward and both ways back."""
+    y, gx, gw = torch.zeros_like(GY), torch.zeros_like(X), torch.zeros_like(weight)
+    for n, o, i, j, c, u, v in itertools.product(range(2), range(6), *map(range, (*POSITIONS, 2, 2, 3))):
+        h, w = i * 2 + u - 1, j + v * 2
+        if 0 <= h < SIZE[0] and 0 <= w < SIZE[1]:
+            cell, channel = ((i, j) if local else ()) + (o, c, u, v), o // 3 * 2 + c
+            y[n, o, i, j] += X[n, channel, h, w] * weight[cell]
+            gx[n, channel, h, w] += GY[n, o, i, j] * weight[cell]
+            gw[cell] += GY[n, o, i, j] * X[n, channel, h, w]
+    return y, gx, gw
+
+
+@pytest.mark.parametrize(("weight", "local"), [(SHARED, False), (OWN, True)], ids=["convolution", "local layer"])
+def test_every_product_is_added_once(weight, local):
+    mine = (
+        definition.output(X, weight, GEOMETRY, GROUPS, local),
+        definition.input_gradient(GY, weight, GEOMETRY, GROUPS, SIZE, local),
+        definition.weight_gradient(GY, X, GEOMETRY, GROUPS, local),
+    )
+    for a, b in zip(mine, products(weight, local), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_sharing_is_an_expand_and_its_gradient_the_sum_over_positions():
+    expanded = SHARED.expand(*POSITIONS, *SHARED.shape)
+    torch.testing.assert_close(definition.output(X, SHARED, GEOMETRY, GROUPS), definition.output(X, expanded, GEOMETRY, GROUPS, local=True))
+    unshared = definition.weight_gradient(GY, X, GEOMETRY, GROUPS, local=True)
+    torch.testing.assert_close(definition.weight_gradient(GY, X, GEOMETRY, GROUPS), unshared.sum((0, 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.complex128])
+def test_any_type_of_number(dtype):
+    x, w = torch.randint(-5, 6, X.shape).to(dtype), torch.randint(-5, 6, SHARED.shape).to(dtype)
+    expected = definition.output(x.to(torch.complex128), w.to(torch.complex128), GEOMETRY, GROUPS)
+    assert torch.equal(definition.output(x, w, GEOMETRY, GROUPS).to(torch.complex128), expected)
+
+
+def test_channels_in_groups_are_a_view():
+    grouped = definition.split(X, 1, 2)
+    assert grouped.shape == (2, 2, 2, *SIZE)
+    assert grouped.data_ptr() == X.data_ptr()
