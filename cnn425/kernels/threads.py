@@ -110,7 +110,7 @@ class Loop:
         """The machine code behind the loop, or with NUMBA_DISABLE_JIT=1 the Python."""
         from numba import config
 
-        self.compiled = self.python if config.DISABLE_JIT else _compiled(self.function, self.fast)
+        self.compiled = self.python if config.DISABLE_JIT else _compiled(self.function, self.fast)  # type: ignore[attr-defined]
         return self.compiled
 
     def python(self, units: int, threads: int, arguments: tuple[Any, ...]) -> None:
@@ -183,9 +183,9 @@ def _compiled(function: Callable[..., None], fast: bool) -> Callable[..., None]:
     entry = FunctionType(code, around, function.__name__)
     entry.__module__, entry.__qualname__ = function.__module__, function.__name__
     try:
-        return njit(**options, cache=True)(entry)  # type: ignore[no-any-return]
+        return njit(**options, cache=True)(entry)
     except RuntimeError:  # no folder that can be written to
-        return njit(**options)(entry)  # type: ignore[no-any-return]
+        return njit(**options)(entry)
 
 
 def _entry(units, threads, arguments):  # type: ignore[no-untyped-def]
@@ -222,7 +222,7 @@ def _numba_functions() -> dict[str, Any]:
         described = isinstance(argument, types.BaseTuple)
         return types.Array(argument.types[0], len(argument) - 2, "C") if described else argument
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def arrays(typing: Any, arguments: Any) -> Any:
         """A tuple of arguments, arrays in place of their descriptions."""
         made = types.Tuple([array_type(argument) for argument in arguments.types])
@@ -242,7 +242,8 @@ def _numba_functions() -> dict[str, Any]:
         numbers = [builder.extract_value(value, position) for position in range(1, len(given))]
         address, *shape = numbers
         size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(wanted.dtype)))
-        strides, step = [], size
+        strides: list[Any] = []
+        step = size
         for extent in reversed(shape):
             strides.insert(0, step)
             step = builder.mul(step, extent)
@@ -251,7 +252,7 @@ def _numba_functions() -> dict[str, Any]:
         populate_array(made, data=data, shape=shape, strides=strides, itemsize=size, meminfo=None)
         return made._getvalue()
 
-    @intrinsic(prefer_literal=True)  # type: ignore[misc]
+    @intrinsic(prefer_literal=True)
     def share(typing: Any, kernel: Any, units: Any, threads: Any, arguments: Any) -> Any:
         """`kernel(lo, hi, *arguments)`, once per thread, with an equal share of the units."""
 

@@ -136,11 +136,11 @@ def cross_entropy(
     """
     if has_torch_function_variadic(input, target, weight):
         options: dict[str, Any] = {"size_average": size_average, "ignore_index": ignore_index, "reduce": reduce, "reduction": reduction}
-        tensors = (input, target, weight)
-        return handle_torch_function(cross_entropy, tensors, input, target, weight=weight, label_smoothing=label_smoothing, **options)
+        options |= {"weight": weight, "label_smoothing": label_smoothing}
+        return handle_torch_function(cross_entropy, (input, target, weight), input, target, **options)
     if size_average is not None or reduce is not None:
         reduction = compat.reduction.legacy_get_string(size_average, reduce)
-    compat.reduction.get_enum(reduction)
+    compat.reduction.get_enum(reduction)  # refuses other names
     _check_types(input, target, weight, ignore_index, label_smoothing)
     if autocast_dtype(input.device) is not None:  # autocast computes losses in full precision
         input, target, weight = _full(input), _full(target), None if weight is None else _full(weight)
@@ -149,24 +149,21 @@ def cross_entropy(
     x, target = _full(input).contiguous(), target.contiguous()
     if x.ndim == 1:
         x, target = x.unsqueeze(0), target.unsqueeze(0) if soft else target.reshape(1)
-    total: Any
     if not soft and reduction == "mean" and weight is None and label_smoothing <= 0 and x.shape[1]:
         return surprise(x, target.long(), ignore_index, True)[0].to(input.dtype)
     if soft:
         each, total = _of_probabilities(x, target, weight, label_smoothing)
     else:
         each, total = _of_classes(x, target.long(), weight, ignore_index, label_smoothing)
-    if reduction == "none":
-        loss = each.squeeze(0) if input.ndim == 1 else each
-    else:
-        loss = each.sum() if reduction == "sum" else each.sum() / total
-    if input.dtype not in HALF:
-        return loss
-    mixed = [t.dtype for t in (input, target, weight) if soft and t is not None and t.is_floating_point()]
-    return loss.to(functools.reduce(torch.promote_types, mixed, input.dtype))
+    loss = each.sum() / total if reduction == "mean" else each.sum() if reduction == "sum" else each.squeeze(0) if input.ndim == 1 else each
+    return loss if input.dtype not in HALF else loss.to(_promoted(input, target, weight) if soft else input.dtype)
 
 
-def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smoothing: float) -> tuple[Tensor, Tensor]:
+def _promoted(*tensors: Tensor | None) -> torch.dtype:
+    return functools.reduce(torch.promote_types, [t.dtype for t in tensors if t is not None and t.is_floating_point()])
+
+
+def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smoothing: float) -> tuple[Tensor, Any]:
     """The loss of every target, and what their mean divides by: how many count, or the weight of those."""
     keep = target != ignored
     if x.shape[1] == 0:
@@ -183,7 +180,7 @@ def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, 
     return each, counts.sum()
 
 
-def _of_probabilities(x: Tensor, q: Tensor, weight: Tensor | None, smoothing: float) -> tuple[Tensor, float]:
+def _of_probabilities(x: Tensor, q: Tensor, weight: Tensor | None, smoothing: float) -> tuple[Tensor, Any]:
     """The loss of every truth q, and what their mean divides by: how many there are, whatever the weight."""
     if x.numel() == 0:
         return (x * q).sum(1), math.nan
