@@ -14,7 +14,6 @@ Nothing else in the project computes an output size.
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -158,10 +157,9 @@ def windows(x: Tensor, geometry: Geometry, fill: float = 0) -> Tensor:
     size = x.shape[x.ndim - d :]
     hanging = [stride - 1 if geometry.ceil_mode else 0 for stride in geometry.stride]  # at most: no view shows what is too much
     x = pad(x, [(low, high + more) for (low, high), more in zip(geometry.padding, hanging, strict=True)], fill)
-    strides: Sequence[int] = x.stride()
-    if tracing_state() is not None:  # torch.jit.trace takes strides for constants; products of sizes it computes anew
-        x = x.contiguous()
-        strides = [prod(x.shape[dim + 1 :]) for dim in range(x.ndim)]
+    if tracing_state() is not None:  # torch.jit.trace takes strides for constants, and ONNX has none
+        return _looked_up(x, geometry, size)
+    strides = x.stride()
     batch, steps = strides[: x.ndim - d], strides[x.ndim - d :]
     return x.as_strided(
         (*x.shape[: x.ndim - d], *geometry.positions(size), *geometry.kernel),
@@ -171,6 +169,17 @@ def windows(x: Tensor, geometry: Geometry, fill: float = 0) -> Tensor:
             *(a * k for a, k in zip(steps, geometry.dilation, strict=True)),
         ),
     )
+
+
+def _looked_up(x: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
+    """All windows of the padded image, looked up by the indices of their cells, one side after the other."""
+    d = geometry.dimensions
+    for dim, count in enumerate(geometry.positions(size)):
+        first = torch.arange(count, device=x.device) * geometry.stride[dim]
+        cells = torch.arange(geometry.kernel[dim], device=x.device) * geometry.dilation[dim]
+        x = x[(..., first.unsqueeze(1) + cells, *(slice(None),) * (d - 1 - dim))]
+    batch = x.ndim - 2 * d
+    return x.permute(*range(batch), *range(batch, x.ndim, 2), *range(batch + 1, x.ndim, 2))
 
 
 def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
