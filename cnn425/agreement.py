@@ -6,8 +6,8 @@
     transforms(ours, theirs, inputs)   the same results under torch.func's transforms, torch.compile and torch.export
 
 Two numbers a (ours) and b (theirs) are equal when `|a - b| <= absolute * scale + relative * |b|`, where scale is the largest magnitude of
-their tensor, but at least 1: an entry is a sum, and its rounding error grows with the summands, not with what is left of them. NaN equals
-NaN, an infinity itself, and integers must be equal exactly. This is the project's one definition of "equal"; it knows none of its layers.
+their tensor, but at least 1: an entry is a sum, and its rounding error grows with the summands, not with their sum. NaN equals NaN, an
+infinity equals itself, and integers must be equal exactly. This is the project's one definition of "equal"; it imports no layer.
 """
 
 import math
@@ -23,7 +23,7 @@ Computation = Callable[..., Any]
 
 
 class Tolerance(NamedTuple):
-    """How far two numbers of a dtype may be apart, and why so far."""
+    """How far two numbers of a dtype may differ, and why."""
 
     relative: float
     absolute: float
@@ -101,7 +101,7 @@ def compare(
 
 
 def evaluate(function: Computation, inputs: Sequence[Any], seed: int) -> dict[str, Tensor | None]:
-    """The outputs of `function` and the gradients of all that it was given, by name."""
+    """The outputs of `function` and the gradients of its inputs and parameters, by name."""
     leaves = [copied(value) if isinstance(value, Tensor) else value for value in inputs]
     sources = {f"gradient of input {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad}
     if isinstance(function, torch.nn.Module):

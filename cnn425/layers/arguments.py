@@ -1,6 +1,6 @@
 """The checks of arguments that all layers share, those of convolutions and local layers, and how a check is remembered.
 
-Exception types are torch's, and so are the words that code in the wild matches on. Sizes are pixels.
+Exception types are torch's, and so are the words that other code matches on. Sizes are pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -138,7 +138,7 @@ def check_dense(function: str, input: Tensor) -> None:
 
 
 def check_types(function: str, dimensions: int, groups: Any, **others: Any) -> None:
-    """Torch looks at all types before it looks at any value: an int, a sequence of ints, or a string for the padding."""
+    """Check all types before any value, as torch does: an int, a sequence of ints, or a string for the padding."""
     for name, value in others.items():
         if ints(value) is None and not (name == "padding" and isinstance(value, str)):
             raise invalid(function, name, value, f"an int or a tuple of {dimensions} ints")
@@ -180,7 +180,7 @@ def symmetric_padding(
 
 def geometry(function: str, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any) -> Geometry:
     """The windows that a convolution's arguments describe."""
-    # A compiler may take the kernel for a size that varies; as a number it keeps every later size simple.
+    # For a compiler the kernel may be a symbolic size; a number keeps all later sizes simple.
     kernel = tuple(int(k) for k in kernel)
     d = len(kernel)
     strides, dilations = per_dimension(function, "stride", stride, d), per_dimension(function, "dilation", dilation, d)
