@@ -3,12 +3,15 @@
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cnn425 import algorithms
+from cnn425.kernels import threads
 from cnn425.nn import functional as F
 
 ROOT = Path(__file__).parents[1]
@@ -17,17 +20,28 @@ SOURCES = sorted((ROOT / "cnn425").rglob("*.py"))
 # A file of the room on the left may import from the rooms on its right, and from its own.
 MAY_IMPORT = {
     "experiments": {"lab", "nn", "autodiff", "agreement", "algorithms", "windows"},
+    "scripts": {"lab", "nn", "autodiff", "agreement", "algorithms", "windows"},
     "lab": {"nn"},
-    "nn": {"layers", "algorithms", "windows"},
-    "layers": {"algorithms", "windows"},
-    "algorithms": {"windows"},
-    "windows": set(),
+    "nn": {"layers", "algorithms", "windows", "compat"},
+    "layers": {"algorithms", "kernels", "windows", "compat"},
+    "algorithms": {"kernels", "windows", "compat"},
+    "kernels": {"compat"},
+    "windows": {"compat"},
+    "compat": set(),
     "agreement": set(),
     "autodiff": set(),
 }
 # Layer files share these rooms of their own and import no other layer, unless one layer is defined by another.
 SHARED_BY_LAYERS = {"function", "arguments", "batching"}
-DEFINED_BY = {("adaptive", "pool"), ("local", "conv"), ("loss", "activation"), ("lp", "adaptive"), ("lp", "pool")}
+DEFINED_BY = {
+    ("conv", "bilinear"),
+    ("local", "bilinear"),
+    ("local", "conv"),
+    ("adaptive", "pool"),
+    ("lp", "pool"),
+    ("lp", "adaptive"),
+    ("loss", "activation"),
+}
 
 
 def imports(path):
@@ -43,14 +57,17 @@ def room(path):
     return parts[0] if parts[0] != "cnn425" else parts[1]
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *sorted((ROOT / "experiments").glob("*.py"))], ids=lambda p: str(p.relative_to(ROOT)))
+OUTSIDE = [path for folder in ("experiments", "scripts") for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *OUTSIDE], ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_run_one_way(path):
     here = room(path)
     if here == "__init__":
         return
     for name in imports(path):
         parts = name.split(".")
-        if parts[0] == "experiments" and here == "experiments":
+        if parts[0] in ("experiments", "scripts") and here in ("experiments", "scripts"):
             continue
         if parts[0] == "cnn425" and len(parts) > 1:
             assert parts[1] == here or parts[1] in MAY_IMPORT[here], f"{here} imports {name}"
@@ -141,23 +158,106 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_no_peeking_in_forward_backward_and_double_backward(name):
+def three_passes(name):
+    """Forward, backward and double backward of a layer."""
     function, tensors = LAYERS[name]
     leaves = [t.clone().requires_grad_() for t in tensors]
+    y = function(*leaves)
+    gradients = torch.autograd.grad(y, leaves, torch.randn_like(y).requires_grad_(), create_graph=True)
+    differentiable = [g for g in gradients if g.requires_grad]
+    assert differentiable, "a layer must be twice differentiable"
+    torch.autograd.grad(differentiable, leaves, [torch.randn_like(g) for g in differentiable], allow_unused=True)
+
+
+def entered(function):
+    """The Python functions that a call enters: their code."""
+    codes = set()
+    sys.setprofile(lambda frame, event, _: codes.add(frame.f_code) if event == "call" else None)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return codes
+
+
+def operators(function):
+    """The names of the ATen operators that a call runs, in C++ too; unlike a dispatch mode, a profiler leaves the loops on."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        function()
+    return {event.name.removeprefix("aten::") for event in profile.events() if event.name.startswith("aten::")}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_peeking_in_forward_backward_and_double_backward(name):
+    """A dispatch mode sees every operator, and switches the loops off."""
     with Recorder() as recorder:
-        y = function(*leaves)
-        gradients = torch.autograd.grad(y, leaves, torch.randn_like(y).requires_grad_(), create_graph=True)
-        differentiable = [g for g in gradients if g.requires_grad]
-        assert differentiable, "a layer must be twice differentiable"
-        torch.autograd.grad(differentiable, leaves, [torch.randn_like(g) for g in differentiable], allow_unused=True)
+        three_passes(name)
+    assert recorder.seen
     assert not [name for name in recorder.seen if FORBIDDEN.search(name)]
 
 
-def test_the_recorder_can_catch_a_peek():
-    with Recorder() as recorder:
+WITHOUT_LOOPS = {"linear", "cross_entropy of probabilities"}  # matrix products and elementwise operations of torch
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_peeking_with_loops_on(name):
+    loops = entered(lambda: three_passes(name))
+    assert (threads.Loop.__call__.__code__ in loops) == (name not in WITHOUT_LOOPS)
+    seen = operators(lambda: three_passes(name))
+    assert seen
+    assert not [name for name in seen if FORBIDDEN.search(name)]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_definition_uses_no_loop(name):
+    with algorithms.use("definition"):
+        assert threads.Loop.__call__.__code__ not in entered(lambda: three_passes(name))
+
+
+def test_the_recorders_can_catch_a_peek():
+    def peek():
         torch.nn.functional.conv2d(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3))
-    assert [name for name in recorder.seen if FORBIDDEN.search(name)]
+
+    with Recorder() as recorder:
+        peek()
+    for seen in (recorder.seen, operators(peek)):
+        assert [name for name in seen if FORBIDDEN.search(name)]
+
+
+# ---- one screen per layer
+
+CALLS = {
+    "max_pool2d": (lambda x: F.max_pool2d(x, 2), (torch.randn(2, 4, 8, 8),)),
+    "conv2d": (lambda x, w, b: F.conv2d(x, w, b, padding=1), (torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3), torch.randn(6))),
+    "depthwise conv2d": (lambda x, w: F.conv2d(x, w, groups=8), (torch.randn(2, 8, 8, 8), torch.randn(8, 1, 3, 3))),
+    "locally_connected2d": (lambda x, w: F.locally_connected2d(x, w), (torch.randn(2, 4, 6, 6), torch.randn(4, 4, 6, 4, 3, 3))),
+    "cross_entropy": (lambda x: F.cross_entropy(x, torch.tensor([0, 1, 3])), (torch.randn(3, 4),)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_passes_through_at_most_six_files(name):
+    """The layer, its arguments, function.py, algorithms, kernels, and windows or compat: what a reader has to open."""
+    function, tensors = CALLS[name]
+    leaves = [t.clone().requires_grad_() for t in tensors]
+
+    def files(call):
+        opened = {Path(code.co_filename).resolve() for code in entered(call)}
+        return sorted(str(f.relative_to(ROOT)) for f in opened if f.is_relative_to(ROOT / "cnn425"))
+
+    def backward():
+        torch.autograd.grad(y, leaves, upstream)
+
+    y = function(*leaves)  # what is compiled and remembered at the first call is no part of the way
+    upstream = torch.randn_like(y)
+    backward()
+    forward_files = files(lambda: function(*leaves))
+    y = function(*leaves)
+    backward_files = files(backward)
+    assert forward_files
+    assert backward_files
+    assert len(forward_files) <= 6, forward_files
+    assert len(backward_files) <= 6, backward_files
 
 
 # ---- the README tree
@@ -190,11 +290,20 @@ def test_readme_tree_is_true():
     )
 
 
-def test_every_module_has_its_test():
-    stems = {p.stem for p in (ROOT / "tests").glob("test_*.py")}
-    layers = [p.stem for p in (ROOT / "cnn425/layers").glob("*.py") if p.stem not in {"__init__", *SHARED_BY_LAYERS} and "_" not in p.stem]
-    missing = [stem for stem in ["windows", "agreement", *layers] if f"test_{stem}" not in stems]
-    assert not missing
+# Modules that are tested under the name of what they are a part of.
+TESTED_BY = {
+    "functional": "drop_in",
+    "local_arguments": "local",
+    "local_conversion": "local",
+    "local_lazy": "local",
+    "shards": "group",
+    "training": "loop",
+}
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.stem != "__init__"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_module_has_its_test(path):
+    assert (ROOT / f"tests/test_{TESTED_BY.get(path.stem, path.stem)}.py").exists()
 
 
 def test_nothing_names_a_machine():

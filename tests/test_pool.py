@@ -15,10 +15,13 @@ from torch.func import grad, jacfwd, jacrev, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from cnn425 import nn as cnn425_nn
+from cnn425.agreement import compare
 from cnn425.algorithms import pool as algorithm
-from cnn425.algorithms import pool_places
+from cnn425.algorithms import use
 from cnn425.layers import pool
-from cnn425.windows import Geometry
+from cnn425.nn import functional as F
+from cnn425.windows import Adaptive, Geometry
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -197,7 +200,7 @@ def test_nan_wins_and_infinity_stays_in_its_window(spoiled):
 def test_infinite_gradient_does_not_reach_the_losers():
     x = image((4, 4)).requires_grad_()
     upstream = torch.full((2, 3, 2, 2), torch.inf, dtype=torch.float64)
-    mine, his = (torch.autograd.grad(F.max_pool2d(x, 2), x, upstream)[0] for F in (pool, TF))
+    mine, his = (torch.autograd.grad(library.max_pool2d(x, 2), x, upstream)[0] for library in (pool, TF))
     assert torch.equal(mine, his)
 
 
@@ -367,31 +370,96 @@ def test_average_pooling_is_convolution_with_a_constant_kernel():
     torch.testing.assert_close(pool.avg_pool2d(x, (2, 3), 1), TF.conv2d(x, kernel, groups=3))
 
 
-@named(MAX)
-def test_the_algorithm_is_the_definition(case):
-    x, d = image(case.size), len(case.size)
-
-    def per_dimension(value):
-        return (value,) * d if isinstance(value, int) else value
-
-    kernel = per_dimension(case.kernel)
-    stride, padding, dilation = (per_dimension(case.options.get(n, v)) for n, v in (("stride", kernel), ("padding", 0), ("dilation", 1)))
-    geometry = Geometry(kernel, stride, tuple((p, p) for p in padding), dilation, case.options.get("ceil_mode", False))
-    pooling = algorithm.Pooling(geometry)
-    assert torch.equal(algorithm.largest(x, pooling), algorithm.definition(x, geometry))
-    best, pixels = algorithm.winners(x, pooling)
-    assert torch.equal(best, algorithm.definition(x, geometry))
-    somewhere = pixels >= 0
-    assert torch.equal(pool_places.pick(x, pixels, pooling)[somewhere], best[somewhere])
+WINDOWS = {
+    "tiles": Geometry((2, 3), (2, 3), ((0, 0), (0, 0)), (1, 1)),
+    "overlapping": Geometry((3, 2), (2, 1), ((1, 1), (1, 1)), (1, 1)),
+    "overhanging": Geometry((3, 2), (2, 2), ((1, 1), (0, 0)), (1, 1), True),
+    "dilated, some without pixels": Geometry((3, 3), (1, 2), ((1, 1), (1, 1)), (3, 5)),
+    "more padding on one side": Geometry((3, 3), (2, 1), ((0, 2), (1, 0)), (2, 1)),
+    "pixels between the windows": Geometry((1, 2), (3, 4), ((0, 0), (1, 1)), (1, 1)),
+    "adaptive": Adaptive((3, 5)),
+    "adaptive, more windows than pixels": Adaptive((9, 11)),
+    "everything": Adaptive((1, 1)),
+}
+windows_of_every_kind = pytest.mark.parametrize("name", WINDOWS)
 
 
-def test_picking_and_routing_are_adjoint():
-    x = image((7, 7))
-    pooling = algorithm.Pooling(Geometry((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)))
-    y, chosen = algorithm.winners(x, pooling)
+def both_ways(function, *arguments):
+    """The results of the loops and of the definition."""
+    with use("definition"):
+        expected = function(*arguments)
+    return function(*arguments), expected
+
+
+@windows_of_every_kind
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("channels", [3, 19])
+def test_loops_compute_the_definition(channels, last, name):
+    """Bit for bit where sums are whole numbers; 38 images are no multiple of a vector register."""
+    windows, size = WINDOWS[name], (7, 8)
+    x = torch.randint(-2, 3, (2, channels, *size)).float()
+    special = torch.rand(2, *x.shape) < 0.1
+    for t in (x, x.where(~special[0], -torch.inf).where(~special[1], torch.nan), x.int(), x.to(torch.int8), x.double()):
+        (y, where), (expected, there) = both_ways(algorithm.winners, t, windows, last)
+        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True, check_stride=True)
+        assert torch.equal(where.long(), there.long())
+        assert where.stride() == there.stride()
+    y, where = algorithm.winners(x, windows, last)
+    g = torch.randint(-9, 10, y.shape).float()
+    for mine, expected in (
+        both_ways(algorithm.route, g, where, size, last),
+        both_ways(algorithm.pick, x, where, 2, last),
+        both_ways(algorithm.average, x, windows, last, 1, True),
+    ):
+        torch.testing.assert_close(mine, expected, rtol=0, atol=0, check_stride=True)
+    if isinstance(windows, Geometry) and max(windows.dilation) > 1:
+        return  # average pools have no dilation
+    for divisor, padding in ((1, True), (0, True), (0, False), (-3, True)):
+        arguments = windows, last, divisor, padding
+        for mine, expected in (both_ways(algorithm.average, x, *arguments), both_ways(algorithm.share_out, g, *arguments, size)):
+            torch.testing.assert_close(mine, expected, check_stride=True)
+
+
+@windows_of_every_kind
+def test_picking_and_routing_are_adjoint(name):
+    x, windows = image((7, 7)), WINDOWS[name]
+    y, winners = algorithm.winners(x, windows, False)
     t, g = torch.randn_like(x), torch.randn_like(y)
-    torch.testing.assert_close((pool_places.pick(t, chosen, pooling) * g).sum(), (t * pool_places.route(g, chosen, pooling, (7, 7))).sum())
-    torch.testing.assert_close((algorithm.total(t, pooling) * g).sum(), (t * algorithm.spread(g, pooling, (7, 7))).sum())
+    torch.testing.assert_close((algorithm.pick(t, winners, 2, False) * g).sum(), (t * algorithm.route(g, winners, (7, 7), False)).sum())
+    if isinstance(windows, Adaptive) or max(windows.dilation) == 1:
+        mean, shared = algorithm.average(t, windows, False, 0, True), algorithm.share_out(g, windows, False, 0, True, (7, 7))
+        torch.testing.assert_close((mean * g).sum(), (t * shared).sum())
+
+
+@pytest.mark.parametrize("name", ["adaptive_avg_pool1d", "adaptive_max_pool1d", "avg_pool1d", "max_pool1d"])
+@pytest.mark.parametrize("windows", [9_999, 100_001])
+def test_many_or_long_windows(name, windows):
+    x = torch.randn(1, 1, 1_000_003, dtype=torch.float64)
+    assert compare(*(lambda x, f=f: getattr(f, name)(x, windows) for f in (F, TF)), [x])
+    with torch.no_grad():
+        torch.testing.assert_close(getattr(F, name)(x, windows), getattr(TF, name)(x, windows))
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_a_sum_contains_the_pixels_of_its_window_and_nothing_else(kind):
+    """Rule 4: an enormous, infinite or undefined pixel changes no bit of the windows that do not show it."""
+    ours, _ = ours_and_torch(kind, (9, 9))
+    sees = torch.zeros(3, 5, 4, 4, dtype=torch.bool)
+    sees[1, 2, 1:3, 1:3] = True  # the windows that show pixel (4, 4) of one image and channel
+    for x in both_layouts(torch.randn(3, 5, 9, 9)):
+        before = ours(x, 3, 2)
+        for spoiled in (1e30, torch.inf, torch.nan):
+            other = x.clone()
+            other[1, 2, 4, 4] = spoiled
+            after = ours(other, 3, 2)
+            assert torch.equal(before[~sees], after[~sees])
+            assert not (before[sees] == after[sees]).any()
+        x = x.requires_grad_()
+        upstream = torch.zeros(3, 5, 4, 4)
+        upstream[1, 2, 1, 1] = torch.inf
+        (gx,) = torch.autograd.grad(ours(x, 3, 2), x, upstream)
+        gx[1, 2, 2:5, 2:5] = 0
+        assert not gx.any()
 
 
 # ---- Modules ---------------------------------------------------------------------------------------------------------------------------
@@ -461,3 +529,45 @@ def test_a_window_in_the_padding_has_no_tangent():
 def test_averages_in_half_precision_are_rounded_once(dtype, window):
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert torch.equal(pool.avg_pool2d(x, window, 1), pool.avg_pool2d(x.float(), window, 1).to(dtype))
+
+
+# ---- Traces that serve images of any size -----------------------------------------------------------------------------------------------
+
+LAYERS = {
+    "conv": lambda library, d: getattr(library, f"Conv{d}d")(3, 4, 3, stride=2),
+    "conv, padded": lambda library, d: getattr(library, f"Conv{d}d")(3, 4, 3, padding=1),
+    "max": lambda library, d: getattr(library, f"MaxPool{d}d")(2),
+    "max, padded": lambda library, d: getattr(library, f"MaxPool{d}d")(3, 2, 1),
+    "max, overhanging": lambda library, d: getattr(library, f"MaxPool{d}d")(3, 2, ceil_mode=True),
+    "average": lambda library, d: getattr(library, f"AvgPool{d}d")(2),
+    "average, padded": lambda library, d: getattr(library, f"AvgPool{d}d")(3, 2, 1, count_include_pad=False),
+    "adaptive max": lambda library, d: getattr(library, f"AdaptiveMaxPool{d}d")(3),
+    "adaptive average": lambda library, d: getattr(library, f"AdaptiveAvgPool{d}d")(3),
+    "mean": lambda library, d: getattr(library, f"AdaptiveAvgPool{d}d")(1),
+    "power average": lambda library, d: getattr(library, f"LPPool{d}d")(2, 2),
+}
+
+
+def layers(name, d):
+    theirs, ours = LAYERS[name](nn, d), LAYERS[name](cnn425_nn, d)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.(trace|script).* is deprecated", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_trace_serves_images_of_other_sizes(name, d):
+    ours, theirs = layers(name, d)
+    traced = torch.jit.trace(ours, torch.randn(2, 3, *(8, 9, 7)[:d]), check_trace=False)
+    assert compare(traced, theirs, [torch.randn(1, 3, *(11, 8, 9)[:d])])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "max, overhanging"])  # torch cannot, either
+def test_an_exported_layer_serves_images_of_other_sizes(name, strict):
+    ours, theirs = layers(name, 2)
+    sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=6), 3: torch.export.Dim("w", min=6)}
+    program = torch.export.export(ours, (torch.randn(2, 3, 8, 9),), dynamic_shapes=(sizes,), strict=strict)
+    x = torch.randn(4, 3, 11, 7)
+    torch.testing.assert_close(program.module()(x), theirs(x))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn425.windows import Geometry, in_dimensions, pad, scatter, windows
+from cnn425.windows import Adaptive, Geometry, Side, in_dimensions, pad, scatter, windows
 
 geometries = st.builds(
     lambda dims, ceil: Geometry(*map(tuple, zip(*dims, strict=True)), ceil),
@@ -89,3 +89,85 @@ def test_channels_last_images_keep_their_strides():
     x = torch.randn(2, 3, 5, 5).to(memory_format=torch.channels_last)
     geometry = Geometry((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1))
     torch.testing.assert_close(windows(x, geometry), windows(x.contiguous(), geometry))
+
+
+# ---- The windows along one side ----------------------------------------------------------------------------------------------------------
+
+
+def pixels(side, i):
+    """The pixels that window `i` covers, padding included."""
+    first = int(side.first[i])
+    return [first + u * side.step for u in range(int(side.cells[i]))]
+
+
+def test_pencil_adaptive_windows_share_pixels_where_sizes_do_not_divide():
+    side = Adaptive((3,)).side(0, 5)
+    assert [pixels(side, i) for i in range(3)] == [[0, 1], [1, 2, 3], [3, 4]]
+
+
+@given(st.integers(1, 12), st.integers(1, 30))
+def test_adaptive_windows_are_those_of_their_definition(m, n):
+    """Window i of m along n pixels: from floor(i n / m) to ceil((i + 1) n / m), so every pixel is in one."""
+    adaptive = Adaptive((m,))
+    side = adaptive.side(0, n)
+    assert adaptive.positions((n,)) == (m,)
+    for i in range(m):
+        assert pixels(side, i) == list(range(i * n // m, -(-(i + 1) * n // m)))
+        assert len(pixels(side, i)) <= side.longest
+        assert int(side.counted[i]) == len(pixels(side, i))
+    assert set().union(*(pixels(side, i) for i in range(m))) == set(range(n))
+
+
+@given(geometries, st.data())
+def test_a_side_has_the_first_pixel_and_the_cells_of_each_window(geometry, data):
+    size = [data.draw(st.integers(max(1, e - low - high), e + 4)) for e, (low, high) in zip(geometry.extent, geometry.padding, strict=True)]
+    for dim, n in enumerate(size):
+        side = geometry.side(dim, n)
+        count, low, high = geometry.positions(size)[dim], geometry.padding[dim][0], geometry.padding[dim][1]
+        assert len(side.first) == count
+        for i in range(count):
+            start = i * geometry.stride[dim] - low
+            assert pixels(side, i) == [start + u * geometry.dilation[dim] for u in range(geometry.kernel[dim])]
+            assert int(side.counted[i]) == min(start + geometry.kernel[dim], n + high) - start  # for averages, which have no dilation
+
+
+@given(st.one_of(geometries, st.builds(Adaptive, st.tuples(st.integers(1, 9)))), st.integers(0, 12))
+def test_inside_are_the_pixels_of_the_image(places, more):
+    n = max(1, (places.extent[0] if isinstance(places, Geometry) else 1) - 3) + more
+    if places.positions((n,) * places.dimensions)[0] < 1:
+        return
+    side = places.side(0, n)
+    first, cells = side.inside(n)
+    for i in range(len(side.first)):
+        expected = [p for p in pixels(side, i) if 0 <= p < n]
+        assert int(cells[i]) == len(expected)
+        assert not expected or [int(first[i]) + u * side.step for u in range(int(cells[i]))] == expected
+
+
+@given(st.one_of(geometries, st.builds(Adaptive, st.tuples(st.integers(1, 9)))), st.integers(0, 12))
+def test_showing_are_the_windows_of_a_pixel(places, more):
+    """The adjoint of `inside`; cells are neighbours."""
+    if isinstance(places, Geometry):
+        places = places._replace(dilation=(1,) * places.dimensions)
+    n = max(1, (places.extent[0] if isinstance(places, Geometry) else 1) - 3) + more
+    if places.positions((n,) * places.dimensions)[0] < 1:
+        return
+    side = places.side(0, n)
+    first, count = side.showing(n)
+    for pixel in range(n):
+        expected = [i for i in range(len(side.first)) if pixel in pixels(side, i)]
+        assert int(count[pixel]) == len(expected)
+        assert not expected or list(range(int(first[pixel]), int(first[pixel]) + int(count[pixel]))) == expected
+
+
+def test_a_side_may_be_written_by_hand():
+    side = Side(torch.tensor([-3, 0, 4]), torch.tensor([3, 3, 3]), 2, torch.tensor([3, 3, 3]), 3)
+    assert [t.tolist() for t in side.inside(6)] == [[1, 0, 4], [1, 3, 1]]
+
+
+@pytest.mark.parametrize("output", [(3, 4), (9, 1)])
+def test_adaptive_windows_are_torchs(output):
+    x = torch.arange(7 * 8.0).view(1, 7, 8)
+    sides = [Adaptive(output).side(dim, n) for dim, n in enumerate((7, 8))]
+    mine = [[x[0][pixels(sides[0], i)][:, pixels(sides[1], j)].mean() for j in range(output[1])] for i in range(output[0])]
+    torch.testing.assert_close(torch.tensor(mine), torch.nn.functional.adaptive_avg_pool2d(x, output)[0])

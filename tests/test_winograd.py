@@ -3,14 +3,16 @@
 import pytest
 import torch
 
+from cnn425 import algorithms
 from cnn425.algorithms import winograd
+from cnn425.nn import functional as F
 from cnn425.windows import Geometry
 
 CPU = torch.device("cpu")
 
 
 def test_coefficients_of_a_product_of_roots():
-    assert winograd._coefficients([1, -1, 2]) == [2, -1, -2, 1]  # (t - 1)(t + 1)(t - 2) = t^3 - 2 t^2 - t + 2
+    assert winograd.coefficients([1, -1, 2]) == [2, -1, -2, 1]  # (t - 1)(t + 1)(t - 2) = t^3 - 2 t^2 - t + 2
 
 
 def test_two_outputs_of_three_weights_by_pencil():
@@ -38,7 +40,7 @@ def test_rounding_error_is_below_ten_times_that_of_the_definition():
     geometry = Geometry((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
     exact = torch.nn.functional.conv2d(x.double(), w.double(), padding=1)
     plain = torch.nn.functional.conv2d(x, w, padding=1)
-    fast = winograd.convolve(x, w, geometry, 1, None, torch.contiguous_format)
+    fast = winograd.output(x, w, geometry, 1)
     assert (fast - exact).pow(2).mean().sqrt() < 12 * (plain - exact).pow(2).mean().sqrt()
     assert (fast - exact).abs().max() < 1e-5 * exact.abs().max()
 
@@ -59,39 +61,38 @@ def test_where_it_applies(dtype, kernel, stride, dilation, expected):
     assert winograd.applies(dtype, Geometry(kernel, stride, ((0, 0),) * len(kernel), dilation)) is expected
 
 
-@pytest.mark.parametrize("backwards", [False, True], ids=["turned kernel", "transposed chain"])
-@pytest.mark.parametrize(
-    ("point_bytes", "block_bytes"), [(1 << 30, 1 << 30), (36 * 4 * 8 * 3, 1 << 30), (36 * 4 * 8 * 3, 1), (1 << 30, 20000)]
-)
-@pytest.mark.parametrize("kernel", [(3, 3), (5, 3), (1, 4)])
-def test_parts_of_the_outputs_and_of_the_tiles_add_up(backwards, point_bytes, block_bytes, kernel, monkeypatch):
-    """Outputs in parts, tiles in blocks that share pixels, and both ways to the input gradient."""
-    monkeypatch.setattr(winograd, "POINT_BYTES", point_bytes)
-    monkeypatch.setattr(winograd, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(winograd, "backwards_pays", lambda *_: backwards)
+@pytest.mark.parametrize("size", [(13, 10), (6, 5), (8, 12)], ids=str)
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 3), (1, 4)], ids=str)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_tiles_side_by_side_are_the_convolution(groups, kernel, size):
+    """Tiles that fit, tiles that hang over the edge, an image smaller than a tile."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 4, 13, 10, generator=generator, dtype=torch.float64, requires_grad=True)
-    w = torch.randn(8, 4, *kernel, generator=generator, dtype=torch.float64, requires_grad=True)
-    y = torch.nn.functional.conv2d(x, w, padding=(1, 0))
+    x = torch.randn(3, 4, *size, generator=generator, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(8, 4 // groups, *kernel, generator=generator, dtype=torch.float64, requires_grad=True)
+    y = torch.nn.functional.conv2d(x, w, padding=(1, 0), groups=groups)
     gy = torch.randn(y.shape, generator=generator, dtype=torch.float64)
-    geometry, layout = Geometry(kernel, (1, 1), ((1, 1), (0, 0)), (1, 1)), torch.contiguous_format
+    geometry = Geometry(kernel, (1, 1), ((1, 1), (0, 0)), (1, 1))
     expected = (y, *torch.autograd.grad(y, [x, w], gy))
     x, w = x.detach(), w.detach()
     mine = (
-        winograd.convolve(x, w, geometry, 1, None, layout),
-        winograd.convolve_input_gradient(gy, w, geometry, 1, (13, 10), layout),
-        winograd.convolve_weight_gradient(gy, x, geometry, 1, layout),
+        winograd.output(x, w, geometry, groups),
+        winograd.input_gradient(gy, w, geometry, groups, size),
+        winograd.weight_gradient(gy, x, geometry, groups),
     )
     for a, b in zip(mine, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("hole", [float("inf"), float("nan")])
-def test_gradients_with_an_infinity_are_those_of_im2col(hole):
-    x, w, gy = torch.randn(1, 8, 8, 8), torch.randn(8, 8, 3, 3), torch.randn(1, 8, 6, 6)
-    geometry, layout = Geometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1)), torch.contiguous_format
-    gy[0, 0, 0, 0] = hole
-    gx = winograd.convolve_input_gradient(gy, w, geometry, 1, (8, 8), layout)
-    assert gx[:, :, 3:].isfinite().all()
-    assert not gx[:, :, :3, :3].isfinite().any()
-    assert winograd.convolve_weight_gradient(gy, x, geometry, 1, layout)[1:].isfinite().all()
+def test_it_runs_only_on_request_and_where_it_applies():
+    """Its rounding is that of its largest pixel, so bits tell where it ran."""
+    x, w = torch.randn(2, 8, 12, 12), torch.randn(8, 8, 3, 3)
+
+    def both(**arguments):
+        with algorithms.use("winograd"):
+            asked = F.conv2d(x, w, **arguments)
+        with algorithms.use("im2col"):
+            return asked, F.conv2d(x, w, **arguments)
+
+    assert not torch.equal(*both())
+    assert torch.equal(*both(stride=2))
+    assert torch.equal(F.conv2d(x, w), both()[1])

@@ -1,4 +1,4 @@
-"""Pools, two ways: the loops of `cnn425.kernels.pool`, and the definition in plain PyTorch for other devices, dtypes and kinds of tensors.
+"""Pools, two ways: the loops of `cnn425.kernels.pool`, and the definition in plain PyTorch for everything else.
 
     winners    the largest number of every window, and the number of its pixel, in reading order of the image
     pick       the pixels that won, of another image: the tangent of a max pool

@@ -1,7 +1,7 @@
 """Local layers as loops: every position has a window of pixels and weights of its own, and each weight is read, or written, once.
 
     output                  y[n,o,p]          = b[o,p] + sum over c, t, u, v  of  x[n,c, window p, cell t,u,v] * w[p,o,c,t,u,v]
-    gradient of x           gx[n,c,d,h,w]     = sum over the windows, cells that show the pixel, over o,  of  gy[n,o,p] * w[p,o,c,t,u,v]
+    gradient of x           gx[n,c,d,h,w]     = sum over o and the cells (p, t, u, v) that show the pixel  of  gy[n,o,p] * w[p,o,c,t,u,v]
     gradient of w           gw[p,o,c,t,u,v]   = sum over n  of  gy[n,o,p] * x[n,c, window p, cell t,u,v]
 
 for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` is that of `cnn425.kernels.depthwise`. The
@@ -14,7 +14,7 @@ from cnn425.kernels.threads import loop, step, sums
 
 @step
 def run(p, u, v, grid, D, H, W, T):
-    """The cells of row (t, u) of window p that are inside: pixel (d, h, w) of the first, its cell and their number; 0 if there are none."""
+    """The cells of row (t, u) of window p that are inside the image: pixel (d, h, w) of the first, its cell v, and their number."""
     t, I, J = u // grid[0, 1], grid[4, 1], grid[4, 2]
     d = p // (I * J) * grid[1, 0] + t * grid[3, 0] - grid[2, 0]
     h = p // J % I * grid[1, 1] + u % grid[0, 1] * grid[3, 1] - grid[2, 1]

@@ -13,11 +13,12 @@ import numpy as np
 
 from cnn425.kernels.threads import loop, machine_step, step
 
+SHORT = 32  # products of a sum
 BLOCK = 64  # rows of a weight that stay in the cache while it is transposed
 LANES = 64  # bytes of a vector register of outputs; the compiler takes several smaller ones where there is none so large
 
 
-def _tile():  # type: ignore[no-untyped-def]
+def _tile():
     """The tile in machine code: one fused multiply-add per row, register and k."""
     from llvmlite import ir
     from numba.core import cgutils, types
@@ -25,16 +26,15 @@ def _tile():  # type: ignore[no-untyped-def]
     from numba.np.arrayobj import make_array
 
     @intrinsic(prefer_literal=True)
-    def tile(typing, x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, R, V):  # type: ignore[no-untyped-def]
+    def tile(typing, x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, R, V):
         """See `tile` below."""
         if not isinstance(R, types.IntegerLiteral) or not isinstance(V, types.IntegerLiteral):
             return None
         rows, registers, word = range(R.literal_value), range(V.literal_value), ir.IntType(64)
 
-        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-            numbers = dict(
-                zip(("x", "base", "row", "p", "cell", "k", "stop", "w", "panel", "step", "y", "first", "out", "b", "bias", "add"), values)
-            )
+        def generate(context, builder, signature, values):
+            names = ("x", "base", "row", "p", "cell", "k", "stop", "w", "panel", "step", "y", "first", "out", "b", "bias", "add", "R", "V")
+            numbers = dict(zip(names, values, strict=True))
             kinds = dict(
                 zip(("x", "row", "cell", "w", "y", "out", "b"), (signature.args[i] for i in (0, 2, 4, 7, 10, 12, 13)), strict=True)
             )
@@ -46,27 +46,26 @@ def _tile():  # type: ignore[no-untyped-def]
             name = f"llvm.fma.v{lanes}f{x.dtype.bitwidth}"
             fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
 
-            def at(name, *offsets):  # type: ignore[no-untyped-def]
+            def at(name, *offsets):
                 place = offsets[0]
                 for offset in offsets[1:]:
                     place = builder.add(place, offset)
                 return builder.gep(data[name], [place])
 
-            def load(place):  # type: ignore[no-untyped-def]
+            def load(place):
                 return builder.load(builder.bitcast(place, vector.as_pointer()), align=x.dtype.bitwidth // 8)
+
+            def finish(start):
+                for r in rows:
+                    for v in registers:
+                        place = builder.bitcast(at("y", targets[r], word(v * lanes)), vector.as_pointer())
+                        builder.store(builder.fadd(builder.load(totals[r][v]), start(r, v)), place, align=x.dtype.bitwidth // 8)
 
             starts = [at("x", numbers["base"], builder.load(at("row", numbers["p"], word(r)))) for r in rows]
             targets = [builder.add(numbers["first"], builder.load(at("out", numbers["p"], word(r)))) for r in rows]
             totals = [[cgutils.alloca_once(builder, vector) for _ in registers] for _ in rows]
-            with builder.if_else(cgutils.is_true(builder, numbers["add"])) as (goes_on, begins):
-                with goes_on:
-                    for r in rows:
-                        for v in registers:
-                            builder.store(load(at("y", targets[r], word(v * lanes))), totals[r][v])
-                with begins:
-                    for r in rows:
-                        for v in registers:
-                            builder.store(load(at("b", numbers["bias"], word(v * lanes))), totals[r][v])
+            for total in (total for row in totals for total in row):
+                builder.store(ir.Constant(vector, [0.0] * lanes), total)
             with cgutils.for_range_slice(builder, numbers["k"], numbers["stop"], word(1), word) as (k, _):
                 offset, weights = builder.load(at("cell", k)), builder.add(numbers["panel"], builder.mul(k, numbers["step"]))
                 factors = [load(at("w", weights, word(v * lanes))) for v in registers]
@@ -77,10 +76,11 @@ def _tile():  # type: ignore[no-untyped-def]
                     pixel = builder.shuffle_vector(pixel, ir.Constant(vector, ir.Undefined), same)
                     for v in registers:
                         builder.store(builder.call(fma, [pixel, factors[v], builder.load(totals[r][v])]), totals[r][v])
-            for r in rows:
-                for v in registers:
-                    place = builder.bitcast(at("y", targets[r], word(v * lanes)), vector.as_pointer())
-                    builder.store(builder.load(totals[r][v]), place, align=x.dtype.bitwidth // 8)
+            with builder.if_else(cgutils.is_true(builder, numbers["add"])) as (goes_on, begins):
+                with goes_on:
+                    finish(lambda r, v: load(at("y", targets[r], word(v * lanes))))
+                with begins:
+                    finish(lambda r, v: load(at("b", numbers["bias"], word(v * lanes))))
             return context.get_dummy_value()
 
         i = types.intp
@@ -93,15 +93,16 @@ def _tile():  # type: ignore[no-untyped-def]
 def tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, R, V):
     """y[first + out[p + r] + o] = (y or b[bias + o]) + sum over k to stop - 1 of x[base + row[p + r] + cell[k]] * w[panel + k*step_ + o].
 
-    For R rows r and the o of V registers; with `add` the sum begins with what `y` holds.
+    For R rows r and the o of V registers; with `add` the sum is added to what `y` holds. Long sums are made of short ones, so that their
+    rounding errors stay small.
     """
     width = V * LANES // x.itemsize
     for r in range(R):
         start = first + out[p + r]
-        total = y[start : start + width].copy() if add else b[bias : bias + width].copy()
+        total = np.zeros(width, x.dtype)
         for cell_ in range(k, stop):
             total += x[base + row[p + r] + cell[cell_]] * w[panel + cell_ * step_ : panel + cell_ * step_ + width]
-        y[start : start + width] = total
+        y[start : start + width] = total + (y[start : start + width] if add else b[bias : bias + width])
 
 
 @step
@@ -140,9 +141,13 @@ def product(lo, hi, x, row, P, cell, w, b, panels, V, chunk, out, y):
             for p in range(first, min(P, first + chunk), R):
                 if p + R <= P and outputs == width:
                     place = n * numbers + o
-                    tile_of(V, flat, n * pixels, row, p, cell[q], 0, K, weights, q * K * width, width, result, place, out, b, q * width, 0)
+                    for k in range(0, K, SHORT):
+                        stop, panel = min(K, k + SHORT), q * K * width
+                        tile_of(V, flat, n * pixels, row, p, cell[q], k, stop, weights, panel, width, result, place, out, b, q * width, k)
                 else:
-                    tile_of(V, flat, n * pixels, row[p:], 0, cell[q], 0, K, weights, q * K * width, width, part, 0, starts, b, q * width, 0)
+                    for k in range(0, K, SHORT):
+                        stop, panel = min(K, k + SHORT), q * K * width
+                        tile_of(V, flat, n * pixels, row[p:], 0, cell[q], k, stop, weights, panel, width, part, 0, starts, b, q * width, k)
                     for r in range(min(R, P - p)):
                         place = n * numbers + out[p + r] + o
                         for k in range(outputs):

@@ -110,7 +110,7 @@ class Loop:
         """The machine code behind the loop, or with NUMBA_DISABLE_JIT=1 the Python."""
         from numba import config
 
-        self.compiled = self.python if config.DISABLE_JIT else _compiled(self.function, self.fast)  # type: ignore[attr-defined]
+        self.compiled = self.python if getattr(config, "DISABLE_JIT", 0) else _compiled(self.function, self.fast)
         return self.compiled
 
     def python(self, units: int, threads: int, arguments: tuple[Any, ...]) -> None:

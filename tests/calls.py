@@ -1,0 +1,91 @@
+"""Small calls of every layer that loops compute, for tests that run them in another way: as Python, in other threads, in other processes.
+
+`python calls.py FILE` computes all of them and writes the results, and which loops ran, to FILE.
+"""
+
+import importlib
+import pkgutil
+import sys
+
+import torch
+
+from cnn425 import kernels
+from cnn425.kernels.threads import Loop
+from cnn425.nn import functional as F
+
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def loops():
+    """Every loop of the package by name, `pool.route`."""
+    found = {}
+    for module in pkgutil.iter_modules(kernels.__path__):
+        for name, value in vars(importlib.import_module(f"cnn425.kernels.{module.name}")).items():
+            if isinstance(value, Loop):
+                found[f"{module.name}.{name}"] = value
+    return found
+
+
+def passes(function, *shapes, last=False, dtype=torch.float32):
+    """The output and the gradients of every tensor, and for one tensor the second derivative."""
+    generator = torch.Generator().manual_seed(425)
+    leaves = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    if last:
+        leaves[0] = leaves[0].to(memory_format=LAST[leaves[0].ndim])
+    leaves = [t.requires_grad_() for t in leaves]
+    y = function(*leaves)
+    upstream = torch.randn(y.shape, generator=generator).to(dtype).requires_grad_()
+    gradients = torch.autograd.grad(y, leaves, upstream, create_graph=True)
+    again = torch.autograd.grad(gradients[0], upstream, torch.randn(shapes[0], generator=generator).to(dtype), allow_unused=True)
+    return [t.detach() for t in (y, *gradients, *again) if t is not None]
+
+
+def classes(shape, size=()):
+    """Scores and targets of some classes, one of them ignored."""
+    target = torch.arange(shape[0] * torch.Size(size).numel()).view(shape[0], *size) % shape[1]
+    target[0] = -100
+    return lambda x: F.cross_entropy(x, target, reduction="none")
+
+
+CALLS = {
+    "conv2d": lambda: passes(lambda x, w, b: F.conv2d(x, w, b, padding=1, stride=2), (2, 5, 7, 6), (4, 5, 3, 3), (4,)),
+    "conv2d, channels last": lambda: passes(lambda x, w, b: F.conv2d(x, w, b, padding=1), (2, 5, 4, 5), (40, 5, 2, 3), (40,), last=True),
+    "conv2d of few channels": lambda: passes(F.conv2d, (2, 3, 5, 6), (7, 3, 3, 2)),
+    "conv2d in groups": lambda: passes(lambda x, w: F.conv2d(x, w, groups=4), (2, 8, 5, 4), (12, 2, 2, 2)),
+    "conv1d in float64": lambda: passes(lambda x, w: F.conv1d(x, w, dilation=2), (2, 6, 9), (5, 6, 3), dtype=torch.float64),
+    "conv3d": lambda: passes(lambda x, w: F.conv3d(x, w, stride=(1, 2, 1)), (1, 5, 3, 4, 4), (3, 5, 2, 2, 3)),
+    "depthwise conv2d": lambda: passes(lambda x, w, b: F.conv2d(x, w, b, padding=1, groups=8), (2, 8, 6, 7), (8, 1, 3, 4), (8,)),
+    "depthwise conv2d, strided": lambda: passes(lambda x, w: F.conv2d(x, w, stride=2, groups=8), (2, 8, 6, 7), (8, 1, 3, 3), last=True),
+    "locally_connected2d": lambda: passes(lambda x, w: F.locally_connected2d(x, w, padding=1), (2, 3, 4, 4), (4, 4, 5, 3, 3, 3)),
+    "locally_connected2d of one channel": lambda: passes(F.locally_connected2d, (2, 1, 5, 5), (3, 3, 2, 1, 3, 3)),
+    "locally_connected1d in groups": lambda: passes(lambda x, w: F.locally_connected1d(x, w, groups=2), (1, 2, 9), (8, 4, 1, 2)),
+    "max_pool2d": lambda: passes(lambda x: F.max_pool2d(x, 3, 2, 1), (2, 9, 7, 6)),
+    "max_pool2d, channels last": lambda: passes(lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), (2, 5, 8, 6), last=True),
+    "max_pool3d in float64": lambda: passes(lambda x: F.max_pool3d(x, 2, 1, dilation=2), (1, 2, 4, 5, 4), dtype=torch.float64),
+    "adaptive_max_pool2d": lambda: passes(lambda x: F.adaptive_max_pool2d(x, (3, 2)), (2, 3, 7, 5)),
+    "avg_pool2d": lambda: passes(lambda x: F.avg_pool2d(x, 3, 2, 1), (2, 9, 7, 6)),
+    "avg_pool2d, channels last": lambda: passes(lambda x: F.avg_pool2d(x, 2, count_include_pad=False), (2, 5, 8, 6), last=True),
+    "adaptive_avg_pool1d": lambda: passes(lambda x: F.adaptive_avg_pool1d(x, 4), (2, 3, 9)),
+    "lp_pool2d": lambda: passes(lambda x: F.lp_pool2d(x.exp(), 2.0, 2), (2, 3, 6, 4)),
+    "relu": lambda: passes(F.relu, (3, 7)),
+    "sigmoid": lambda: passes(F.sigmoid, (3, 7)),
+    "softmax": lambda: passes(lambda x: F.softmax(x, 1), (3, 21)),
+    "softmax along pixels": lambda: passes(lambda x: F.softmax(x, 1), (2, 4, 3, 2)),
+    "cross_entropy": lambda: passes(classes((4, 19)), (4, 19)),
+    "cross_entropy of pixels": lambda: passes(classes((2, 4), (3, 2)), (2, 4, 3, 2)),
+}
+
+
+def results():
+    """The results of all calls; also backward passes that nobody differentiates again, which are loops of their own."""
+    found = {name: call() for name, call in CALLS.items()}
+    for name, function in {"sigmoid": F.sigmoid, "softmax": lambda x: F.softmax(x, 1), "cross_entropy": classes((3, 18))}.items():
+        x = torch.randn(3, 18, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = function(x)
+        found[f"{name}, backward"] = list(torch.autograd.grad(y, x, torch.randn(y.shape, generator=torch.Generator().manual_seed(2))))
+    return found
+
+
+if __name__ == "__main__":
+    found = results()
+    torch.save({"results": found, "ran": [name for name, loop in loops().items() if loop.compiled is not None]}, sys.argv[1])
