@@ -6,8 +6,8 @@
     transforms(ours, theirs, inputs)   the same results under torch.func's transforms, torch.compile and torch.export
 
 Two numbers a (ours) and b (theirs) are equal when `|a - b| <= absolute * scale + relative * |b|`, where scale is the largest magnitude of
-their tensor, but at least 1: an entry is a sum, and its rounding error grows with the summands, not with what is left of them. NaN equals
-NaN, an infinity itself, and integers must be equal exactly. This is the project's one definition of "equal"; it knows none of its layers.
+their tensor, but at least 1: an entry is a sum, and its rounding error grows with the summands, not with their sum. NaN equals NaN, an
+infinity equals itself, and integers must be equal exactly. This is the project's one definition of "equal"; it imports no layer.
 """
 
 import math
@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+Computation = Callable[..., Any]
+
 
 class Tolerance(NamedTuple):
-    """How far two numbers of a dtype may be apart, and why so far."""
+    """How far two numbers of a dtype may differ, and why."""
 
     relative: float
     absolute: float
@@ -34,11 +36,9 @@ TOLERANCES: dict[torch.dtype, Tolerance] = {
     torch.bfloat16: Tolerance(1.6e-2, 8e-3, "torch.testing's relative bound; absolute, two roundings of the largest summand to 8 bits"),
     torch.float16: Tolerance(1e-3, 2e-3, "torch.testing's relative bound; absolute, as its tests of linear and conv1d: four roundings"),
 }
-TOLERANCES |= {
-    torch.complex128: TOLERANCES[torch.float64],
-    torch.complex64: TOLERANCES[torch.float32],
-    torch.complex32: TOLERANCES[torch.float16],
-}
+REAL = {torch.complex128: torch.float64, torch.complex64: torch.float32, torch.complex32: torch.float16}
+TOLERANCES |= {dtype: TOLERANCES[real] for dtype, real in REAL.items()}
+Tolerances = Mapping[torch.dtype, Tolerance]
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,7 @@ class Agreement:
 
 
 def compare(
-    ours: Callable[..., Any],
-    theirs: Callable[..., Any],
-    inputs: Sequence[Any],
-    seed: int = 0,
-    tolerances: Mapping[torch.dtype, Tolerance] = TOLERANCES,
-    strides: bool = False,
+    ours: Computation, theirs: Computation, inputs: Sequence[Any], seed: int = 0, tolerances: Tolerances = TOLERANCES, strides: bool = False
 ) -> Agreement:
     """Whether `ours(*inputs)` and `theirs(*inputs)` agree, in outputs and in the gradient of every floating-point input.
 
@@ -101,13 +96,12 @@ def compare(
     mine, expected = (evaluate(function, inputs, seed) for function in (ours, theirs))
     if mine.keys() != expected.keys():
         return Agreement((Quantity("names", math.inf, math.inf, f"ours has {sorted(mine)}, theirs {sorted(expected)}"),))
-    return Agreement(
-        tuple(measure(name, mine[name], expected[name], tolerances, strides and name.startswith("output")) for name in expected)
-    )
+    each = (measure(name, mine[name], expected[name], tolerances, strides and name.startswith("output")) for name in expected)
+    return Agreement(tuple(each))
 
 
-def evaluate(function: Callable[..., Any], inputs: Sequence[Any], seed: int) -> dict[str, Tensor | None]:
-    """The outputs of `function` and the gradients of all that it was given, by name."""
+def evaluate(function: Computation, inputs: Sequence[Any], seed: int) -> dict[str, Tensor | None]:
+    """The outputs of `function` and the gradients of its inputs and parameters, by name."""
     leaves = [copied(value) if isinstance(value, Tensor) else value for value in inputs]
     sources = {f"gradient of input {i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad}
     if isinstance(function, torch.nn.Module):
@@ -122,8 +116,13 @@ def evaluate(function: Callable[..., Any], inputs: Sequence[Any], seed: int) -> 
     return found
 
 
-def copied(x: Tensor) -> Tensor:
-    """A copy of `x` with its strides, overlapping ones included, that asks for a gradient if numbers of its dtype can have one."""
+def copied(x: Tensor, exact: bool = False) -> Tensor:
+    """A copy of `x` with its strides, overlapping ones included, that asks for a gradient if numbers of its dtype can have one.
+
+    With `exact` it is float64 or complex128; integers stay what they are.
+    """
+    if exact and (x.is_floating_point() or x.is_complex()):
+        x = x.detach().to(torch.promote_types(x.dtype, torch.float64))
     if x.layout != torch.strided or x.is_meta or x.numel() == 0:
         copy = x.detach().clone()
     else:
@@ -139,18 +138,16 @@ def random_like(y: Tensor, seed: int) -> Tensor:
     return torch.randn(y.shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(y.device, y.dtype)
 
 
-def measure(name: str, a: Tensor | None, b: Tensor | None, tolerances: Mapping[torch.dtype, Tolerance], strides: bool = False) -> Quantity:
+def measure(name: str, a: Tensor | None, b: Tensor | None, tolerances: Tolerances, strides: bool = False) -> Quantity:
     """How far `a` is from `b`."""
     if a is None or b is None:
         return Quantity(name, 0.0, 0.0) if a is b else Quantity(name, math.inf, math.inf, f"{'ours' if a is None else 'theirs'} has none")
     for what in ("dtype", "shape", "device"):
         if getattr(a, what) != getattr(b, what):
             return Quantity(name, math.inf, math.inf, f"{what} {getattr(a, what)} instead of {getattr(b, what)}")
-    if a.numel() == 0:
-        return Quantity(name, 0.0, 0.0)
-    if strides and layout(a) != layout(b):
+    if strides and a.numel() and any(n != 1 and step != wanted for n, step, wanted in zip(a.shape, a.stride(), b.stride(), strict=True)):
         return Quantity(name, math.inf, math.inf, f"strides {a.stride()} instead of {b.stride()}")
-    if a.is_meta:
+    if a.is_meta or a.numel() == 0:
         return Quantity(name, 0.0, 0.0)
     tolerance = tolerances.get(a.dtype, Tolerance(0.0, 0.0, "integers are exact"))
     exact = torch.complex128 if a.is_complex() else torch.float64 if a.is_floating_point() else torch.int64
@@ -166,11 +163,6 @@ def measure(name: str, a: Tensor | None, b: Tensor | None, tolerances: Mapping[t
     return Quantity(name, error.max().item(), share.max().item(), wrong)
 
 
-def layout(x: Tensor) -> list[int]:
-    """How `x` lies in memory: its strides, but for dimensions of size 1, where a stride says nothing."""
-    return [step for size, step in zip(x.shape, x.stride(), strict=True) if size != 1]
-
-
 def same_refusal(ours: Callable[[], Any], theirs: Callable[[], Any]) -> str:
     """Empty if both calls raise the same type of error or neither raises; otherwise what happened instead, in one line."""
     mine, expected = (refusal(call) for call in (ours, theirs))
@@ -179,8 +171,7 @@ def same_refusal(ours: Callable[[], Any], theirs: Callable[[], Any]) -> str:
 
 def refusal(call: Callable[[], Any]) -> Exception | None:
     """What the call raises, or None."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         try:
             call()
         except Exception as error:
@@ -193,39 +184,27 @@ def describe(error: Exception | None) -> str:
     return "no error" if error is None else f"{type(error).__name__}({str(error).splitlines()[0][:120] if str(error) else ''})"
 
 
-def derivatives(function: Callable[..., Any], inputs: Sequence[Any]) -> dict[str, str]:
+def derivatives(function: Computation, inputs: Sequence[Any]) -> dict[str, str]:
     """`gradcheck` and `gradgradcheck`: empty, or the first line of what is wrong. Inputs are cast to float64; use few and small ones."""
-    leaves = [double(value) if isinstance(value, Tensor) else value for value in inputs]
-
-    def first() -> None:
-        torch.autograd.gradcheck(function, leaves, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
-
-    def second() -> None:
-        torch.autograd.gradgradcheck(function, leaves, check_fwd_over_rev=True, check_batched_grad=True)
-
-    failures = {"gradcheck": refusal(first), "gradgradcheck": refusal(second)}
+    leaves = [copied(value, exact=True) if isinstance(value, Tensor) else value for value in inputs]
+    first: dict[str, Any] = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
+    failures = {
+        "gradcheck": refusal(lambda: torch.autograd.gradcheck(function, leaves, **first)),
+        "gradgradcheck": refusal(lambda: torch.autograd.gradgradcheck(function, leaves, check_fwd_over_rev=True, check_batched_grad=True)),
+    }
     return {name: "" if error is None else describe(error) for name, error in failures.items()}
 
 
-def double(x: Tensor) -> Tensor:
-    """`x` as a float64 (or complex128) leaf; integers as they are."""
-    if not (x.is_floating_point() or x.is_complex()):
-        return x.detach()
-    return copied(x.detach().to(torch.complex128 if x.is_complex() else torch.float64))
-
-
-def transforms(ours: Callable[..., Any], theirs: Callable[..., Any], inputs: Sequence[Any], compiled: bool = False) -> dict[str, str]:
+def transforms(ours: Computation, theirs: Computation, inputs: Sequence[Any], compiled: bool = False) -> dict[str, str]:
     """Whether `ours` gives what `theirs` gives under each transform of torch: empty, or what is wrong. `compiled` takes seconds more."""
     return dict(under({**FUNC, **(COMPILERS if compiled else {})}, ours, theirs, inputs))
 
 
-def under(
-    transforms: Mapping[str, "Transform"], ours: Callable[..., Any], theirs: Callable[..., Any], inputs: Sequence[Any]
-) -> Iterator[tuple[str, str]]:
-    """Each of the `transforms` by its name, and what is wrong with `ours` under it, one after the other as they are tried."""
+def under(transforms: "Transforms", ours: Computation, theirs: Computation, inputs: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    """The name of each transform and what is wrong with `ours` under it, as soon as it is tried."""
     numbers = [value.detach() for value in inputs if isinstance(value, Tensor) and value.is_floating_point()]
 
-    def closed(function: Callable[..., Any]) -> Callable[..., Any]:
+    def closed(function: Computation) -> Callable[..., Any]:
         def over(*given: Tensor) -> Any:
             rest = iter(given)
             return function(*(next(rest) if isinstance(v, Tensor) and v.is_floating_point() else v for v in inputs))
@@ -244,36 +223,30 @@ def under(
         yield name, wrong[0] if error is None else describe(error)
 
 
-def weighted(function: Callable[..., Any]) -> Callable[..., Tensor]:
-    """`function` as a scalar: its floating-point outputs, squared (so that there is a second derivative) and summed with uneven weights."""
+def weighted(function: Computation) -> Callable[..., Tensor]:
+    """`function` as a scalar: its floating-point outputs, squared (so that there is a second derivative) and summed with uneven weights.
+
+    The weights are in [-1, 1], no two alike, and not random, since vmap forbids drawing any.
+    """
 
     def scalar(*x: Tensor) -> Tensor:
         parts = [y for y in tensors(function(*x)) if y.is_floating_point()]
-        return torch.stack([(y * (1 + y) * uneven_like(y, i)).sum() for i, y in enumerate(parts)]).sum()
+        weights = [torch.arange(1 + i, 1 + i + y.numel(), device=y.device).cos().to(y.dtype).view(y.shape) for i, y in enumerate(parts)]
+        return torch.stack([(y * (1 + y) * weight).sum() for y, weight in zip(parts, weights, strict=True)]).sum()
 
     return scalar
-
-
-def uneven_like(y: Tensor, seed: int) -> Tensor:
-    """Numbers in [-1, 1] in the shape of `y`, no two alike; not random, since vmap forbids drawing any."""
-    return torch.arange(y.numel(), device=y.device).add(1 + seed).cos().to(y.dtype).view(y.shape)
-
-
-def directions(x: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """A random tangent for each tensor."""
-    return tuple(random_like(t, 7 + i) for i, t in enumerate(x))
 
 
 def _all(x: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(range(len(x)))
 
 
-def _vjp(f: Callable[..., Any], x: Sequence[Tensor], _: bool) -> Any:
+def _vjp(f: Computation, x: Sequence[Tensor], _: bool) -> Any:
     scalar, pull = torch.func.vjp(weighted(f), *x)[:2]
     return scalar, pull(torch.full_like(scalar, 0.5))
 
 
-def mapped(f: Callable[..., Any], x: Sequence[Tensor], fast: bool, only: int | None, dim: int = 0) -> Any:
+def mapped(f: Computation, x: Sequence[Tensor], fast: bool, only: int | None, dim: int = 0) -> Any:
     """`f` of three examples: of input `only`, or of all inputs if it is None; with vmap, or (for the oracle) with a loop."""
     batches = [torch.stack([t, t.flip(0) if t.ndim else -t, 2 * t], dim) if only in (None, i) else t for i, t in enumerate(x)]
     dims = tuple(dim if only in (None, i) else None for i in _all(x))
@@ -283,15 +256,7 @@ def mapped(f: Callable[..., Any], x: Sequence[Tensor], fast: bool, only: int | N
     return [torch.stack(outputs) for outputs in zip(*runs, strict=True)]
 
 
-def _vmaps(f: Callable[..., Any], x: Sequence[Tensor], fast: bool) -> Any:
-    return [mapped(f, x, fast, only, dim) for only in (None, *_all(x)) for dim in (0, -1)]
-
-
-def _per_sample(f: Callable[..., Any], x: Sequence[Tensor], fast: bool) -> Any:
-    return [mapped(torch.func.grad(weighted(f), _all(x)), x, fast, only) for only in (None, *_all(x))]
-
-
-def _compile(f: Callable[..., Any], x: Sequence[Tensor], ours: bool, **options: Any) -> Any:
+def _compile(f: Computation, x: Sequence[Tensor], ours: bool, **options: Any) -> Any:
     torch.compiler.reset()
     leaves = [t.clone().requires_grad_() for t in x]
     function = torch.compile(f, fullgraph=True, **options) if ours else f
@@ -299,25 +264,24 @@ def _compile(f: Callable[..., Any], x: Sequence[Tensor], ours: bool, **options: 
     return [*(y.detach() for y in outputs), torch.autograd.grad(weighted(lambda *_: outputs)(), leaves)]
 
 
-def _export(f: Callable[..., Any], x: Sequence[Tensor], ours: bool) -> Any:
+def _export(f: Computation, x: Sequence[Tensor], ours: bool) -> Any:
     class Program(torch.nn.Module):
-        def forward(self, *given: Tensor) -> Any:
-            return f(*given)
+        forward = staticmethod(f)
 
     return torch.export.export(Program(), tuple(x), strict=True).module()(*x) if ours else f(*x)
 
 
-Transform = Callable[[Callable[..., Any], Sequence[Tensor], bool], Any]
-FUNC: dict[str, Transform] = {
-    "jvp": lambda f, x, _: torch.func.jvp(f, tuple(x), directions(x)),
+Transforms = Mapping[str, Callable[[Computation, Sequence[Tensor], bool], Any]]
+FUNC: Transforms = {
+    "jvp": lambda f, x, _: torch.func.jvp(f, tuple(x), tuple(random_like(t, 7 + i) for i, t in enumerate(x))),
     "vjp": _vjp,
     "jacrev": lambda f, x, _: torch.func.jacrev(weighted(f), _all(x))(*x),
     "jacfwd": lambda f, x, _: torch.func.jacfwd(weighted(f), _all(x))(*x),
     "hessian": lambda f, x, _: torch.func.hessian(weighted(f), _all(x))(*x),
-    "vmap": _vmaps,
-    "per-sample gradient": _per_sample,
+    "vmap": lambda f, x, fast: [mapped(f, x, fast, only, dim) for only in (None, *_all(x)) for dim in (0, -1)],
+    "per-sample gradient": lambda f, x, fast: [mapped(torch.func.grad(weighted(f), _all(x)), x, fast, only) for only in (None, *_all(x))],
 }
-COMPILERS: dict[str, Transform] = {
+COMPILERS: Transforms = {
     "compile": lambda f, x, ours: _compile(f, x, ours, dynamic=False),
     "compile, dynamic shapes": lambda f, x, ours: _compile(f, x, ours, dynamic=True),
     "export, strict": _export,

@@ -1,4 +1,4 @@
-"""Windows: every place a kernel visits in an image, as a view of the image.
+"""Windows: all positions of a kernel in an image, as a view of the image.
 
     windows[n,c,i,j,u,v] = x[n, c, i*s + u*d - p, j*s + v*d - p]        (s stride, d dilation, p padding; outside the image: the fill value)
 
@@ -7,14 +7,13 @@ Letters, used in every docstring, einsum string and test of this project (two sp
     n  image of the batch      c  input channel       o  output channel      g  group of channels
     i j (k)  position of a window = pixel of the output      u v (w)  offset inside a window      h w  pixel of the input
 
-Nothing is copied when windows are cut, so windows may overlap in memory. Sending a gradient back from windows to pixels is the adjoint map,
-`scatter`: each pixel receives the sum over all windows that saw it, which is the one property `<windows(x), r> = <x, scatter(r)>`.
+The view copies nothing, so windows may overlap in memory. The gradient of the windows returns to the pixels by the adjoint map, `scatter`:
+each pixel is the sum over all windows that contain it. Its defining property is `<windows(x), r> = <x, scatter(r)>`.
 Nothing else in the project computes an output size.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -33,8 +32,8 @@ def in_dimensions(equation: str, dimensions: int) -> str:
 class Geometry(NamedTuple):
     """Where the windows are: kernel, stride, padding and dilation in pixels, one entry per spatial dimension.
 
-    `padding` holds (low, high) pairs. With `ceil_mode` a last window may hang over the high edge, as long as it starts inside the image
-    or its low padding (the rule of torch's pools).
+    `padding` holds (low, high) pairs. With `ceil_mode` a last window may extend beyond the high edge if it starts inside the image or
+    its low padding (the rule of torch's pools).
     """
 
     kernel: tuple[int, ...]
@@ -63,7 +62,7 @@ class Geometry(NamedTuple):
         room = size + low + high - ((self.kernel[dim] - 1) * self.dilation[dim] + 1)
         if not self.ceil_mode:
             return room // stride + 1
-        last = -(-room // stride)
+        last = (room + stride - 1) // stride  # not -(-room // stride): ONNX divides integers towards zero
         return last + 1 if last * stride < size + low else last
 
     def side(self, dim: int, size: int, device: torch.device | None = None) -> "Side":
@@ -144,7 +143,7 @@ class Side(NamedTuple):
         return first, (torch.searchsorted(self.first, pixels, right=True) - first).clamp(min=0)
 
 
-# The fill is 0 and not 0.0: a compiler of dynamic shapes takes floating-point numbers for numbers that vary.
+# The fill is 0 and not 0.0: with dynamic shapes a compiler treats floating-point numbers as variables.
 def pad(x: Tensor, overhang: Sequence[tuple[int, int]], fill: float = 0) -> Tensor:
     """The image with `overhang` (low, high) pixels of `fill` around its last dimensions; negative numbers crop."""
     if not any(low or high for low, high in overhang):
@@ -156,12 +155,11 @@ def windows(x: Tensor, geometry: Geometry, fill: float = 0) -> Tensor:
     """All windows of an image, as a view of the padded image: `(*batch, *size) -> (*batch, *positions, *kernel)`."""
     d = geometry.dimensions
     size = x.shape[x.ndim - d :]
-    hanging = [stride - 1 if geometry.ceil_mode else 0 for stride in geometry.stride]  # at most: no view shows what is too much
+    hanging = [stride - 1 if geometry.ceil_mode else 0 for stride in geometry.stride]  # an upper bound
     x = pad(x, [(low, high + more) for (low, high), more in zip(geometry.padding, hanging, strict=True)], fill)
-    strides: Sequence[int] = x.stride()
-    if tracing_state() is not None:  # torch.jit.trace takes strides for constants; products of sizes it computes anew
-        x = x.contiguous()
-        strides = [prod(x.shape[dim + 1 :]) for dim in range(x.ndim)]
+    if tracing_state() is not None:  # torch.jit.trace takes strides for constants, and ONNX has none
+        return _looked_up(x, geometry, size)
+    strides = x.stride()
     batch, steps = strides[: x.ndim - d], strides[x.ndim - d :]
     return x.as_strided(
         (*x.shape[: x.ndim - d], *geometry.positions(size), *geometry.kernel),
@@ -173,10 +171,22 @@ def windows(x: Tensor, geometry: Geometry, fill: float = 0) -> Tensor:
     )
 
 
-def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
-    """The adjoint of `windows`: each pixel is the sum of the window cells that show it, `(*batch, *positions, *kernel) -> (*batch, *size)`.
+def _looked_up(x: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
+    """All windows of the padded image, looked up by the indices of their cells, one side after the other."""
+    d = geometry.dimensions
+    for dim, count in enumerate(geometry.positions(size)):
+        first = torch.arange(count, device=x.device) * geometry.stride[dim]
+        cells = torch.arange(geometry.kernel[dim], device=x.device) * geometry.dilation[dim]
+        place: Any = (..., first.unsqueeze(1) + cells, *(slice(None),) * (d - 1 - dim))
+        x = x[place]
+    batch = x.ndim - 2 * d
+    return x.permute(*range(batch), *range(batch, x.ndim, 2), *range(batch + 1, x.ndim, 2))
 
-    One side of the window after the other, the last one first, cells in order: U + V additions, and the same sum at every run.
+
+def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
+    """The adjoint of `windows`: each pixel is the sum of its window cells, `(*batch, *positions, *kernel) -> (*batch, *size)`.
+
+    One side of the window after the other, the last one first, cells in order: U + V additions, the same at every run.
     """
     batch, positions = w.ndim - 2 * geometry.dimensions, geometry.positions(size)
     for side in reversed(range(geometry.dimensions)):
@@ -187,6 +197,6 @@ def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
         for u in range(geometry.kernel[side]):
             first, stride = u * geometry.dilation[side], geometry.stride[side]
             pixels: Any = [slice(None)] * (batch + side) + [slice(first, first + (positions[side] - 1) * stride + 1, stride)]
-            padded[tuple(pixels)].add_(w[..., u])  # += would also copy the sum onto itself
+            padded[tuple(pixels)].add_(w[..., u])  # += would also copy the sum to itself
         w = padded.narrow(batch + side, low, size[side])
     return w

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from cnn425.algorithms.layout import channels_last_strides
+from cnn425.compat import tracing_state
 from cnn425.kernels import pool as loops
 from cnn425.kernels.threads import loops_run, memory, number
 from cnn425.windows import Adaptive, Geometry, Side
@@ -233,6 +234,8 @@ def before(axis: int, t: Tensor) -> Tensor:
 
 def stored(y: Tensor, dimensions: int, last: bool) -> Tensor:
     """`y` in the memory layout of the results."""
+    if tracing_state() is not None:  # ONNX knows no layouts, and nothing that writes into memory
+        return y.contiguous()
     return blank(y, y.shape, channels_last(y.shape, dimensions) if last else None).copy_(y)
 
 

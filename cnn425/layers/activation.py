@@ -1,10 +1,10 @@
-"""Activations: what a unit makes of its weighted sum; nothing to learn.
+"""Activations: nonlinear functions of each weighted sum; nothing to learn.
 
     rectifier   y = max(0, x)                           gx = gy where y > 0, else 0
     sigmoid     y = 1 / (1 + exp(-x))                   gx = gy * y * (1 - y)
     softmax     y[c] = exp(x[c]) / sum of exp(x)        gx[c] = y[c] * (gy[c] - sum of gy * y)
 
-Each gradient is written with the output alone: the input need not be remembered. The rectifier's gradient at zero is zero, torch's choice.
+Each gradient needs only the output, so the input is not saved. The rectifier's gradient at zero is zero, as in torch.
 """
 
 import warnings
@@ -45,7 +45,7 @@ class Rectifier(FromOutput):
 
 
 class RectifierInPlace(Rectifier):
-    """`max(0, x)` written over x, for backward alone."""
+    """`max(0, x)` written over x; called where only backward mode is active."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -161,22 +161,22 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     if not inplace:
         return rectify(input)
     if not _only_backward():
-        return input.copy_(rectify(input.clone()))  # a trace differentiates the steps themselves, and needs what was there
+        return input.copy_(rectify(input.clone()))  # a trace differentiates these steps, which need the numbers before they are overwritten
     if input.requires_grad and input.is_leaf and torch.is_grad_enabled():
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
     return rectify_(input)
 
 
 def _relu_of_sparse(x: Tensor, inplace: bool) -> Tensor:
-    """The rectifier of the numbers that a sparse tensor holds: those that it does not hold are zeros, and stay zeros."""
+    """The rectifier of a sparse tensor's stored numbers; the others are zeros and stay zeros."""
     coordinates = x.layout is torch.sparse_coo
     if inplace and coordinates and not x.is_coalesced():
         raise RuntimeError("relu_ requires coalesced input")
     if inplace:
         y = _relu_of_sparse(x.clone(), False)
-        return x.zero_().add_(y) if coordinates else x.copy_(y)  # to copy coordinates has no derivative
+        return x.zero_().add_(y) if coordinates else x.copy_(y)  # copying coordinates has no derivative
     if coordinates:
-        x = x.coalesce()  # numbers at the same place are added up first
+        x = x.coalesce()  # entries at the same place are added first
         return torch.sparse_coo_tensor(x.indices().clone(), rectify(x.values()), x.shape, is_coalesced=True, check_invariants=False)
     rows_first = x.layout in (torch.sparse_csr, torch.sparse_bsr)
     starts, places = (x.crow_indices(), x.col_indices()) if rows_first else (x.ccol_indices(), x.row_indices())
@@ -185,7 +185,7 @@ def _relu_of_sparse(x: Tensor, inplace: bool) -> Tensor:
 
 
 def _only_backward() -> bool:
-    """Whether no transform is at work: compilers, torch.func and forward mode cannot follow a Function that writes over its input."""
+    """Whether only backward mode is active: compilers, torch.func and forward mode do not support a Function that writes over its input."""
     return not (is_traced() or compat.are_transforms_active() or compat.forward_mode._current_level >= 0)
 
 
@@ -193,7 +193,7 @@ def sigmoid(input: Tensor) -> Tensor:
     """`1 / (1 + exp(-x))` for every number: `(*) -> (*)`, in (0, 1).
 
     Slides "Activation functions". A drop-in for `torch.nn.functional.sigmoid`: integers and bool give the default dtype, half precision is
-    computed in float32 and rounded once, complex numbers are welcome.
+    computed in float32 and rounded once, complex numbers are accepted.
     """
     if has_torch_function_unary(input):
         return handle_torch_function(sigmoid, (input,), input)
@@ -212,8 +212,8 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     dim    the dimension that holds the classes; leaving it out is deprecated, and then it is 0 for 0, 1 or 3 dimensions and 1 otherwise
     dtype  cast the input to this first
 
-    Half precision is computed in float32 and rounded once. As in torch, a dimension that is not there is an IndexError, one that is no int
-    a TypeError, and integers and complex numbers are a NotImplementedError.
+    Half precision is computed in float32 and rounded once. As in torch, a dimension out of range is an IndexError, one that is not an
+    int a TypeError, and integer or complex input a NotImplementedError.
     """
     if has_torch_function_unary(input):
         return handle_torch_function(softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)

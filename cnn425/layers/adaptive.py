@@ -2,8 +2,9 @@
 
     window i of m along n pixels shows the pixels from floor(i n / m) to ceil((i + 1) n / m)
 
-Windows share pixels where m does not divide n. With one window this is the largest number or the mean of the whole image, however large
-it is: how a convolutional network ends. Both pools are those of `cnn425.layers.pool` with other windows, ties and NaNs included.
+Windows overlap where m does not divide n. With one window the result is the largest number or the mean of the whole image, whatever its
+size, as at the end of many convolutional networks. Both are the pools of `cnn425.layers.pool` with other windows; ties and NaNs are treated
+alike.
 """
 
 from collections.abc import Callable
@@ -53,7 +54,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
 
     Args:
         input: the image, floating point
-        output_size: the number of windows, an int or one per dimension; None for as many as pixels
+        output_size: the number of windows, an int or one per dimension; None for one window per pixel
         return_indices: whether to return, beside the numbers, where in the image they were, as pixel numbers in reading order
     """
     return _adaptive_max_pool(2, input, output_size, return_indices)
@@ -72,7 +73,7 @@ def _adaptive_avg_pool(dimensions: int, input: Any, output_size: Any) -> Tensor:
     arguments.check_memory(input, windows)
     whole = set(windows.output) == {1}
     if not (whole or input.is_floating_point()):
-        return input.new_empty((*input.shape[:-dimensions], *windows.output))  # torch does not look at the dtype of nothing
+        return input.new_empty((*input.shape[:-dimensions], *windows.output))  # torch does not check the dtype of an empty input
     last = (dimensions < 3 or whole) and arguments.channels_last(input, dimensions)
     size = tuple(input.shape[input.ndim - dimensions :])
     return average_pool(arguments.upcast(input, dimensions), size, windows, last, cells, False)
@@ -103,7 +104,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
 
     Args:
         input: the image, floating point
-        output_size: the number of windows, an int or one per dimension; None for as many as pixels
+        output_size: the number of windows, an int or one per dimension; None for one window per pixel
     """
     return _adaptive_avg_pool(2, input, output_size)
 

@@ -1,6 +1,6 @@
 """The checks of arguments that all layers share, those of convolutions and local layers, and how a check is remembered.
 
-Exception types are torch's, and so are the words that code in the wild matches on. Sizes are pixels.
+Exception types are torch's, and so are the words that other code matches on. Sizes are pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -87,8 +87,8 @@ def written(function: str, result: Tensor, out: Tensor, *inputs: Tensor | None) 
             "but one of the arguments requires grad."
         )
     for what in ("dtype", "device"):
-        if getattr(out, what) != getattr(result, what):
-            wanted, got = getattr(result, what), getattr(out, what)
+        wanted, got = getattr(result, what), getattr(out, what)
+        if got != wanted:
             raise RuntimeError(f"Expected out tensor to have {what} {wanted}, but got {got} instead")
     return torch.cat((result,), out=out)
 
@@ -138,7 +138,7 @@ def check_dense(function: str, input: Tensor) -> None:
 
 
 def check_types(function: str, dimensions: int, groups: Any, **others: Any) -> None:
-    """Torch looks at all types before it looks at any value: an int, a sequence of ints, or a string for the padding."""
+    """Check all types before any value, as torch does: an int, a sequence of ints, or a string for the padding."""
     for name, value in others.items():
         if ints(value) is None and not (name == "padding" and isinstance(value, str)):
             raise invalid(function, name, value, f"an int or a tuple of {dimensions} ints")
@@ -180,7 +180,7 @@ def symmetric_padding(
 
 def geometry(function: str, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any) -> Geometry:
     """The windows that a convolution's arguments describe."""
-    # A compiler may take the kernel for a size that varies; as a number it keeps every later size simple.
+    # For a compiler the kernel may be a symbolic size; a number keeps all later sizes simple.
     kernel = tuple(int(k) for k in kernel)
     d = len(kernel)
     strides, dilations = per_dimension(function, "stride", stride, d), per_dimension(function, "dilation", dilation, d)
@@ -214,14 +214,10 @@ def check_input(function: str, input: torch.Size, dimensions: int) -> torch.Size
 def check_channels(input: torch.Size, weight: torch.Size, groups: int, outputs: int, inputs: int) -> None:
     """`outputs` and `inputs` (per group) are the weight's channels; `input` is the size of a batch."""
     at = len(weight) - len(input)
-    if outputs < groups:
+    if outputs < groups or outputs % groups:
+        wanted = "at least" if outputs < groups else "divisible by"
         raise RuntimeError(
-            f"Given groups={groups}, expected weight to be at least {groups} at dimension {at}, "
-            f"but got weight of size {list(weight)} instead"
-        )
-    if outputs % groups:
-        raise RuntimeError(
-            f"Given groups={groups}, expected weight to be divisible by {groups} at dimension {at}, "
+            f"Given groups={groups}, expected weight to be {wanted} {groups} at dimension {at}, "
             f"but got weight of size {list(weight)} instead"
         )
     if input[1] != inputs * groups:
@@ -249,8 +245,8 @@ def check_same_type(input: Tensor, weight: Tensor, bias: Tensor | None, windows:
     if input.dtype == torch.bool and input.numel():
         raise NotImplementedError("convolution is not implemented for 'Bool': cast input and weight to a number type")
     if input.dtype in INTEGERS[:-1] and windows is not None and max(windows.dilation) > 1 and input.numel():
-        name = dtype_name(input.dtype)
-        raise NotImplementedError(f"\"slow_conv_dilated<>\" not implemented for '{name}': a dilated kernel takes int64 or floating point")
+        refused = f"\"slow_conv_dilated<>\" not implemented for '{dtype_name(input.dtype)}'"
+        raise NotImplementedError(f"{refused}: a dilated kernel takes int64 or floating point")
     for name, other in (("weight", weight), ("bias", bias)):
         if other is None:
             continue

@@ -1,19 +1,20 @@
-"""The three bilinear maps of a convolution and of a local layer, and vmap of them; the two layers tell what they are.
+"""The three bilinear maps of a convolution and of a local layer, with their derivatives and vmap.
 
     output                    y     from  x, w        Output             its gradients:  InputGradient, WeightGradient
     gradient of the image     gx    from  gy, w       InputGradient      its gradients:  Output,        WeightGradient
     gradient of the weight    gw    from  gy, x       WeightGradient     its gradients:  Output,        InputGradient
 
 The derivative of each is made of the other two, so three Functions that call one another have derivatives of every order. A local layer has
-the same maps with the letters i, j more in its weight: `local` says which of the two is meant.
+the same maps, and its weight has the additional letters i, j: `local` is True for a local layer, False for a convolution.
 
 An extra batch of problems (vmap) is folded into a letter the maps already have. A convolution relates three tensors, and each pair of them
 shares one letter (the group g is shared by all):
 
     image  n g c        weight  g o c        output  n g o
 
-A map takes two of them to the third. If only one operand is batched, its batch joins the letter which that operand shares with the result
-and the other one lacks, so nothing is repeated; if both are, it joins g: B problems are one problem with B times the groups.
+A map takes two of them to the third. If only one operand is batched, its batch joins the letter that this operand shares with the result
+and the other operand lacks, so nothing is repeated. If both are batched, the batch joins g: B problems are one problem with B times the
+groups.
 """
 
 from collections.abc import Callable
@@ -139,19 +140,19 @@ class WeightGradient(Function):
 
 
 def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups: int, local: bool) -> None:
-    """What the derivative of a bilinear map needs: both factors, each for the other's gradient."""
+    """Save both operands: the gradient of each is computed from the other."""
     ctx.save_for_backward(first, second)
     ctx.save_for_forward(first, second)
     ctx.maps, ctx.size = (geometry, groups, local), first.shape[2:]
 
 
 def conjugate(t: Tensor) -> Tensor:
-    """The factor in a gradient: itself, unless it is complex."""
+    """The operand as it enters a gradient: its complex conjugate."""
     return t.conj() if t.is_complex() else t
 
 
 def gradient_order(gy: Tensor, x: Tensor, w: Tensor, maps: tuple[Geometry, int, bool]) -> Order:
-    """The memory layout torch gives both gradients of a convolution, that of the output; None where the operands say the same."""
+    """The memory layout of both gradients of a convolution in torch, which is that of the output; None if it follows from the operands."""
     geometry, groups, local = maps
     if local or is_traced() or compat.are_transforms_active() or compat.is_legacy_batched(gy):
         return None

@@ -1,14 +1,14 @@
-"""Convolution: every window of the image meets the same weights.
+"""Convolution: all windows of the image share one set of weights.
 
     forward                    y[n,o,i,j]          = sum over c, u, v  of  windows[n,c,i,j,u,v] * w[o,c,u,v]  + b[o]      ncijuv,ocuv->noij
     gradient of the weight     gw[o,c,u,v]         = sum over n, i, j  of  gy[n,o,i,j] * windows[n,c,i,j,u,v]             noij,ncijuv->ocuv
     gradient of the windows    gwin[n,c,i,j,u,v]   = sum over o        of  gy[n,o,i,j] * w[o,c,u,v]                       noij,ocuv->ncijuv
-    gradient of the image      gx = scatter(gwin): each pixel adds up what all the windows that saw it say
+    gradient of the image      gx = scatter(gwin): each pixel is the sum over all windows that contain it
     gradient of the bias       gb[o]               = sum over n, i, j  of  gy[n,o,i,j]
 
-(A cross-correlation, as in every framework: the kernel is not flipped.) The first three lines are bilinear, and the derivative of each is
-made of the other two: `cnn425.layers.bilinear` says it once, as Functions, for this layer and for the local one, whose strings have the
-letters i, j more. How the sums are computed is the business of `cnn425.algorithms`.
+This is a cross-correlation, as in every framework: the kernel is not flipped. The first three lines are bilinear, and the derivative of
+each is made of the other two. `cnn425.layers.bilinear` defines them once, as Functions, for this layer and for the local layer, whose
+weight has the additional letters i, j. `cnn425.algorithms` decides how the sums are computed.
 """
 
 from typing import Any
@@ -40,13 +40,13 @@ def _conv(dimensions: int, input: Tensor, weight: Tensor, bias: Tensor | None, *
     arguments.check_same_type(x, w, b, geometry)
     y = _as_torch_stores_it(x, w, geometry, groups, b)
     if x.shape[1] == 0:
-        y = y[:, :0]  # torch: without input channels there are no output channels either, whatever the weight says
+        y = y[:, :0]  # as in torch: without input channels there are no output channels, whatever the shape of the weight
     return y.squeeze(0) if single else y
 
 
 def _as_torch_stores_it(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tensor | None) -> Tensor:
-    """The convolution, in the precision and the memory layout that torch has for two rare kinds of operands."""
-    if x.dtype == torch.complex32:  # there is no matrix product of such numbers
+    """The convolution; for complex32 and for channels-last weights of signals in the precision and memory layout of torch."""
+    if x.dtype == torch.complex32:  # torch has no matrix product of complex32
         x, w, b = x.to(torch.complex64), w.to(torch.complex64), None if b is None else b.to(torch.complex64)
         return _as_torch_stores_it(x, w, geometry, groups, b).to(torch.complex32)
     if is_traced() or w.ndim > 3 or w.is_contiguous():
@@ -102,7 +102,7 @@ def conv2d(
     stride    pixels from window to window; an int or one per dimension
     padding   pixels of zeros around the image: an int, one per dimension, 'valid' (none), or 'same' (output as large as input; stride 1)
     dilation  pixels from cell to cell inside a window
-    groups    the channels are cut into so many groups that do not see one another; groups = C is a depthwise convolution
+    groups    number of groups of channels, each computed on its own; groups = C is a depthwise convolution
     returns   `(N, O, I, J)` or `(O, I, J)`, with `I = (H + 2p - d(U - 1) - 1) // s + 1`
 
     Raises TypeError for an argument of the wrong type and RuntimeError for shapes, sizes or dtypes that do not fit, as torch does.

@@ -1,14 +1,15 @@
-"""One way to call an autograd Function: `operation(SomeFunction)` makes a plain function of it.
+"""What every autograd Function of a layer needs: `operation(SomeFunction)` returns a plain function that computes and differentiates it.
 
 A layer writes `forward`, `setup_context`, `backward`, `jvp` and `vmap` once, as mathematics. Torch needs the class in three forms:
 
 | form      | when                              | why                                                                                   |
 |-----------|-----------------------------------|---------------------------------------------------------------------------------------|
-| new style | under a transform of `torch.func` | transforms ask for a `forward` without `ctx`                                          |
+| new style | under a transform of `torch.func` | transforms require a `forward` without `ctx`                                          |
 | eager     | otherwise                         | `forward` and `setup_context` in one call save torch the binding of a signature       |
 | traced    | under `torch.compile`, `export`   | a Function that has a `jvp` is refused; this form has none                            |
 
-Where nothing will be differentiated, as in most backward passes, and in `torch.jit.trace`, the plain `forward` is called.
+Where nothing will be differentiated, as in most backward passes, and in `torch.jit.trace`, the plain `forward` is called: autograd costs
+more than a small layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ LOSES_WRITTEN_OUTPUTS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 
 
 
 def operation(function: type[Function]) -> Callable[..., Any]:
-    """`function.apply`, in the form that the present mode of torch wants; positional arguments only."""
+    """`function.apply` in the form that torch needs where it is called; positional arguments only."""
 
     def forward(ctx: Any, *args: Any) -> Any:
         legacy = any(isinstance(arg, Tensor) and compat.is_legacy_batched(arg) for arg in args)
@@ -54,14 +55,14 @@ def operation(function: type[Function]) -> Callable[..., Any]:
 
 
 def owned(output: Any, args: Sequence[Any]) -> Any:
-    """`output` as a tensor of its own and no view of one that nobody else knows: torch lets nobody write into a view made in a Function."""
+    """`output`, detached if it is a view made inside `forward`: torch forbids writing into such a view."""
     if isinstance(output, tuple):
         return tuple(owned(part, args) for part in output)
     return output.detach() if compat.is_view(output) and output is not args[0] else output
 
 
 def unwritten(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` with copies of its outputs, which nothing was written into."""
+    """`forward` with its outputs copied, so that none has been written in place."""
 
     def copied(*args: Any) -> Any:
         outputs = forward(*(args if isinstance(args[0], Tensor) else args[1:]))  # in a backward these compilers pass the class, too
@@ -71,7 +72,7 @@ def unwritten(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_followed(args: Sequence[Any]) -> bool:
-    """Whether autograd, forward mode or the older vmap has to know of a computation with these arguments."""
+    """Whether autograd, forward mode or the older vmap must record a computation with these arguments."""
     if compat.forward_mode._current_level >= 0:
         return True
     recording = torch.is_grad_enabled()
@@ -82,12 +83,12 @@ def is_followed(args: Sequence[Any]) -> bool:
 
 
 def is_last(*args: Any) -> bool:
-    """Whether nothing follows a computation with these arguments, as in most backward passes: it may be done in any way."""
+    """Whether a computation with these arguments will not be differentiated, as in most backward passes: loops may compute it."""
     return not (is_traced() or compat.are_transforms_active() or is_followed(args))
 
 
 def over_legacy_batch(function: type[Function], args: Sequence[Any]) -> Any:
-    """`function.forward` under the older vmap, which knows nothing of Functions: its batches are taken off, and the vmap rule applied."""
+    """`function.forward` under the older vmap, which does not support Functions: its batches are removed and the vmap rule is applied."""
     level = compat.legacy_level()
     in_dims = tuple(0 if isinstance(arg, Tensor) and compat.is_legacy_batched(arg) else None for arg in args)
     plain = [arg if dim is None else compat.remove_legacy_batch(arg, level, 0, dim) for arg, dim in zip(args, in_dims, strict=True)]
@@ -109,13 +110,10 @@ class FromOutput(Function):
         ctx.save_for_forward(output)
 
 
-# ---- Pairs of linear maps ----------------------------------------------------------------------------------------------------------------
-
-
 class LinearMap(Function):
     """A map linear in its first argument, a batch of images; the others say which map: the size of the images, tensors, anything else.
 
-    A subclass gives `forward`, and `adjoints` makes the operations of two of them.
+    Its adjoint takes the same others, so the gradient is `adjoint(g, *others(ctx))` and the tangent `map(dx, *others(ctx))`.
     """
 
     @staticmethod
@@ -127,28 +125,9 @@ class LinearMap(Function):
         ctx.rest = rest[len(tensors) :]
 
 
-def adjoints(first: type[LinearMap], second: type[LinearMap]) -> list[Callable[..., Tensor]]:
-    """The operations of two linear maps that take the same arguments, each the adjoint of the other.
-
-    The tangent of a linear map is the map itself, and its gradient is the adjoint: so both have derivatives of every order.
-    """
-
-    def differentiable(function: type[LinearMap], itself: int, adjoint: int) -> Callable[..., Tensor]:
-        def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-            tensors = ctx.saved_tensors
-            return operations[adjoint](g, ctx.size, *tensors, *ctx.rest), None, *(None for _ in (*tensors, *ctx.rest))
-
-        def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-            return operations[itself](tangent, ctx.size, *ctx.saved_tensors, *ctx.rest)
-
-        def vmap(info: Any, in_dims: Any, x: Tensor, size: Sequence[int], *rest: Any) -> tuple[Tensor, int]:
-            return over_batch(operations[itself], len(size) + 2, info, in_dims, x, size, *rest), 0
-
-        rules = {rule.__name__: staticmethod(rule) for rule in (backward, jvp, vmap)}
-        return operation(type(function.__name__, (function,), rules))
-
-    operations = [differentiable(first, 0, 1), differentiable(second, 1, 0)]
-    return operations
+def others(ctx: Any) -> tuple[Any, ...]:
+    """The arguments of a linear map after the first."""
+    return ctx.size, *ctx.saved_tensors, *ctx.rest
 
 
 def over_batch(function: Callable[..., Any], dimensions: int, info: Any, in_dims: Any, *args: Any) -> Any:
@@ -188,9 +167,9 @@ def cast_for_autocast(*tensors: Tensor | None) -> Sequence[Any]:
 
 
 def without_autocast(function: Callable[..., Any], device: torch.device, *args: Any) -> Any:
-    """`function(*args)` with autocast off: once the arguments are cast, or in a backward, mathematics keeps the precision it was given.
+    """`function(*args)` with autocast off, so that it computes in the dtype of its arguments.
 
-    Not for the compiler: it would leave autocast off for good, and the arguments that it sees are cast.
+    While compiling, autocast stays as it is: the compiler would leave it off afterwards, and its arguments are cast already.
     """
     if torch.compiler.is_compiling() or autocast_dtype(device) is None:
         return function(*args)

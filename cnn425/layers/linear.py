@@ -1,4 +1,4 @@
-"""The fully connected layer: every unit sees the whole input.
+"""The fully connected layer: every unit is connected to the whole input.
 
     forward                   y[n,o]   = sum over d of  x[n,d] * w[o,d]  + b[o]        nd,od->no
     gradient of the weight    gw[o,d]  = sum over n of  gy[n,o] * x[n,d]               no,nd->od
@@ -59,9 +59,9 @@ class FullyConnected(Function):
         x, w = (t if dim is None else t.movedim(dim, 0) for t, dim in zip((x, w), in_dims, strict=False))
         if x.ndim == w.ndim == 3:
             y = torch.bmm(x, w.mT)
-        elif x.ndim == 3:  # a batch of inputs: so many more rows of x
+        elif x.ndim == 3:  # a batch of inputs is more rows of x
             y = fully_connected(x.flatten(0, 1), w, None).unflatten(0, x.shape[:2])
-        elif w.ndim == 3:  # a batch of weights: so many more units
+        elif w.ndim == 3:  # a batch of weights is more units
             y = fully_connected(x, w.flatten(0, 1), None).unflatten(1, w.shape[:2]).movedim(1, 0)
         else:
             y = fully_connected(x, w, None).expand(info.batch_size, -1, -1)
@@ -77,7 +77,7 @@ fully_connected = operation(FullyConnected)
 
 
 def product(a: Tensor, b: Tensor, by_columns: bool) -> Tensor:
-    """`a @ b.T`, in memory by columns if the matrix whose gradient it is lies so, as in torch, else by rows."""
+    """`a @ b.T`, column-major if the matrix whose gradient it is, is column-major, as in torch; else row-major."""
     return fully_connected(b, a, None).t() if by_columns else fully_connected(a, b, None)
 
 
@@ -92,7 +92,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Te
     input   `(*, D)`, any number of leading dimensions, none included
     weight  `(O, D)`; or `(D,)` for a single unit without bias, then the output is `(*,)`
     bias    `(O,)` or None
-    out     memory for the result, where no gradient is wanted
+    out     the tensor to write to, where no gradient is wanted
 
     Raises TypeError for what is not a tensor and RuntimeError for shapes or dtypes that do not fit, as torch does.
     """
@@ -103,13 +103,13 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Te
         return arguments.written("linear", linear(input, weight, bias).detach(), out, input, weight, bias)
     _check(input, weight, bias)
     x, w, b = cast_for_autocast(input, weight, bias)
-    if weight.layout is torch.sparse_coo and b is not None and x.ndim != 2:  # torch has the product of a sparse matrix from the left only
+    if weight.layout is torch.sparse_coo and b is not None and x.ndim != 2:  # torch multiplies by a sparse matrix from the left only
         y = (w @ x.reshape(-1, x.shape[-1]).t()).t() + b
         return y.view(*x.shape[:-1], w.shape[0])
     if x.ndim == w.ndim == 2:
         return fully_connected(x, w, b)
     if w.ndim == 1:
-        y = linear(x.contiguous(), w.unsqueeze(0)).squeeze(-1)  # the gradient of `x` lies by rows
+        y = linear(x.contiguous(), w.unsqueeze(0)).squeeze(-1)  # the gradient of `x` is row-major
         return y if b is None else y + b
     rows = x.flatten(0, -2) if x.ndim > 2 else x.unsqueeze(0) if x.ndim == 1 else x
     if b is None or b.ndim <= 1 or _added_to_rows(x, b):

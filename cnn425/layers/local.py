@@ -1,14 +1,14 @@
-"""Locally connected: every window of the image meets weights of its own.
+"""Locally connected: every window of the image has its own weights.
 
     forward                    y[n,o,i,j]          = sum over c,u,v of  windows[n,c,i,j,u,v] * w[i,j,o,c,u,v] + b[o,i,j] ncijuv,ijocuv->noij
     gradient of the weight     gw[i,j,o,c,u,v]     = sum over n     of  gy[n,o,i,j] * windows[n,c,i,j,u,v]               noij,ncijuv->ijocuv
     gradient of the windows    gwin[n,c,i,j,u,v]   = sum over o     of  gy[n,o,i,j] * w[i,j,o,c,u,v]                     noij,ijocuv->ncijuv
-    gradient of the image      gx = scatter(gwin): each pixel adds up what all the windows that saw it say
+    gradient of the image      gx = scatter(gwin): each pixel is the sum over all windows that contain it
     gradient of the bias       gb[o,i,j]           = sum over n     of  gy[n,o,i,j]
 
-(A convolution is this with the letters i, j of the weight deleted: its gradient then sums over them.) The first three lines are bilinear,
-and the derivative of each is made of the other two: `cnn425.layers.bilinear` says it once, as Functions, for both layers. How the sums are
-computed is the business of `cnn425.algorithms`.
+A convolution is this with the letters i, j of the weight deleted: the gradient of its weight then sums over i, j. The first three lines are
+bilinear, and the derivative of each is made of the other two. `cnn425.layers.bilinear` defines them once, as Functions, for both layers.
+`cnn425.algorithms` decides how the sums are computed.
 """
 
 import math
@@ -82,7 +82,7 @@ def locally_connected2d(
     padding   pixels of zeros around the image: an int, one per dimension, one (low, high) pair per dimension, 'valid' (none), or 'same'
               (`I = ceil(H / s)`, with any stride; an odd pixel goes to the high side)
     dilation  pixels from cell to cell inside a window
-    groups    the channels are cut into so many groups that do not see one another
+    groups    number of groups of channels, each computed on its own
     returns   `(N, O, I, J)` or `(O, I, J)`, with `I = (H + p_low + p_high - d(U - 1) - 1) // s + 1`
 
     Raises TypeError for an argument of the wrong type and RuntimeError for shapes, sizes or dtypes that do not fit, as a convolution does.
@@ -101,7 +101,6 @@ PUBLIC = {1: locally_connected1d, 2: locally_connected2d, 3: locally_connected3d
 
 # ---- The Modules: parameters -------------------------------------------------------------------------------------------------------------
 
-
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -113,8 +112,8 @@ class LocallyConnected(torch.nn.Module):
     padding       as in `locally_connectedNd`: int, one per dimension, (low, high) pairs, 'valid', 'same' (also with strides)
     bias          True: one per neuron, `(O, *positions)`; 'channel': one per output channel, `(O,)`, as in a convolution; False: none
 
-    Weights and biases start uniform in +-1/sqrt(fan-in), fan-in = C/groups * prod(kernel): the distribution of torch's convolution. (The
-    number of positions has no part in it: a neuron sees one window.)
+    Weights and biases start uniform in +-1/sqrt(fan-in), fan-in = C/groups * prod(kernel): the distribution of torch's convolution. The
+    number of positions does not matter, since each neuron is connected to one window.
     """
 
     dimensions: int
@@ -170,7 +169,7 @@ class LocallyConnected(torch.nn.Module):
 
     @property
     def geometry(self) -> Geometry:
-        """Where the windows lie on an image of `input_size` pixels."""
+        """The windows of an image of `input_size` pixels."""
         return arguments.local_geometry(type(self).__name__, self.kernel_size, self.stride, self.padding, self.dilation, self.input_size)
 
     @property
@@ -234,7 +233,7 @@ class LocallyConnected(torch.nn.Module):
     def from_conv(cls, conv: compat.ConvNd, input_size: int | Sequence[int]) -> Self:
         """The local layer that computes what `conv` does on images of `input_size` pixels, each position with its own copy of the weights.
 
-        The bias stays one per channel; device, dtype, training flag, and whether gradients are wanted, stay too.
+        The bias stays one per channel. Device, dtype, training flag and `requires_grad` are kept.
         """
         return copied_from(conv, cls, cls.dimensions, input_size)
 

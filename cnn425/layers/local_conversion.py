@@ -1,4 +1,4 @@
-"""From a convolution to a local layer, and back: the weight copied to every position, or averaged over them."""
+"""Conversions between a convolution and a local layer: its weight copied to every position, or averaged over all positions."""
 
 from collections.abc import Sequence
 from typing import Any

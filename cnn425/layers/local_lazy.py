@@ -1,4 +1,4 @@
-"""Local layers that learn their input size from the first image they see."""
+"""Local layers that take the number of channels and the input size from their first input."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from cnn425.layers.local import LocallyConnected, LocallyConnected1d, LocallyCon
 
 
 class _Lazy(LazyModuleMixin, LocallyConnected):
-    """A local layer that learns the number of channels and of pixels from the first image it sees, and then is an ordinary one."""
+    """A local layer that takes channels and input size from its first input, and then becomes an ordinary local layer."""
 
     weight: Any
     bias: Any
@@ -65,18 +65,18 @@ class _Lazy(LazyModuleMixin, LocallyConnected):
 
 
 class LazyLocallyConnected1d(_Lazy, LocallyConnected1d):
-    """`LocallyConnected1d` without in_channels and input_size, which the first input tells."""
+    """`LocallyConnected1d` without in_channels and input_size, which are taken from the first input."""
 
     cls_to_become = LocallyConnected1d
 
 
 class LazyLocallyConnected2d(_Lazy, LocallyConnected2d):
-    """`LocallyConnected2d` without in_channels and input_size, which the first input tells."""
+    """`LocallyConnected2d` without in_channels and input_size, which are taken from the first input."""
 
     cls_to_become = LocallyConnected2d
 
 
 class LazyLocallyConnected3d(_Lazy, LocallyConnected3d):
-    """`LocallyConnected3d` without in_channels and input_size, which the first input tells."""
+    """`LocallyConnected3d` without in_channels and input_size, which are taken from the first input."""
 
     cls_to_become = LocallyConnected3d

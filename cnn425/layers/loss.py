@@ -1,12 +1,12 @@
-"""Cross-entropy: how surprised the network is by the truth, in nats.
+"""Cross-entropy: the negative log-probability of the true class, in nats.
 
     probabilities            p[n,c]    = exp(x[n,c]) / sum over c of exp(x[n,c])                    the softmax of the scores
     loss                     y[n]      = -log p[n,t]                                                t the true class
     gradient of the scores   gx[n,c]   = gy[n] * (p[n,c] - [c = t])                                 softmax minus one-hot
-    with probabilities q     y[n]      = - sum over c of q[n,c] * log p[n,c]                        a truth that is itself uncertain
+    with probabilities q     y[n]      = - sum over c of q[n,c] * log p[n,c]                        q are target probabilities
 
-The logarithm is taken of the sum, not of the quotient, after subtracting the largest score:
-`log p[t] = (x[t] - max) - log(sum of exp(x - max))` neither overflows nor loses a confident network's small probabilities.
+The largest score is subtracted first, and the logarithm is taken of the sum, not of the quotient:
+`log p[t] = (x[t] - max) - log(sum of exp(x - max))` does not overflow, and keeps small probabilities.
 """
 
 import functools
@@ -28,9 +28,9 @@ from cnn425.layers.function import FromOutput, autocast_dtype, is_last, operatio
 
 
 class CrossEntropy(Function):
-    """The surprise at class `target`, zero where the target is `ignored`: `(N, C, *size), (N, *size) -> (N, *size)`, or the mean of all.
+    """The negative log-probability of class `target`, `(N, C, *size), (N, *size) -> (N, *size)`, zero if `ignored`; or the mean of all.
 
-    Further outputs, for the derivatives alone: the softmax p of the scores, which need not be remembered then, and how many targets count.
+    Further outputs, for the derivatives alone: the softmax p of the scores, saved in place of them, and how many targets count.
     """
 
     @staticmethod
@@ -73,7 +73,7 @@ class CrossEntropy(Function):
             (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1).contiguous()
             for t, dim in zip((x, target), in_dims, strict=False)
         )
-        y, p, _ = surprise(x, target, ignored, False)
+        y, p, _ = negative_log_probability(x, target, ignored, False)
         y, p, target = (t.unflatten(0, (info.batch_size, t.shape[0] // info.batch_size)) for t in (y, p, target))
         count = (target != ignored).flatten(1).sum(1)
         return (y.flatten(1).sum(1) / count if mean else y, p, count), (0, 0, 0)
@@ -104,7 +104,7 @@ class LogSoftmax(FromOutput):
         return log_probabilities(x.flatten(0, 1)).unflatten(0, x.shape[:2]), 0
 
 
-surprise, log_probabilities = map(operation, (CrossEntropy, LogSoftmax))
+negative_log_probability, log_probabilities = map(operation, (CrossEntropy, LogSoftmax))
 
 # ---- The function: arguments and checks -------------------------------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The mean surprise at the truth, in nats: `(N, C, *size)` scores and `(N, *size)` classes `-> ()`.
+    """The mean negative log-probability of the true class, in nats: `(N, C, *size)` scores and `(N, *size)` classes `-> ()`.
 
     Slides "Cross-entropy loss". A drop-in for `torch.nn.functional.cross_entropy`.
 
@@ -128,19 +128,19 @@ def cross_entropy(
     weight           `(C,)`, how much each class counts; a mean is then a weighted mean
     ignore_index     targets of this value count for nothing
     reduction        'mean', 'sum' or 'none' (one loss per target, in the target's shape)
-    label_smoothing  in [0, 1]: this share of the truth is spread evenly over all classes
+    label_smoothing  in [0, 1]: this share of the target probability is spread evenly over all classes
     size_average     deprecated, as is reduce: see reduction
 
-    Half precision is computed in float32 and rounded once. The mean over nothing is NaN. Raises IndexError for a class that does not exist,
+    Half precision is computed in float32 and rounded once. The mean over nothing is NaN. Raises IndexError for a class out of range,
     ValueError for batches that do not match or an unknown reduction, RuntimeError for other shapes and dtypes, as torch does.
     """
     if has_torch_function_variadic(input, target, weight):
         options: dict[str, Any] = {"size_average": size_average, "ignore_index": ignore_index, "reduce": reduce, "reduction": reduction}
-        tensors = (input, target, weight)
-        return handle_torch_function(cross_entropy, tensors, input, target, weight=weight, label_smoothing=label_smoothing, **options)
+        options |= {"weight": weight, "label_smoothing": label_smoothing}
+        return handle_torch_function(cross_entropy, (input, target, weight), input, target, **options)
     if size_average is not None or reduce is not None:
         reduction = compat.reduction.legacy_get_string(size_average, reduce)
-    compat.reduction.get_enum(reduction)
+    compat.reduction.get_enum(reduction)  # refuses other names
     _check_types(input, target, weight, ignore_index, label_smoothing)
     if autocast_dtype(input.device) is not None:  # autocast computes losses in full precision
         input, target, weight = _full(input), _full(target), None if weight is None else _full(weight)
@@ -149,31 +149,28 @@ def cross_entropy(
     x, target = _full(input).contiguous(), target.contiguous()
     if x.ndim == 1:
         x, target = x.unsqueeze(0), target.unsqueeze(0) if soft else target.reshape(1)
-    total: Any
     if not soft and reduction == "mean" and weight is None and label_smoothing <= 0 and x.shape[1]:
-        return surprise(x, target.long(), ignore_index, True)[0].to(input.dtype)
+        return negative_log_probability(x, target.long(), ignore_index, True)[0].to(input.dtype)
     if soft:
         each, total = _of_probabilities(x, target, weight, label_smoothing)
     else:
         each, total = _of_classes(x, target.long(), weight, ignore_index, label_smoothing)
-    if reduction == "none":
-        loss = each.squeeze(0) if input.ndim == 1 else each
-    else:
-        loss = each.sum() if reduction == "sum" else each.sum() / total
-    if input.dtype not in HALF:
-        return loss
-    mixed = [t.dtype for t in (input, target, weight) if soft and t is not None and t.is_floating_point()]
-    return loss.to(functools.reduce(torch.promote_types, mixed, input.dtype))
+    loss = each.sum() / total if reduction == "mean" else each.sum() if reduction == "sum" else each.squeeze(0) if input.ndim == 1 else each
+    return loss if input.dtype not in HALF else loss.to(_promoted(input, target, weight) if soft else input.dtype)
 
 
-def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smoothing: float) -> tuple[Tensor, Tensor]:
+def _promoted(*tensors: Tensor | None) -> torch.dtype:
+    return functools.reduce(torch.promote_types, [t.dtype for t in tensors if t is not None and t.is_floating_point()])
+
+
+def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smoothing: float) -> tuple[Tensor, Any]:
     """The loss of every target, and what their mean divides by: how many count, or the weight of those."""
     keep = target != ignored
     if x.shape[1] == 0:
         if keep.any():
             raise IndexError(f"Target {target[keep][0].item()} is out of bounds.")
         return x.sum(1), keep.sum()
-    each, counts = surprise(x, target, ignored, False)[0], keep
+    each, counts = negative_log_probability(x, target, ignored, False)[0], keep
     if weight is not None:
         counts = torch.where(keep, weight.to(x.dtype)[torch.where(keep, target, 0)], 0)
         each = each * counts
@@ -183,8 +180,8 @@ def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, 
     return each, counts.sum()
 
 
-def _of_probabilities(x: Tensor, q: Tensor, weight: Tensor | None, smoothing: float) -> tuple[Tensor, float]:
-    """The loss of every truth q, and what their mean divides by: how many there are, whatever the weight."""
+def _of_probabilities(x: Tensor, q: Tensor, weight: Tensor | None, smoothing: float) -> tuple[Tensor, Any]:
+    """The loss of every target q, and what their mean divides by: their number, whatever the weight."""
     if x.numel() == 0:
         return (x * q).sum(1), math.nan
     if smoothing > 0:
@@ -265,7 +262,7 @@ def _check_weight(input: Tensor, weight: Tensor | None) -> None:
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
-    """The cross-entropy of scores and truth, with the arguments of `cross_entropy` kept; the base class is `torch.nn.CrossEntropyLoss`."""
+    """The cross-entropy of scores and targets; see `cross_entropy` and `torch.nn.CrossEntropyLoss`, the base class."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of `input` at `target`."""

@@ -2,9 +2,9 @@
 
     y[n,c,i,j] = (sum over u, v of windows[n,c,i,j,u,v]^p)^(1/p)
 
-It is defined by the other pools: the average of the p-th powers, times the number of cells. Where that average is zero the gradient is
-zero, by decree; the root's own would be infinite. As in torch the powers keep their sign, so an odd p wants numbers that are not negative,
-and a window that hangs over the edge (`ceil_mode`) counts as if its missing cells held the average of the others.
+It is computed by the average pool: the average of the p-th powers, times the number of cells. Where that average is zero the gradient is
+defined as zero, since the derivative of the root is infinite there. As in torch, powers keep their sign, so an odd p needs non-negative
+numbers, and the missing cells of a window beyond the edge (`ceil_mode`) count as the average of the others.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def _lp_pool(dimensions: int, input: Tensor, norm_type: Any, kernel_size: Any, s
     average = AVERAGE[dimensions](input.pow(norm_type), kernel_size, stride, ceil_mode=ceil_mode)
     if isinstance(kernel[0], (tuple, list)):
         raise TypeError(f"lp_pool1d(): argument 'kernel_size' must be an int, not {type(kernel_size).__name__}")
-    return torch.where(average == 0, 0, average).mul(prod(kernel)).pow(1.0 / norm_type)  # unlike masked_fill, keeps channels_last
+    return torch.where(average == 0, 0, average).mul(prod(kernel)).pow(1.0 / norm_type)  # unlike masked_fill, where() keeps channels_last
 
 
 def lp_pool1d(input: Tensor, norm_type: float, kernel_size: int, stride: Any = None, ceil_mode: bool = False) -> Tensor:
@@ -56,7 +56,7 @@ def lp_pool2d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = N
         norm_type: p, any number but zero; infinity and minus infinity give the largest and the smallest size
         kernel_size: pixels of the window; here and below an int, or one int per dimension
         stride: pixels from one window to the next; the kernel size if None
-        ceil_mode: whether a last window may hang over the edge
+        ceil_mode: whether a last window may extend beyond the edge
     """
     return _lp_pool(2, input, norm_type, kernel_size, stride, ceil_mode)
 

@@ -25,8 +25,15 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from cnn425.algorithms import pool as algorithm
 from cnn425.layers import pool_arguments as arguments
 from cnn425.layers.arguments import INTEGERS, remembered
-from cnn425.layers.function import LinearMap, adjoints, computed_by, operation, over_batch
-from cnn425.layers.pool_average import avg_pool1d, avg_pool2d, avg_pool3d  # noqa: F401  all pools of given windows are found here
+from cnn425.layers.function import LinearMap, computed_by, operation, others, over_batch
+from cnn425.layers.pool_average import (  # noqa: F401  all pools of given windows are found here
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+)
 from cnn425.windows import Geometry, Windows
 
 # ---- The Functions: mathematics only -----------------------------------------------------------------------------------------------------
@@ -74,6 +81,18 @@ class Pick(LinearMap):
     def forward(t: Tensor, size: tuple[int, ...], where: Tensor, last: bool) -> Tensor:
         return algorithm.pick(t, where, len(size), last)
 
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return route(g, *others(ctx)), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dt: Tensor, *_: None) -> Tensor:
+        return pick(dt, *others(ctx))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, t: Tensor, size: tuple[int, ...], *rest: Any) -> tuple[Tensor, int]:
+        return over_batch(pick, len(size) + 2, info, in_dims, t, size, *rest), 0
+
 
 class Route(LinearMap):
     """(gradient of the output, numbers of pixels) -> gradient of the image: `(N, C, *positions) -> (N, C, *size)`, each to its pixel."""
@@ -82,9 +101,20 @@ class Route(LinearMap):
     def forward(gy: Tensor, size: tuple[int, ...], where: Tensor, last: bool) -> Tensor:
         return algorithm.route(gy, where, size, last)
 
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return pick(g, *others(ctx)), None, None, None
 
-max_pool = operation(MaxPool)
-pick, route = adjoints(Pick, Route)
+    @staticmethod
+    def jvp(ctx: Any, dgy: Tensor, *_: None) -> Tensor:
+        return route(dgy, *others(ctx))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, gy: Tensor, size: tuple[int, ...], *rest: Any) -> tuple[Tensor, int]:
+        return over_batch(route, len(size) + 2, info, in_dims, gy, size, *rest), 0
+
+
+max_pool, pick, route = map(operation, (MaxPool, Pick, Route))
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
 
@@ -151,7 +181,7 @@ def max_pool2d(
         stride: pixels from one window to the next; the kernel size if None
         padding: pixels that never win around the image, at most half the kernel size
         dilation: pixels from one cell of the window to the next
-        ceil_mode: whether a last window may hang over the edge, as long as it starts inside the image or its low padding
+        ceil_mode: whether a last window may extend beyond the edge if it starts inside the image or its low padding
         return_indices: whether to return, beside the numbers, where in the image they were, as pixel numbers in reading order
     """
     return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)

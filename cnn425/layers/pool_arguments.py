@@ -1,6 +1,6 @@
 """The checks of the pools' arguments, and what follows from arguments alone: the windows, their cells, the memory layout of results.
 
-Exception types are torch's, and so are the words that code in the wild matches on. Sizes are pixels.
+Exception types are torch's, and so are the words that other code matches on. Sizes are pixels.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding: 
     """The windows that a pool's arguments describe."""
     if stride is not None:
         entries(function, "stride", stride)
-    for name, value in (("kernel_size", kernel), ("padding", padding), ("dilation", dilation)):  # torch looks at all types first
+    for name, value in (("kernel_size", kernel), ("padding", padding), ("dilation", dilation)):  # torch checks all types first
         entries(function, name, value)
     if not isinstance(ceil_mode, bool):
         raise TypeError(f"{function}(): argument 'ceil_mode' must be bool, not {type(ceil_mode).__name__}")
@@ -132,7 +132,7 @@ def check_fits(function: str, input: torch.Size, windows: Geometry) -> None:
     """At least one window must fit into the padded image."""
     channels, *size = input[len(input) - windows.dimensions - 1 :]
     positions = windows.positions(size)
-    if function == "avg_pool3d" and any(n < k for n, k in zip(size, windows.kernel, strict=True)):  # the padding does not help, in torch
+    if function == "avg_pool3d" and any(n < k for n, k in zip(size, windows.kernel, strict=True)):  # torch ignores the padding here
         raise RuntimeError(f"input image ({_each('', size)}) smaller than kernel size ({_each('k', windows.kernel)})")
     if all(count > 0 for count in positions):
         return
@@ -164,7 +164,7 @@ def single_channels_last(input: Tensor) -> bool:
 
 
 def check_average(function: str, count_include_pad: object, divisor_override: object) -> None:
-    """The arguments that only average pools have; torch looks at types before it looks at any value."""
+    """The arguments that only average pools have; torch checks types before values."""
     if not isinstance(count_include_pad, bool):
         raise TypeError(f"{function}(): argument 'count_include_pad' must be bool, not {type(count_include_pad).__name__}")
     if divisor_override is not None and not is_int(divisor_override):
@@ -179,7 +179,7 @@ def cells(windows: Geometry, padding: bool) -> int:
 
 
 def upcast(input: Tensor, dimensions: int) -> Tensor:
-    """Half precision volumes in float32 under autocast on the CPU, as in torch; other pools keep the precision they are given."""
+    """Half-precision volumes in float32 under autocast on the CPU, as in torch; other inputs unchanged."""
     if (
         dimensions == 3
         and input.device.type == "cpu"

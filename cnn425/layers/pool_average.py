@@ -19,7 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from cnn425.algorithms import pool as algorithm
 from cnn425.layers import pool_arguments as arguments
 from cnn425.layers.arguments import remembered, written
-from cnn425.layers.function import LinearMap, adjoints, computed_by
+from cnn425.layers.function import LinearMap, computed_by, operation, others, over_batch
 from cnn425.windows import Adaptive, Geometry, Windows
 
 # ---- The Functions: mathematics only -----------------------------------------------------------------------------------------------------
@@ -34,6 +34,18 @@ class AveragePool(LinearMap):
     def forward(x: Tensor, size: tuple[int, ...], windows: Windows, last: bool, divisor: int, padding: bool) -> Tensor:
         return algorithm.average(x, windows, last, divisor, padding)
 
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        return share_out(gy, *others(ctx)), None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, *_: None) -> Tensor:
+        return average_pool(dx, *others(ctx))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, size: tuple[int, ...], *rest: Any) -> tuple[Tensor, int]:
+        return over_batch(average_pool, len(size) + 2, info, in_dims, x, size, *rest), 0
+
 
 class ShareOut(LinearMap):
     """Gradient of the output -> gradient of the image: `(N, C, *positions) -> (N, C, *size)`, shared by the cells of each window."""
@@ -45,8 +57,20 @@ class ShareOut(LinearMap):
             last = False  # the gradient of a mean of everything is contiguous, in torch
         return algorithm.share_out(gy, windows, last, divisor, padding, size)
 
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return average_pool(g, *others(ctx)), None, None, None, None, None
 
-average_pool, share_out = adjoints(AveragePool, ShareOut)
+    @staticmethod
+    def jvp(ctx: Any, dgy: Tensor, *_: None) -> Tensor:
+        return share_out(dgy, *others(ctx))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, gy: Tensor, size: tuple[int, ...], *rest: Any) -> tuple[Tensor, int]:
+        return over_batch(share_out, len(size) + 2, info, in_dims, gy, size, *rest), 0
+
+
+average_pool, share_out = map(operation, (AveragePool, ShareOut))
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
 
@@ -99,14 +123,14 @@ def avg_pool2d(
     """The mean of every window of an image: `(N, C, H, W) -> (N, C, I, J)` or `(C, H, W) -> (C, I, J)`.
 
     Args:
-        input: the image; floating point, or int64 (means are cut off towards zero)
+        input: the image; floating point, or int64 (means are rounded towards zero)
         kernel_size: pixels of the window; here and below an int, or one int per dimension
         stride: pixels from one window to the next; the kernel size if None
         padding: pixels of zeros around the image, at most half the kernel size
-        ceil_mode: whether a last window may hang over the edge, as long as it starts inside the image or its low padding
+        ceil_mode: whether a last window may extend beyond the edge if it starts inside the image or its low padding
         count_include_pad: whether the padding counts as cells of the window
         divisor_override: what to divide sums by, instead of the number of cells
-        out: memory for the result, where no gradient is wanted
+        out: the tensor to write to, where no gradient is wanted
     """
     y = _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     return y if out is None else written("avg_pool2d", y.detach(), out, input)

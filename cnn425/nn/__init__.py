@@ -1,4 +1,4 @@
-"""The layers of the lecture under the names of `torch.nn`, and the one torch never had: `LocallyConnected`."""
+"""The layers of the lecture under the names of `torch.nn`, and `LocallyConnectedNd`, which torch does not have."""
 
 from cnn425.layers.activation import ReLU, Sigmoid, Softmax
 from cnn425.layers.adaptive import (

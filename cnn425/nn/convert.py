@@ -1,12 +1,14 @@
-"""`convert` turns the built-in layers of a model into ours, `revert` turns them back, `report` tells which are which.
+"""`convert` turns the built-in layers of a model into ours, `revert` turns them back, `report` lists which are which.
 
-A layer keeps everything it owns: it stays the same object and becomes an instance of another class with the same attributes. So parameters,
-buffers, hooks, the training flag, device, dtype, names in the state_dict, and modules or parameters used in several places are what they
-were; only what is computed changes.
+A layer stays the same object and becomes an instance of another class with the same attributes. Parameters, buffers, hooks, the training
+flag, device, dtype, names in the state_dict, and modules or parameters used in several places are kept; only what is computed changes.
 
-Only exact types are exchanged. A subclass may compute something else and is left alone; among these are lazy layers until their first
-forward pass, layers with parametrizations (torch makes a subclass for each) and scripted ones. Functions that a model calls itself, like
+Only exact types are exchanged. A subclass may compute something else and is left alone: among these are lazy layers before their first
+forward pass, layers with parametrizations (torch makes a subclass for each) and scripted layers. Functions that a model calls itself, like
 the `torch.flatten` and `F.relu` in torchvision's models, stay torch's.
+
+Libraries that look layers up by their exact type do not recognise ours, and some skip them without a word (captum's DeepLift): give them
+`revert(model)`.
 """
 
 import copy
@@ -75,7 +77,7 @@ class Report:
 
 
 def report(model: Module) -> Report:
-    """Which layers of the model are ours, which could be, and which are left alone and why."""
+    """Which layers of the model are ours, which can be converted, and which are left alone and why."""
     ours: dict[str, str] = {}
     builtin: dict[str, str] = {}
     left_alone: dict[str, str] = {}
