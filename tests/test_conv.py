@@ -378,3 +378,23 @@ def test_parametrized_and_hooked():
     layer(torch.zeros(1, 2, 4, 4)).sum().backward()
     assert seen == [(1, 3, 2, 2)]
     assert layer.parametrizations.weight.original1.grad is not None
+
+
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("pixels", [1, 2, 5])
+@pytest.mark.parametrize("stride", [3, 7, 20])
+@pytest.mark.parametrize(("kernel", "padding"), [(1, 0), (1, 2), (2, 1), (3, 4)])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_strides_larger_than_the_image(d, pixels, stride, kernel, padding, groups):
+    """Most pixels, or all, are seen by no window; issue 19, case 25."""
+    if pixels + 2 * padding < kernel:
+        return
+    x = torch.randn(2, 6, *[pixels] * d, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(6, 6 // groups, *[kernel] * d, dtype=torch.float64, requires_grad=True)
+    results = []
+    for library in (F, torch.nn.functional):
+        y = getattr(library, f"conv{d}d")(x, w, None, stride, padding, 1, groups)
+        upstream = torch.arange(y.numel(), dtype=torch.float64).view(y.shape).sin()
+        results.append((y, *torch.autograd.grad(y, (x, w), upstream)))
+    for mine, expected in zip(*results, strict=True):
+        torch.testing.assert_close(mine, expected)

@@ -1,5 +1,7 @@
 """What a caller of torch.nn would notice: layouts, dtypes and refusals that torch's own suites look at, and other kinds of tensors."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -458,3 +460,24 @@ def test_a_traced_network_serves_other_images():
     network = torch.nn.Sequential(*layers)
     traced = torch.jit.trace(network, image(2, 1, 8, 8))
     torch.testing.assert_close(traced(image(5, 1, 8, 8)), network(image(5, 1, 8, 8)))
+
+
+TRACED = {
+    "conv2d": (lambda x: F.conv2d(x, torch.ones(3, 2, 3, 3), padding=1), 4),
+    "max_pool2d": (lambda x: F.max_pool2d(x, 2), 4),
+    "avg_pool2d": (lambda x: F.avg_pool2d(x, 2), 4),
+    "adaptive_avg_pool2d": (lambda x: F.adaptive_avg_pool2d(x, 1), 4),
+    "locally_connected2d": (lambda x: F.locally_connected2d(x, torch.ones(6, 6, 3, 2, 3, 3)), 4),
+    "conv1d": (lambda x: F.conv1d(x, torch.ones(3, 2, 3)), 3),
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_a_trace_holds_nothing_that_the_older_onnx_exporter_lacks(name):
+    """`torch.onnx.export(dynamo=False)` exports a trace, and knows neither strided views nor copies into memory; issue 19, case 22."""
+    function, ndim = TRACED[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trace = torch.jit.trace(function, (torch.randn(2, 2, *[8] * (ndim - 2)),), check_trace=False)
+    used = {node.kind() for node in trace.inlined_graph.nodes()}
+    assert not used & {"aten::as_strided", "aten::copy", "aten::copy_"}

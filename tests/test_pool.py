@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -571,3 +574,27 @@ def test_an_exported_layer_serves_images_of_other_sizes(name, strict):
     program = torch.export.export(ours, (torch.randn(2, 3, 8, 9),), dynamic_shapes=(sizes,), strict=strict)
     x = torch.randn(4, 3, 11, 7)
     torch.testing.assert_close(program.module()(x), theirs(x))
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
+def test_huge_windows_take_no_memory_of_their_own(name):
+    """Input, output and 16 MB, however large the window: a window of half the image would have many lines to keep."""
+    program = f"""
+import ctypes, pathlib, torch, cnn425.nn.functional as F
+def status(key):
+    return int(next(line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith(key)).split()[1]) / 1024
+def both(n):
+    x = torch.randn(1, 1, n, n).requires_grad_()
+    F.{name}(x, n // 2, 1 + n // 2).sum().backward()
+both(64)
+ctypes.CDLL(None).malloc_trim(0)
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+both(2000)
+print(status("VmHWM") - before)
+"""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system does not say how much memory a process took")
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    image = 2000 * 2000 * 4 / 2**20
+    assert float(run.stdout) < 2 * image + 16  # the image and its gradient
