@@ -196,7 +196,11 @@ def test_no_peeking_in_forward_backward_and_double_backward(name):
     assert not [name for name in recorder.seen if FORBIDDEN.search(name)]
 
 
-WITHOUT_LOOPS = {"linear", "cross_entropy of probabilities", "adaptive_avg_pool2d global"}  # matrix products and elementwise operations of torch
+WITHOUT_LOOPS = {
+    "linear",
+    "cross_entropy of probabilities",
+    "adaptive_avg_pool2d global",
+}  # matrix products and elementwise operations of torch
 
 
 @pytest.mark.parametrize("name", LAYERS)
