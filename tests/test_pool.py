@@ -481,7 +481,7 @@ MODULES = [
 
 @pytest.mark.parametrize(("name", "arguments"), MODULES)
 def test_modules_are_torchs(name, arguments):
-    ours, theirs = getattr(pool, name)(**arguments), getattr(nn, name)(**arguments)
+    ours, theirs = getattr(cnn425_nn, name)(**arguments), getattr(nn, name)(**arguments)
     assert repr(ours) == repr(theirs)
     attributes = {key: value for key, value in vars(theirs).items() if not key.startswith("_")}
     assert {key: value for key, value in vars(ours).items() if not key.startswith("_")} == attributes
