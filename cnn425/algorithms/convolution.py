@@ -40,7 +40,7 @@ TINY = 1 << 14  # products, which are made faster than anything is brought in or
 MANY = 8  # channels that fill a vector register
 THIN = 4  # so few outputs of a product would leave most of a vector register empty
 NUMBERS = 1 << 20  # of images that are copied at a time
-CHUNK, ROWS, SUM = 48, 12, 256  # positions that a thread takes at a time; of the largest tile; that are summed up at a time
+CHUNK, ROWS, SUM = 48, 12, 64  # positions that a thread takes at a time; of the largest tile; that are summed up at a time
 ON_REQUEST: dict[str | None, ModuleType] = {"im2col": im2col, "winograd": winograd, "fft": fft}
 
 
