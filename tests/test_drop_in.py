@@ -462,7 +462,7 @@ def test_a_traced_network_serves_other_images():
     torch.testing.assert_close(traced(image(5, 1, 8, 8)), network(image(5, 1, 8, 8)))
 
 
-TRACED = {
+EXPORTED = {
     "conv2d": (lambda x: F.conv2d(x, torch.ones(3, 2, 3, 3), padding=1), 4),
     "max_pool2d": (lambda x: F.max_pool2d(x, 2), 4),
     "avg_pool2d": (lambda x: F.avg_pool2d(x, 2), 4),
@@ -472,10 +472,10 @@ TRACED = {
 }
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_a_trace_holds_nothing_that_the_older_onnx_exporter_lacks(name):
     """`torch.onnx.export(dynamo=False)` exports a trace, and knows neither strided views nor copies into memory; issue 19, case 22."""
-    function, ndim = TRACED[name]
+    function, ndim = EXPORTED[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trace = torch.jit.trace(function, (torch.randn(2, 2, *[8] * (ndim - 2)),), check_trace=False)

@@ -33,7 +33,8 @@ def default_folder(experiment: str, name: str, options: Options) -> Path:
 
 def show_board(folder: Path) -> None:
     """The line that opens TensorBoard on what was just written."""
-    say(f"tensorboard --logdir {shlex.quote(str(folder))}")
+    near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    say(f"tensorboard --logdir {shlex.quote(str(near))}")
 
 
 def train(options: Options, model: nn.Sequential, training: Pictures, held_out: Pictures, folder: Path, title: str = "training") -> Verdict:
