@@ -329,12 +329,11 @@ def gathered_weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, order: torch.mem
         source, g = memory(images, *images.shape), memory(upstream, count, P * max(O, wide))
         where = memory(phase.row, P + ROWS), P, memory(phase.more, Q, rows), K, g, memory(plan.panels, 2, Q), plan.V, SUM, parts
         loops.weight_gradient(parts * Q, count * P * Q * K, source, *where, memory(found, parts, Q, rows, width))
-        found = found[0] if parts == 1 else found.sum(0)
         total = found if total is None else total.add_(found)
     assert total is not None
     place = places(plan, 0, prod(gw.shape[2:]), False, not gw.is_contiguous())
     weight = memory(place.offset, K), place.hop, place.group, plan.O, memory(gw, gw.numel())
-    loops.unpack(Q * -(-K // loops.BLOCK), total.numel(), memory(total, Q, rows, width), *weight)
+    loops.unpack(Q * -(-K // loops.BLOCK), total.numel(), memory(total, *total.shape), *weight)
 
 
 def scattered_product(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry) -> None:

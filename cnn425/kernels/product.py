@@ -243,14 +243,18 @@ def pack(lo, hi, w, offset, hop, group, O, p):
 
 @loop
 def unpack(lo, hi, p, offset, hop, group, O, w):
-    """The inverse of `pack`: `p (panels, K and some more, width) -> w (numbers)`."""
-    K, width, each = offset.size, p.shape[2], (O + p.shape[2] - 1) // p.shape[2]
+    """The inverse of `pack`, of a weight in several sums: `p (sums, panels, K and some more, width) -> w (numbers)`; p is written over."""
+    K, width, each = offset.size, p.shape[3], (O + p.shape[3] - 1) // p.shape[3]
     blocks = (K + BLOCK - 1) // BLOCK
     for unit in range(lo, hi):
         q, start = unit // blocks, unit % blocks * BLOCK
         first, stop = q % each * width, min(K, start + BLOCK)
-        rows = p[q, start:stop]
+        rows = p[0, q, start:stop].reshape((stop - start) * width)
+        for part in range(1, p.shape[0]):
+            more = p[part, q, start:stop].reshape((stop - start) * width)
+            for k in range(rows.size):
+                rows[k] += more[k]
         for o in range(min(width, O - first)):
             target = w[q // each * group + (first + o) * hop :]
             for k in range(start, stop):
-                target[offset[k]] = rows[k - start, o]
+                target[offset[k]] = rows[(k - start) * width + o]

@@ -6,7 +6,8 @@ thread in one order, so the bits of a result do not depend on the number of thre
 
 Threads are torch's own: the compiled code enters the OpenMP library that torch is linked with, by `GOMP_parallel`, which GNU's and LLVM's
 libraries both export. So there is no second set of threads in the process, and `torch.set_num_threads` is obeyed. Where that library
-cannot be entered (another system), and in a process made by a fork, whose parent's threads are gone, one thread computes everything.
+cannot be entered (another system), and in a process made by a fork, whose parent's threads are gone, one thread computes everything. A
+child of a process that shared loops among threads starts with `torch.set_num_threads(1)`, as the workers of a DataLoader do.
 """
 
 import contextlib
@@ -28,13 +29,17 @@ from cnn425.compat import dispatch_modes, is_transformed, tracing_state
 PLAIN = (Tensor, torch.nn.Parameter)  # types of tensors whose numbers may be read: a subclass may keep none
 SHARED = 1 << 15  # steps of an innermost loop; less is not worth waking a thread
 forced: ContextVar[str | None] = ContextVar("forced", default=None)  # the algorithm that `cnn425.algorithms.use` asks for
-forked = False
+forked = False  # whether this process was made by a fork
+shared = False  # whether loops ran on several threads
 PARALLEL, THIS, ALL = "cnn425_parallel", "cnn425_thread", "cnn425_threads"  # names in machine code, which may be kept in a file
 
 
 def _after_fork() -> None:
+    """The child has one thread, and OpenMP would wait in it for the threads of its parent for ever, in torch's own operations, too."""
     global forked
     forked = True
+    if shared:
+        torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):
@@ -103,8 +108,12 @@ class Loop:
 
     def __call__(self, units: int, steps: int, *arguments: Any) -> None:
         """Compute all units."""
-        run = self.compiled or self.compile()
-        run(units, 1 if steps < SHARED or forked or None in _openmp().values() else torch.get_num_threads(), arguments)
+        global shared
+        run, threads = self.compiled or self.compile(), 1
+        if steps >= SHARED and not forked and None not in _openmp().values():
+            threads = torch.get_num_threads()
+            shared = shared or threads > 1
+        run(units, threads, arguments)
 
     def compile(self) -> Callable[..., None]:
         """The machine code behind the loop, or with NUMBA_DISABLE_JIT=1 the Python."""
