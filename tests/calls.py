@@ -21,7 +21,9 @@ def loops():
     found = {}
     for module in pkgutil.iter_modules(kernels.__path__):
         for name, value in vars(importlib.import_module(f"cnn425.kernels.{module.name}")).items():
-            if isinstance(value, Loop):
+            if isinstance(value, dict):
+                found.update({f"{module.name}.{name}[{key}]": loop for key, loop in value.items() if isinstance(loop, Loop)})
+            elif isinstance(value, Loop):
                 found[f"{module.name}.{name}"] = value
     return found
 
@@ -55,6 +57,12 @@ CALLS = {
     "conv2d in groups": lambda: passes(lambda x, w: F.conv2d(x, w, groups=4), (2, 24, 9, 8), (28, 6, 2, 2)),
     "conv1d in float64": lambda: passes(lambda x, w: F.conv1d(x, w, dilation=2), (2, 16, 45), (19, 16, 3), dtype=torch.float64),
     "conv3d": lambda: passes(lambda x, w: F.conv3d(x, w, stride=(1, 2, 1)), (1, 5, 3, 4, 4), (3, 5, 2, 2, 3)),
+    **{
+        f"conv2d in groups of {G}": lambda G=G: passes(
+            lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1, groups=40 // G), (2, 40, 9, 8), (40, G, 3, 2), (40,)
+        )
+        for G in (2, 4, 8)
+    },
     "depthwise conv2d": lambda: passes(lambda x, w, b: F.conv2d(x, w, b, padding=1, groups=16), (2, 16, 9, 11), (16, 1, 3, 4), (16,)),
     "depthwise conv2d, strided": lambda: passes(
         lambda x, w: F.conv2d(x, w, stride=2, groups=16), (3, 16, 17, 15), (16, 1, 3, 3), last=True

@@ -101,11 +101,12 @@ def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bo
         return share_out(g.float(), windows, last, divisor, padding, size).to(g.dtype)
     if not loops_run(g) or g.dtype not in FLOATS or g.numel() == 0 or whole(windows):
         return share_out_by_definition(g, windows, last, divisor, padding, size)
-    g = divided(g, windows, size, divisor, padding)
-    shape = (*g.shape[: g.ndim - len(size)], *size)
-    plan = known_adjoint_plan(windows, shape, last)
+    cells = divisor or known_cells(windows, tuple(size), padding)
+    if isinstance(cells, Tensor):
+        g, cells = g / cells, 1
+    plan = known_adjoint_plan(windows, (*g.shape[: g.ndim - len(size)], *size), last)
     assert plan is not None
-    return summed(g, plan, last, 1)
+    return summed(g, plan, last, cells)
 
 
 def summed(x: Tensor, plan: "Plan", last: bool, divisor: int) -> Tensor:
@@ -186,14 +187,14 @@ def plan(windows: Windows, shape: tuple[int, ...], last: bool, padding: bool = F
     result, K = (*shape[: len(shape) - d], *target), shape[-d - 1] if last else 1
     M, longest = prod(shape[: len(shape) - d]) // K, [int(side[1].max()) for side in kept]
     *above, W = (*ones, *source)
-    interleaved = last or prod(longest[:2]) * int(kept[1][3].max()) * W * loops.LANES > LINES
+    interleaved = last or prod(longest[:2]) * int(kept[1][3].max()) * W * loops.IMAGES > LINES
     rows = prod(result) // (target[-1] * K)
     tables, steps = [memory(side, *side.shape) for side in kept], prod(result) * prod(longest)
     strides = channels_last(result, d) if last else None
     if interleaved:
         return Plan(result, strides, d, True, (M, *above, W * K), (rows, target[-1] * K), K, tables, kept, rows, steps)
-    units = -(-M // loops.LANES)
-    return Plan(result, strides, d, False, (M, *above, W), (M, rows // M, target[-1]), K, tables, kept, units, steps)
+    units = -(-M // loops.IMAGES)
+    return Plan(result, strides, d, False, (M, *above, W), (M, prod(target)), K, tables, kept, units, steps)
 
 
 known_plan = lru_cache(maxsize=256)(plan)
@@ -300,12 +301,23 @@ def share_out_by_definition(g: Tensor, windows: Windows, last: bool, divisor: in
     return stored(g, len(size), last)
 
 
+def cells_of(windows: Windows, size: Sequence[int], padding: bool, device: torch.device) -> Tensor:
+    """The number of cells in each window, `(*positions)`, those in the padding too, with `padding`."""
+    cells = torch.ones((), dtype=torch.int64, device=device)
+    for dim, n in enumerate(size):
+        side = windows.side(dim, n, device)
+        cells = cells.unsqueeze(-1) * (side.counted if padding else side.inside(n)[1])
+    return cells
+
+
+@lru_cache(maxsize=256)
+def known_cells(windows: Windows, size: tuple[int, ...], padding: bool) -> Tensor | int:
+    """The same on a CPU, as one number if all windows have as many."""
+    cells = cells_of(windows, size, padding, torch.device("cpu"))
+    return int(cells.max()) if cells.min() == cells.max() != 0 else cells
+
+
 def divided(y: Tensor, windows: Windows, size: Sequence[int], divisor: int, padding: bool) -> Tensor:
     """`y (*batch, *positions)` divided by `divisor`, or if that is 0 by the number of cells in each window."""
-    cells: Any = divisor
-    if divisor == 0:
-        cells = torch.ones((), dtype=torch.int64, device=y.device)
-        for dim, n in enumerate(size):
-            side = windows.side(dim, n, y.device)
-            cells = cells.unsqueeze(-1) * (side.counted if padding else side.inside(n)[1])
+    cells: Any = divisor or cells_of(windows, size, padding, y.device)
     return y.div(cells, rounding_mode=None if y.is_floating_point() or y.is_complex() else "trunc")

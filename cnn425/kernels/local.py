@@ -4,7 +4,8 @@
     gradient of x           gx[n,c,d,h,w]     = sum over o and the cells (p, t, u, v) that show the pixel  of  gy[n,o,p] * w[p,o,c,t,u,v]
     gradient of w           gw[p,o,c,t,u,v]   = sum over n  of  gy[n,o,p] * x[n,c, window p, cell t,u,v]
 
-for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` is that of `cnn425.kernels.depthwise`. The
+for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` holds the geometry,
+one row each for the numbers of cells, the strides s, the low paddings p, the dilations d, the positions and the pixels, in three columns. The
 channels of group g are those from g*C/G on, so C below counts the channels of a group. `gather` and `scatter` are for many images and
 channels, where one matrix product per position does the arithmetic.
 """
@@ -36,7 +37,7 @@ def output(lo, hi, x, w, b, groups, grid, y):
                 total, channel = b[o, p % Q], o // (GO // groups) * C
                 for u in range(TU):
                     d, h, first, start, cells = run(p, u, V, grid, D, H, W, TU)
-                    for c in range(C):
+                    for c in range(C if cells else 0):
                         line, weight, part = x[n, channel + c, d, h], w[p % Q, o, c, u], total * 0
                         if cells == V and grid[3, 2] == 1:
                             pixels = line[first : first + V]

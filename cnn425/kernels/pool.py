@@ -1,7 +1,7 @@
 """Pools as loops: a window is reduced one side after the other, first over its rows, then along the row that is left.
 
 Loops see an image as `(D, H, W*K)`, where K neighbours in memory belong to different images: the compiler puts them in one vector register.
-Where channels are last in memory K is their number. Contiguous images come as `(M, D, H, W)`; LANES of them are interleaved, line by line,
+Where channels are last in memory K is their number. Contiguous images come as `(M, D, H, W)`; IMAGES of them are interleaved, line by line,
 so that they look the same. Signals and images have one row or plane, D = H = 1.
 
 The windows along a side are a table `(4, positions)`: the first pixel inside the image, the number of cells inside the image, the number of
@@ -10,28 +10,46 @@ cells that an average counts, the pixels from cell to cell. So ordinary, ceil_mo
 
 import numpy as np
 
+from cnn425.kernels.box import LANES, transpose
 from cnn425.kernels.threads import loop, step
 
-LANES = 16  # images that are interleaved
+IMAGES = 16  # that are interleaved
+RESULTS = 1 << 8  # outputs of interleaved images that are separated at a time
 BUFFER = 1 << 11  # numbers of a row that stay in the nearest cache
 
 
 @step
 def interleave(x, first, d, h, line):
-    """line[w*LANES + k] = x[first + k, d, h, w], for images that exist."""
-    lanes = min(LANES, x.shape[0] - first)
-    for w in range(x.shape[3]):
-        for k in range(lanes):
-            line[w * LANES + k] = x[first + k, d, h, w]
+    """line[w*IMAGES + k] = x[first + k, d, h, w], for images that exist; blocks are written whole."""
+    (M, D, H, W), lanes = x.shape, LANES // x.itemsize
+    numbers, images, hop = x.reshape(x.size), min(IMAGES, M - first), D * H * W
+    start = first * hop + (d * H + h) * W
+    for w in range(0, W, lanes):
+        if x.itemsize >= 4 and start + w + (images - 1) * hop + lanes <= x.size:
+            for k in range(0, IMAGES, lanes):
+                some = max(1, images - k)
+                transpose(numbers, start + w + min(k, images - 1) * hop, hop, some, line, w * IMAGES + k, IMAGES)
+        else:
+            for i in range(w, min(W, w + lanes)):
+                for k in range(images):
+                    line[i * IMAGES + k] = numbers[start + i + k * hop]
 
 
 @step
-def separate(line, first, row, y):
-    """y[first + k, row, j] = line[j*LANES + k], for images that exist: the inverse of `interleave`."""
-    lanes = min(LANES, y.shape[0] - first)
-    for j in range(y.shape[2]):
-        for k in range(lanes):
-            y[first + k, row, j] = line[j * LANES + k]
+def separate(results, count, first, place, y):
+    """y[first + k, place + p] = results[p*IMAGES + k], for `count` outputs of the images that exist: the inverse of `interleave`."""
+    (M, Q), lanes, numbers = y.shape, LANES // y.itemsize, y.reshape(y.size)
+    images = min(IMAGES, M - first)
+    for p in range(0, count, lanes):
+        some = min(lanes, count - p)
+        for k in range(0, images, lanes):
+            start = (first + k) * Q + place + p
+            if y.itemsize >= 4 and some == lanes and images - k >= lanes:
+                transpose(results, p * IMAGES + k, IMAGES, lanes, numbers, start, Q)
+            else:
+                for j in range(min(lanes, images - k)):
+                    for i in range(some):
+                        numbers[start + j * Q + i] = results[(p + i) * IMAGES + k + j]
 
 
 @step
@@ -41,6 +59,21 @@ def span(table):
     for i in range(table.shape[1]):
         longest = max(longest, table[1, i] * table[3, i])
     return longest
+
+
+@step
+def follow(x, first, planes, rows, a, i, ready, image):
+    """Interleave the lines of windows (a, i) that are not in `image` yet, line h of plane d at their remainders; the next line comes back.
+
+    Lines before `ready` are there, or not needed any more.
+    """
+    ready = max(ready, rows[0, i] - rows[3, i] + 1)
+    while ready <= rows[0, i] + (rows[1, i] - 1) * rows[3, i]:
+        for t in range(planes[1, a]):
+            d = planes[0, a] + t * planes[3, a]
+            interleave(x, first, d, ready, image[d % image.shape[0], ready % image.shape[1]])
+        ready += 1
+    return ready
 
 
 # ---- The largest number ------------------------------------------------------------------------------------------------------------------
@@ -59,10 +92,10 @@ def stretch_of(columns, j, K):
 
 
 @step
-def largest_of_row(image, K, H, planes, rows, columns, a, i, best, pixel, lowest, y, where):
+def largest_of_row(image, K, H, W, planes, rows, columns, a, i, best, pixel, lowest, y, where):
     """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y, where (J*K)`, by way of the buffers `best, pixel`."""
-    depth, height, L = image.shape
-    W, J, begin, empty = L // K, columns.shape[1], 0, planes[1, a] == 0 or rows[1, i] == 0
+    depth, height, _ = image.shape
+    J, begin, empty = columns.shape[1], 0, planes[1, a] == 0 or rows[1, i] == 0
     while begin < J:
         end, left, width = stretch_of(columns, begin, K)
         for t in range(planes[1, a]):
@@ -114,30 +147,28 @@ def max_pool_interleaved(lo, hi, x, K, planes, rows, columns, lowest, y, where):
     best, pixel = np.empty(max(L, 1), x.dtype), np.empty(max(L, 1), np.int32)
     for unit in range(lo, hi):
         m, a, i = unit // (A * I), unit // I % A, unit % I
-        largest_of_row(x[m], K, H, planes, rows, columns, a, i, best, pixel, lowest, y[unit], where[unit])
+        largest_of_row(x[m], K, H, L // K, planes, rows, columns, a, i, best, pixel, lowest, y[unit], where[unit])
 
 
 @loop
 def max_pool(lo, hi, x, planes, rows, columns, lowest, y, where):
-    """The same for contiguous images, `x (M, D, H, W) -> y, where (M, A*I, J)`; blocks of LANES images are shared out."""
-    _, _, H, W = x.shape
-    I, J = rows.shape[1], columns.shape[1]
-    image = np.zeros((span(planes), span(rows), W * LANES), x.dtype)  # line h is at h modulo height: older lines are not needed any more
-    best, pixel = np.empty(W * LANES, x.dtype), np.empty(W * LANES, np.int32)
-    numbers, pixels = np.empty(J * LANES, x.dtype), np.empty(J * LANES, np.int32)
+    """The same for contiguous images, `x (M, D, H, W) -> y, where (M, A*I*J)`; blocks of IMAGES images are shared out."""
+    (_, _, H, W), I, J = x.shape, rows.shape[1], columns.shape[1]
+    image = np.zeros((span(planes), span(rows), (W + LANES) * IMAGES), x.dtype)
+    best, pixel = np.empty(W * IMAGES, x.dtype), np.empty(W * IMAGES, np.int32)
+    numbers, pixels = np.empty((RESULTS + J) * IMAGES, x.dtype), np.empty((RESULTS + J) * IMAGES, np.int32)
     for unit in range(lo, hi):
+        done, count = 0, 0
         for a in range(planes.shape[1]):
             ready = 0
             for i in range(I):
-                ready = max(ready, rows[0, i] - rows[3, i] + 1)
-                while ready <= rows[0, i] + (rows[1, i] - 1) * rows[3, i]:
-                    for t in range(planes[1, a]):
-                        d = planes[0, a] + t * planes[3, a]
-                        interleave(x, unit * LANES, d, ready, image[d % image.shape[0], ready % image.shape[1]])
-                    ready += 1
-                largest_of_row(image, LANES, H, planes, rows, columns, a, i, best, pixel, lowest, numbers, pixels)
-                separate(numbers, unit * LANES, a * I + i, y)
-                separate(pixels, unit * LANES, a * I + i, where)
+                ready, to = follow(x, unit * IMAGES, planes, rows, a, i, ready, image), count * IMAGES
+                largest_of_row(image, IMAGES, H, W, planes, rows, columns, a, i, best, pixel, lowest, numbers[to:], pixels[to:])
+                count += J
+                if count >= RESULTS or (i == I - 1 and a == planes.shape[1] - 1):
+                    separate(numbers, count, unit * IMAGES, done, y)
+                    separate(pixels, count, unit * IMAGES, done, where)
+                    done, count = done + count, 0
 
 
 @loop
@@ -180,15 +211,15 @@ def pick(lo, hi, t, where, y):
 
 
 @step
-def sum_of_row(image, K, planes, rows, columns, a, i, total, divisor, y):
+def sum_of_row(image, K, W, planes, rows, columns, a, i, total, divisor, y):
     """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y (J*K)`, by way of the buffer `total (W*K)`."""
-    depth, height, L = image.shape
+    depth, height, L = image.shape[0], image.shape[1], W * K
     if planes[1, a] == 0 or rows[1, i] == 0:
         total[:] = 0
     for t in range(planes[1, a]):
         d = planes[0, a] + t * planes[3, a]
         for u in range(rows[1, i]):
-            line = image[d % depth, (rows[0, i] + u * rows[3, i]) % height]
+            line = image[d % depth, (rows[0, i] + u * rows[3, i]) % height, :L]
             if t == 0 and u == 0:
                 for w in range(L):
                     total[w] = line[w]
@@ -224,24 +255,23 @@ def sum_pool_interleaved(lo, hi, x, K, planes, rows, columns, divisor, y):
     total = np.empty(x.shape[3], x.dtype)
     for unit in range(lo, hi):
         m, a, i = unit // (A * I), unit // I % A, unit % I
-        sum_of_row(x[m], K, planes, rows, columns, a, i, total, divisor, y[unit])
+        sum_of_row(x[m], K, x.shape[3] // K, planes, rows, columns, a, i, total, divisor, y[unit])
 
 
 @loop
 def sum_pool(lo, hi, x, planes, rows, columns, divisor, y):
-    """The same for contiguous images, `x (M, D, H, W) -> y (M, A*I, J)`; blocks of LANES images are shared out."""
-    I, J, L = rows.shape[1], columns.shape[1], x.shape[3] * LANES
-    image = np.zeros((span(planes), span(rows), L), x.dtype)
-    total, numbers = np.empty(L, x.dtype), np.empty(J * LANES, x.dtype)
+    """The same for contiguous images, `x (M, D, H, W) -> y (M, A*I*J)`; blocks of IMAGES images are shared out."""
+    W, I, J = x.shape[3], rows.shape[1], columns.shape[1]
+    image = np.zeros((span(planes), span(rows), (W + LANES) * IMAGES), x.dtype)
+    total, numbers = np.empty(W * IMAGES, x.dtype), np.empty((RESULTS + J) * IMAGES, x.dtype)
     for unit in range(lo, hi):
+        done, count = 0, 0
         for a in range(planes.shape[1]):
             ready = 0
             for i in range(I):
-                ready = max(ready, rows[0, i] - rows[3, i] + 1)
-                while ready <= rows[0, i] + (rows[1, i] - 1) * rows[3, i]:
-                    for t in range(planes[1, a]):
-                        d = planes[0, a] + t * planes[3, a]
-                        interleave(x, unit * LANES, d, ready, image[d % image.shape[0], ready % image.shape[1]])
-                    ready += 1
-                sum_of_row(image, LANES, planes, rows, columns, a, i, total, divisor, numbers)
-                separate(numbers, unit * LANES, a * I + i, y)
+                ready = follow(x, unit * IMAGES, planes, rows, a, i, ready, image)
+                sum_of_row(image, IMAGES, W, planes, rows, columns, a, i, total, divisor, numbers[count * IMAGES :])
+                count += J
+                if count >= RESULTS or (i == I - 1 and a == planes.shape[1] - 1):
+                    separate(numbers, count, unit * IMAGES, done, y)
+                    done, count = done + count, 0

@@ -2,20 +2,32 @@
 
     output                  y[p, o]   = b[o] + sum over k  of  x[row[p] + cell[k]] * w[k, o]       p a position, k = (t, u, v, c) a cell
     gradient of the weight  gw[k, o]  = sum over p         of  x[cell[k] + row[p]] * gy[p, o]      the same with p and k exchanged
+    small groups            y[p, o]   = b[o] + sum over k, i of x[row[p] + cell[k] + o//G*G + i] * w[k, i, o]     k = (t, u, v), i < G
 
-In an image whose channels are last in memory, padded with zeros, the number that cell k of window p shows is at `row[p] + cell[k]`: where
-the window starts, and where the cell is inside. The gradient of the image is the first line again, over the output gradient. Outputs come
-in panels of V vector registers; a tile of some rows p and one panel stays in registers while k runs, which is as fast as a processor can
-multiply and add.
+Positions come in boxes. The pixels that a box of positions sees are brought into a thread's own memory, channels last and with zeros around
+(`cnn425.kernels.box`); there the number that cell k of window p shows is at `row[p] + cell[k]`: where the window starts, and where the cell
+is inside. The gradient of the image is the first line again, over the output gradient. Outputs come in panels of V vector registers; a tile
+of some rows p and one panel stays in registers while k runs, which is as fast as a processor can multiply and add. Groups of G = 1, 2, 4 or
+8 inputs and as many outputs share a register: a depthwise convolution has G = 1.
+
+The gradient of the image by a stride s is several products: every s-th output is made of the same cells. `phases (5, F)` holds of each the
+first output along d, h, w, its first cell, and the one behind its last. `sides (7, 3)` holds the geometry along d, h, w, one row each: the
+positions; the outputs; the outputs from one position to the next; the pixel where the first window starts, and from one window to the next;
+the positions of a box; its pixels. `source` and `target (2, 5)` hold the sizes of the two images along n, d, h, w, c, and their strides.
+`panels (3, Q)` holds of each panel the first output, the number of outputs, and the first channel that they see.
 """
 
 import numpy as np
 
-from cnn425.kernels.threads import loop, machine_step, step
+from cnn425.kernels.box import LANES, fill, load, store, transpose
+from cnn425.kernels.threads import Loop, loop, machine_step, step
 
-SHORT = 32  # products of a sum
+SHORT = 32  # products of a sum: long sums are made of short ones, so that their rounding errors stay small
+SUM = 64  # positions that a weight gradient sums up at a time, whose pixels stay in the nearest cache
+LONG = 1024  # rows of a panel that stay in the cache while tiles use them
+ROWS = 12  # of the largest tile
+GROUP, TURNED = 0, 0  # inputs of the groups that share a register, 0 for large groups; whether they are rows of a tile
 BLOCK = 64  # rows of a weight that stay in the cache while it is transposed
-LANES = 64  # bytes of a vector register of outputs; the compiler takes several smaller ones where there is none so large
 
 
 def _tile():
@@ -25,26 +37,27 @@ def _tile():
     from numba.extending import intrinsic
     from numba.np.arrayobj import make_array
 
+    names = ("x", "base", "row", "p", "cell", "k", "stop", "w", "panel", "step", "y", "first", "out", "b", "bias", "add")
+
     @intrinsic(prefer_literal=True)
-    def tile(typing, x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, R, V):
+    def tile(typing, x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, R, V, G, turned):
         """See `tile` below."""
-        if not isinstance(R, types.IntegerLiteral) or not isinstance(V, types.IntegerLiteral):
+        if not all(isinstance(t, types.IntegerLiteral) for t in (R, V, G, turned)):
             return None
-        rows, registers, word = range(R.literal_value), range(V.literal_value), ir.IntType(64)
+        registers, group, word = range(V.literal_value), G.literal_value, ir.IntType(64)
+        inside, members = (1, max(group, 1)) if turned.literal_value else (max(group, 1), 1)  # inputs of a k, and of a row
+        rows = range(R.literal_value * members)
+        lanes, align = LANES // (x.dtype.bitwidth // 8), x.dtype.bitwidth // 8
 
         def generate(context, builder, signature, values):
-            names = ("x", "base", "row", "p", "cell", "k", "stop", "w", "panel", "step", "y", "first", "out", "b", "bias", "add", "R", "V")
-            numbers = dict(zip(names, values, strict=True))
-            kinds = dict(
-                zip(("x", "row", "cell", "w", "y", "out", "b"), (signature.args[i] for i in (0, 2, 4, 7, 10, 12, 13)), strict=True)
-            )
-            data = {name: make_array(kind)(context, builder, numbers[name]).data for name, kind in kinds.items()}
+            numbers = dict(zip(names, values, strict=False))
+            arrays = {"x": 0, "row": 2, "cell": 4, "w": 7, "y": 10, "out": 12, "b": 13}
+            data = {name: make_array(signature.args[i])(context, builder, values[i]).data for name, i in arrays.items()}
             number = context.get_data_type(x.dtype)
-            lanes = LANES // (x.dtype.bitwidth // 8)
             vector = ir.VectorType(number, lanes)
-            same = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-            name = f"llvm.fma.v{lanes}f{x.dtype.bitwidth}"
-            fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+            zero, same = ir.Constant(vector, [0.0] * lanes), ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+            fma = ir.FunctionType(vector, [vector] * 3)
+            fma = cgutils.get_or_insert_function(builder.module, fma, f"llvm.fma.v{lanes}f{x.dtype.bitwidth}")
 
             def at(name, *offsets):
                 place = offsets[0]
@@ -53,29 +66,53 @@ def _tile():
                 return builder.gep(data[name], [place])
 
             def load(place):
-                return builder.load(builder.bitcast(place, vector.as_pointer()), align=x.dtype.bitwidth // 8)
+                return builder.load(builder.bitcast(place, vector.as_pointer()), align=align)
+
+            def spread(place):
+                one = builder.insert_element(ir.Constant(vector, ir.Undefined), builder.load(place), word(0))
+                return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), same)
+
+            def memory():
+                return [[cgutils.alloca_once_value(builder, zero) for _ in registers] for _ in rows]
+
+            def member(shown, i):
+                lane = [lane // group * group + i for lane in range(lanes)]
+                return builder.shuffle_vector(shown, shown, ir.Constant(ir.VectorType(ir.IntType(32), lanes), lane)) if group > 1 else shown
+
+            starts = [at("x", numbers["base"], builder.load(at("row", numbers["p"], word(r)))) for r in range(R.literal_value)]
+            sums, totals, short = memory(), memory(), word(SHORT)
+            for total in (total for row in sums for total in row):
+                builder.store(zero, total)
+            with cgutils.for_range_slice(builder, numbers["k"], numbers["stop"], short, word) as (begin, _):
+                for total in (total for row in totals for total in row):
+                    builder.store(zero, total)
+                end = builder.add(begin, short)
+                end = builder.select(builder.icmp_signed("<", end, numbers["stop"]), end, numbers["stop"])
+                with cgutils.for_range_slice(builder, begin, end, word(1), word) as (k, _):
+                    offset, weights = builder.load(at("cell", k)), builder.add(numbers["panel"], builder.mul(k, numbers["step"]))
+                    factors = [[load(at("w", weights, word((i * len(registers) + v) * lanes))) for v in registers] for i in range(inside)]
+                    for r in rows:
+                        pixel = builder.gep(starts[r // members], [offset])
+                        one = None if group else spread(pixel)
+                        for v in registers:
+                            shown = load(builder.gep(pixel, [word(v * lanes)])) if group else one
+                            for i in range(inside):
+                                factor = member(shown, r % members + i) if group else shown
+                                builder.store(builder.call(fma, [factor, factors[i][v], builder.load(totals[r][v])]), totals[r][v])
+                for r in rows:
+                    for v in registers:
+                        builder.store(builder.fadd(builder.load(sums[r][v]), builder.load(totals[r][v])), sums[r][v])
+            targets = [
+                builder.add(numbers["first"], builder.load(at("out", builder.mul(numbers["p"], word(members)), word(r)))) for r in rows
+            ]
 
             def finish(start):
+                found = [[builder.fadd(builder.load(sums[r][v]), start(r, v)) for v in registers] for r in rows]
                 for r in rows:
                     for v in registers:
                         place = builder.bitcast(at("y", targets[r], word(v * lanes)), vector.as_pointer())
-                        builder.store(builder.fadd(builder.load(totals[r][v]), start(r, v)), place, align=x.dtype.bitwidth // 8)
+                        builder.store(found[r][v], place, align=align)
 
-            starts = [at("x", numbers["base"], builder.load(at("row", numbers["p"], word(r)))) for r in rows]
-            targets = [builder.add(numbers["first"], builder.load(at("out", numbers["p"], word(r)))) for r in rows]
-            totals = [[cgutils.alloca_once(builder, vector) for _ in registers] for _ in rows]
-            for total in (total for row in totals for total in row):
-                builder.store(ir.Constant(vector, [0.0] * lanes), total)
-            with cgutils.for_range_slice(builder, numbers["k"], numbers["stop"], word(1), word) as (k, _):
-                offset, weights = builder.load(at("cell", k)), builder.add(numbers["panel"], builder.mul(k, numbers["step"]))
-                factors = [load(at("w", weights, word(v * lanes))) for v in registers]
-                for r in rows:
-                    pixel = builder.insert_element(
-                        ir.Constant(vector, ir.Undefined), builder.load(builder.gep(starts[r], [offset])), word(0)
-                    )
-                    pixel = builder.shuffle_vector(pixel, ir.Constant(vector, ir.Undefined), same)
-                    for v in registers:
-                        builder.store(builder.call(fma, [pixel, factors[v], builder.load(totals[r][v])]), totals[r][v])
             with builder.if_else(cgutils.is_true(builder, numbers["add"])) as (goes_on, begins):
                 with goes_on:
                     finish(lambda r, v: load(at("y", targets[r], word(v * lanes))))
@@ -84,177 +121,284 @@ def _tile():
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(x, i, row, i, cell, i, i, w, i, i, y, i, out, b, i, i, R, V), generate
+        return types.void(x, i, row, i, cell, i, i, w, i, i, y, i, out, b, i, i, R, V, G, turned), generate
 
     return tile
 
 
 @machine_step(_tile)
-def tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, R, V):
+def tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, R, V, G, turned):
     """y[first + out[p + r] + o] = (y or b[bias + o]) + sum over k to stop - 1 of x[base + row[p + r] + cell[k]] * w[panel + k*step_ + o].
 
-    For R rows r and the o of V registers; with `add` the sum is added to what `y` holds. Long sums are made of short ones, so that their
-    rounding errors stay small.
+    For R rows r and the o of V registers; with `add` the sum is added to what `y` holds. Rows that write to one place write the same there.
+    With G, o sees the inputs i of its group: the sum is over k and i of x[base + row[p + r] + cell[k] + o//G*G + i] * w[panel + k*step_ +
+    i*width + o], or if it is `turned`, there is a row (r, i) for each i, and one w for them all.
     """
-    width = V * LANES // x.itemsize
-    for r in range(R):
-        start = first + out[p + r]
+    width, inputs, found = V * LANES // x.itemsize, max(G, 1), []
+    lane = np.arange(width) // inputs * inputs
+    for r in range(R * inputs if turned else R):
         total = np.zeros(width, x.dtype)
-        for cell_ in range(k, stop):
-            total += x[base + row[p + r] + cell[cell_]] * w[panel + cell_ * step_ : panel + cell_ * step_ + width]
-        y[start : start + width] = total + (y[start : start + width] if add else b[bias : bias + width])
+        start = base + row[p + r // inputs if turned else p + r]
+        for begin in range(k, stop, SHORT):
+            short = np.zeros(width, x.dtype)
+            for cell_ in range(begin, min(stop, begin + SHORT)):
+                for i in range(1 if turned else inputs):
+                    pixel, weight = start + cell[cell_], panel + cell_ * step_ + i * width
+                    shown = x[pixel + lane + (r % inputs if turned else i)] if G else x[pixel]
+                    short += shown * w[weight : weight + width]
+            total += short
+        to = first + out[(p * inputs if turned else p) + r]
+        found.append((to, total + (y[to : to + width] if add else b[bias : bias + width])))
+    for to, total in found:
+        y[to : to + width] = total
 
 
 @step
 def rows_of(V):
-    """The rows of a tile of V registers: as many as registers are left for."""
-    return 6 if V == 4 else 8 if V == 2 else 12
+    """The rows of a tile of V registers: as many as registers are left for; 5 suit depthwise kernels of 9, 25 and 49 cells."""
+    return 5 if V == 4 or GROUP == 1 else 3 if GROUP and TURNED else 6 if GROUP else 6 if V == 2 else 8
 
 
 @step
 def tile_of(V, x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add):
     """The tile of V registers."""
-    if V == 4:
-        tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 6, 4)
+    if GROUP == 1:
+        if V == 2:
+            tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 5, 2, GROUP, TURNED)
+        else:
+            tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 5, 1, GROUP, TURNED)
+    elif GROUP:
+        if TURNED:
+            tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 3, 1, GROUP, TURNED)
+        else:
+            tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 6, 1, GROUP, TURNED)
+    elif V == 4:
+        tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 5, 4, 0, 0)
     elif V == 2:
-        tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 8, 2)
+        tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 6, 2, 0, 0)
     else:
-        tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 12, 1)
+        tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 8, 1, 0, 0)
 
 
-@loop
-def product(lo, hi, x, row, P, cell, w, b, panels, V, chunk, out, y):
-    """The output: `x (images, pixels*C), w (panels, K, width), b (panels*width) -> y (images, positions*O)`.
+@step
+def numbers_of_box(sides, images, C, lanes):
+    """The numbers of a box, and behind them those that are written or read without being needed."""
+    return images * sides[6, 0] * sides[6, 1] * sides[6, 2] * C + lanes * (C + 4)
 
-    Images and chunks of positions are shared out: units are images * ceil(P / chunk). `row` and `out (P and some more)` say where windows
-    start in the image and their outputs in y; `cell (panels, K)` where the cells of a window are; `panels (2, panels)` the first output of
-    a panel and the number of its outputs. A panel may write over the outputs of the next ones, which come after it.
+
+@step
+def corner(box, sides, images):
+    """The first image and position of a box: n, a, i, j."""
+    A, across, down = sides[0, 0], (sides[0, 2] + sides[5, 2] - 1) // sides[5, 2], (sides[0, 1] + sides[5, 1] - 1) // sides[5, 1]
+    return box // (across * down * A) * images, box // (across * down) % A, box // across % down * sides[5, 1], box % across * sides[5, 2]
+
+
+@step
+def outputs_of(box, source, sides, images):
+    """How many images, and outputs along d, h, w, a box has: it is cut where the image ends."""
+    n, a, i, j = corner(box, sides, images)
+    depth, lines = min(sides[2, 0], sides[1, 0] - a * sides[2, 0]), min(sides[5, 1] * sides[2, 1], sides[1, 1] - i * sides[2, 1])
+    return min(images, source[0, 0] - n), depth, lines, min(sides[5, 2] * sides[2, 2], sides[1, 2] - j * sides[2, 2])
+
+
+@step
+def enter(box, x, source, sides, images, direct, target, buffer, place):
+    """Bring the pixels of a box into `buffer`, and find where its outputs are: (how many, where the box starts).
+
+    A box has the positions of one plane, some lines, some columns, and of several images only if it shows them whole. With `direct`
+    nothing is brought: the image is read where it is.
     """
-    _, K, width = w.shape
-    R, chunks, pixels, numbers = rows_of(V), (P + chunk - 1) // chunk, x.shape[1], y.shape[1]
-    total = panels[0, -1] + panels[1, -1]
-    part = np.empty(R * width, x.dtype)
-    flat, result, weights, starts = x.reshape(x.size), y.reshape(y.size), w.reshape(w.size), np.arange(R) * width
+    (n, a, i, j), (count, depth, lines, columns) = corner(box, sides, images), outputs_of(box, source, sides, images)
+    d, h, w = sides[3, 0] + a * sides[4, 0], sides[3, 1] + i * sides[4, 1], sides[3, 2] + j * sides[4, 2]
+    P = 0
+    for m in range(count):
+        if not direct:
+            fill(x, source, n + m, d, h, w, sides[6], buffer, m * sides[6, 0] * sides[6, 1] * sides[6, 2] * source[0, 4])
+        for t in range(depth):
+            for u in range(lines):
+                start = (n + m) * target[1, 0] + (a * sides[2, 0] + t) * target[1, 1] + (i * sides[2, 1] + u) * target[1, 2]
+                for v in range(columns):
+                    place[P + v] = start + (j * sides[2, 2] + v) * target[1, 3]
+                P += columns
+    return P, n * source[1, 0] + d * source[1, 1] + h * source[1, 2] + w * source[1, 3] if direct else 0
+
+
+@step
+def windows_of(box, source, sides, images, direct, t, u, v, row, out):
+    """Where the windows of a phase start in a box, and the numbers of their outputs in it; how many.
+
+    The first output of the phase is (t, u, v).
+    """
+    (count, depth, lines, columns), C, P = outputs_of(box, source, sides, images), source[0, 4], 0
+    size = source[1, 0] if direct else sides[6, 0] * sides[6, 1] * sides[6, 2] * C
+    for m in range(count if t < depth else 0):
+        for h in range(u, lines, sides[2, 1]):
+            start, to = m * size + h // sides[2, 1] * sides[4, 1] * sides[6, 2] * C, ((m * depth + t) * lines + h) * columns
+            for w in range(v, columns, sides[2, 2]):
+                row[P] = start + w // sides[2, 2] * sides[4, 2] * C
+                out[P] = to + w
+                P += 1
+    return P
+
+
+def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels, V, parts, target, y):
+    """The output: `x, w (panels, K, width), b (O) or (0) -> y`; boxes, and of each `parts` of the panels, are shared out.
+
+    Panels that are full, and whose outputs are neighbours in y, are written there; others by way of a box of outputs.
+    """
+    Q, K, width = w.shape
+    R, C, lanes, wide, apart = rows_of(V), source[0, 4], LANES // x.itemsize, Q * width, target[1, 4]
+    most = images * sides[2, 0] * sides[5, 1] * sides[2, 1] * sides[5, 2] * sides[2, 2]
+    weights, straight, step_ = w.reshape(w.size), apart == 1 and panels[1].min() == width, width * max(GROUP, 1)
+    row, out, place = np.empty(most + R, np.int64), np.empty(most + R, np.int64), np.empty(most, np.int64)
+    buffer, bias = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype), np.zeros(wide, x.dtype)
+    for q in range(Q if b.size else 0):
+        for o in range(panels[1, q]):
+            bias[q * width + o] = b[panels[0, q] + o]
+    result = y if straight else np.empty((most + max(R, lanes)) * wide, x.dtype)
     for unit in range(lo, hi):
-        n, first = unit // chunks, unit % chunks * chunk
-        for q in range(w.shape[0]):
-            o, outputs = panels[0, q], panels[1, q]
-            for p in range(first, min(P, first + chunk), R):
-                if p + R <= P and o + width <= total:
-                    place = n * numbers + o
-                    for k in range(0, K, SHORT):
-                        stop, panel = min(K, k + SHORT), q * K * width
-                        tile_of(V, flat, n * pixels, row, p, cell[q], k, stop, weights, panel, width, result, place, out, b, q * width, k)
-                else:
-                    for k in range(0, K, SHORT):
-                        stop, panel = min(K, k + SHORT), q * K * width
-                        tile_of(V, flat, n * pixels, row[p:], 0, cell[q], k, stop, weights, panel, width, part, 0, starts, b, q * width, k)
-                    for r in range(min(R, P - p)):
-                        place = n * numbers + out[p + r] + o
-                        for k in range(outputs):
-                            result[place + k] = part[r * width + k]
+        box, part = unit // parts, unit % parts
+        found, at = enter(box, x, source, sides, images, direct, target, buffer, place)
+        for f in range(phases.shape[1]):
+            P = windows_of(box, source, sides, images, direct, phases[0, f], phases[1, f], phases[2, f], row, out)
+            for p in range(P):
+                out[p] = place[out[p]] if straight else out[p] * wide
+            for p in range(P, P + R if P else 0):  # rows that are too many compute the last position again
+                row[p], out[p] = row[P - 1], out[P - 1]
+            start, end = phases[3, f], phases[4, f]
+            for q in range(part * Q // parts, (part + 1) * Q // parts):
+                first, base, panel = panels[0, q] if straight else q * width, at + panels[2, q], q * K * width
+                for k in range(start, max(end, start + 1), LONG):
+                    for p in range(0, P, R):
+                        stop, more = min(end, k + LONG), k - start
+                        tile_of(V, buffer, base, row, p, cell, k, stop, weights, panel, step_, result, first, out, bias, q * width, more)
+        for q in range(part * Q // parts, 0 if straight else (part + 1) * Q // parts):
+            store(result, wide, q * width, found, place, apart, panels[0, q], panels[1, q], y)
 
 
-@loop
-def weight_gradient(lo, hi, x, row, P, cell, K, gy, panels, V, chunk, parts, gw):
-    """The gradient of the weight in `parts` sums: `x (images, pixels*C), gy (images, P*O) -> gw (parts, panels, K and some more, width)`.
+def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxes, gy, panels, V, target, parts, gw):
+    """The gradient of the weight in `parts` sums: `x, gy -> gw (parts, panels, K and some more, width)`; parts and panels are shared out.
 
-    Parts and panels are shared out; the reduction over the positions of all images goes in chunks of positions.
+    `cell` has ROWS more cells than K, so that the last tile is full. There is one phase.
     """
-    images, pixels = x.shape
     _, Q, rows, width = gw.shape
-    R, numbers = rows_of(V), gy.shape[1]
-    O, chunks = numbers // P, (P + chunk - 1) // chunk
-    flat, upstream, result = x.reshape(x.size), gy.reshape(gy.size), gw.reshape(gw.size)
-    out, zeros = np.arange(rows) * width, np.zeros(width, x.dtype)
+    R, C, lanes, apart, most = rows_of(V), source[0, 4], LANES // x.itemsize, target[1, 4], images * sides[5, 1] * sides[5, 2]
+    row, place, out = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(rows) * width
+    buffer = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype)
+    upstream, zeros, result = np.zeros((most + lanes) * width, x.dtype), np.zeros(width, x.dtype), gw.reshape(gw.size)
     for unit in range(lo, hi):
         part, q = unit // Q, unit % Q
-        begin, end = part * images * chunks // parts, (part + 1) * images * chunks // parts
-        for item in range(begin, end):
-            n, p = item // chunks, item % chunks * chunk
-            for k in range(0, K, R):
-                place, stop, source = (part * Q + q) * rows * width, min(P, p + chunk), n * numbers + panels[0, q]
-                more = 1 if item > begin else 0
-                tile_of(V, flat, n * pixels, cell[q], k, row, p, stop, upstream, source, O, result, place, out, zeros, 0, more)
+        begin, end = part * boxes // parts, (part + 1) * boxes // parts
+        for box in range(begin, end):
+            P, at = enter(box, x, source, sides, images, direct, target, buffer, place)
+            load(gy, place, P, apart, panels[0, q], panels[1, q], upstream, width)
+            windows_of(box, source, sides, images, direct, 0, 0, 0, row, place)
+            for p in range(0, P, SUM):
+                for k in range(0, phases[4, 0], R):
+                    start, stop, more = (part * Q + q) * rows * width, min(P, p + SUM), box - begin + p
+                    tile_of(V, buffer, at + panels[2, q], cell, k, row, p, stop, upstream, 0, width, result, start, out, zeros, 0, more)
+
+
+GROUPS = (0, 1, 2, 4, 8)  # of a GROUP
+PRODUCTS = {G: Loop(product, False, GROUP=G, TURNED=0) for G in GROUPS}
+WEIGHT_GRADIENTS = {G: Loop(weight_gradient, False, GROUP=G, TURNED=int(G > 1)) for G in GROUPS}
 
 
 @loop
-def scatter(lo, hi, z, row, P, cell, gx):
-    """gx[n, row[p] + cell[k] + c] += z[n, p, k, c]: the adjoint of gathering, `z (images, P, runs, C) -> gx (images, numbers)`; images."""
-    _, _, runs, C = z.shape
+def scatter(lo, hi, z, grid, C, apart, hop, gx):
+    """The gradient of an image from what every window says about its cells: `z (N, C*T*U*V, A*I*J) -> gx (N, numbers)`; images.
+
+    `grid (6, 3)` holds cells, strides, low paddings, dilations, positions and pixels along d, h, w; pixel i of channel c is at
+    `c*apart + i*hop`.
+    """
+    T, U, V, I, J = grid[0, 0], grid[0, 1], grid[0, 2], grid[4, 1], grid[4, 2]
+    D, H, W = [max(grid[2, i] + grid[5, i], (grid[4, i] - 1) * grid[1, i] + (grid[0, i] - 1) * grid[3, i] + 1) for i in range(3)]
+    image = np.empty((C, D, H, W), z.dtype)
     for n in range(lo, hi):
-        image = gx[n]
         image[:] = 0
-        for p in range(P):
-            for k in range(runs):
-                pixels, part = image[row[p] + cell[k] :], z[n, p, k]
-                for c in range(C):
-                    pixels[c] += part[c]
+        for k in range(z.shape[1]):
+            c, t, u, v = k // (T * U * V), k // (U * V) % T, k // V % U, k % V
+            for p in range(0, z.shape[2], J):
+                a, i, told = p // J // I, p // J % I, z[n, k, p : p + J]
+                line = image[c, a * grid[1, 0] + t * grid[3, 0], i * grid[1, 1] + u * grid[3, 1], v * grid[3, 2] :]
+                if grid[1, 2] == 1:
+                    for j in range(told.size):
+                        line[j] += told[j]
+                else:
+                    for j in range(told.size):
+                        line[j * grid[1, 2]] += told[j]
+        for c in range(C):
+            for pixel in range(0, grid[5, 0] * grid[5, 1] * grid[5, 2], grid[5, 2]):
+                d, h = pixel // grid[5, 2] // grid[5, 1], pixel // grid[5, 2] % grid[5, 1]
+                line = image[c, d + grid[2, 0], h + grid[2, 1], grid[2, 2] :]
+                for w in range(grid[5, 2]):
+                    gx[n, c * apart + (pixel + w) * hop] = line[w]
 
 
-# ---- What is gathered from ---------------------------------------------------------------------------------------------------------------
+# ---- Weights -----------------------------------------------------------------------------------------------------------------------------
+
+
+@step
+def run_of(offset, j, stop, lanes):
+    """How many offsets from the j-th on are one behind the other, up to a register."""
+    run = 1
+    while run < lanes and j + run < stop and offset[j + run] == offset[j] + run:
+        run += 1
+    return run
 
 
 @loop
-def pad(lo, hi, x, strides, low, C, image):
-    """Images with their channels last and zeros around: `x (numbers) -> image (N, D, H, W*C)`; the lines (n, d, h) are shared out.
+def pack(lo, hi, w, offset, order, hop, group, O, p):
+    """The weight in panels: p[q, order[j], o] = w[g*group + offset[j] + (first + o)*hop] for the outputs of panel q from `first` on.
 
-    `strides (2, 5)` holds the sizes of the image without zeros along n, d, h, w, c, and numbers from one to the next; `low (3)` the zeros.
+    `w (numbers) -> p (panels, K, width)`; blocks of ascending offsets are shared out. A group g has ceil(O / width) panels. Outputs that do
+    not exist have the weights of the last one.
     """
-    _, D, H, L = image.shape
-    first, pixels, hop, step_ = low[2], strides[0, 3], strides[1, 3], strides[1, 4]
+    K, width, each, lanes = offset.size, p.shape[2], (O + p.shape[2] - 1) // p.shape[2], LANES // w.itemsize
+    blocks, block = (K + BLOCK - 1) // BLOCK, np.empty(lanes * lanes, w.dtype)
     for unit in range(lo, hi):
-        n, d, h = unit // (D * H), unit // H % D - low[0], unit % H - low[1]
-        line = image[n, d + low[0], h + low[1]]
-        if d < 0 or d >= strides[0, 1] or h < 0 or h >= strides[0, 2]:
-            line[:] = 0
-            continue
-        line[: first * C] = 0
-        line[(first + pixels) * C : L] = 0
-        source, target = x[n * strides[1, 0] + d * strides[1, 1] + h * strides[1, 2] :], line[first * C : (first + pixels) * C]
-        if step_ == 1 and hop == C:
-            for w in range(target.size):
-                target[w] = source[w]
-        else:
-            for w in range(pixels):
-                for c in range(C):
-                    target[w * C + c] = source[w * hop + c * step_]
+        q, j, first = unit // blocks, unit % blocks * BLOCK, unit // blocks % each * width
+        stop = min(K, j + BLOCK)
+        while j < stop:
+            run = run_of(offset, j, stop, lanes)
+            for o in range(0, width, lanes):
+                some, start = min(lanes, O - first - o), q // each * group + offset[j] + (first + o) * hop
+                if start + (some - 1) * hop + lanes <= w.size and run > 1:
+                    transpose(w, start, hop, some, block, 0, lanes)
+                else:
+                    for i in range(run):
+                        for k in range(lanes):
+                            block[i * lanes + k] = w[start + i + min(k, some - 1) * hop]
+                for i in range(run):
+                    row, line = p[q, order[j + i], o : o + lanes], block[i * lanes : (i + 1) * lanes]
+                    for k in range(lanes):
+                        row[k] = line[k]
+            j += run
 
 
 @loop
-def pack(lo, hi, w, offset, hop, group, O, p):
-    """The weight in panels: p[q, k, o] = w[g*group + offset[k] + (first + o)*hop] for the outputs of panel q, which begins at `first`.
-
-    `w (numbers) -> p (panels, K, width)`, zero behind the last output; blocks of k are shared out. A group g has ceil(O / width) panels.
-    """
-    K, width, each = offset.size, p.shape[2], (O + p.shape[2] - 1) // p.shape[2]
-    blocks = (K + BLOCK - 1) // BLOCK
+def unpack(lo, hi, p, offset, order, hop, group, O, w):
+    """The inverse of `pack`, of a weight in several sums: `p (sums, panels, K and some more, width) -> w (numbers)`."""
+    K, width, each, lanes = offset.size, p.shape[3], (O + p.shape[3] - 1) // p.shape[3], LANES // w.itemsize
+    blocks, block, turned = (K + BLOCK - 1) // BLOCK, np.zeros(lanes * lanes, w.dtype), np.empty(lanes * lanes, w.dtype)
     for unit in range(lo, hi):
-        q, start = unit // blocks, unit % blocks * BLOCK
-        first, stop = q % each * width, min(K, start + BLOCK)
-        rows, outputs = p[q, start:stop], min(width, O - first)
-        if outputs < width:
-            rows[:] = 0
-        for o in range(outputs):
-            source = w[q // each * group + (first + o) * hop :]
-            for k in range(start, stop):
-                rows[k - start, o] = source[offset[k]]
-
-
-@loop
-def unpack(lo, hi, p, offset, hop, group, O, w):
-    """The inverse of `pack`, of a weight in several sums: `p (sums, panels, K and some more, width) -> w (numbers)`; p is written over."""
-    K, width, each = offset.size, p.shape[3], (O + p.shape[3] - 1) // p.shape[3]
-    blocks = (K + BLOCK - 1) // BLOCK
-    for unit in range(lo, hi):
-        q, start = unit // blocks, unit % blocks * BLOCK
-        first, stop = q % each * width, min(K, start + BLOCK)
-        rows = p[0, q, start:stop].reshape((stop - start) * width)
-        for part in range(1, p.shape[0]):
-            more = p[part, q, start:stop].reshape((stop - start) * width)
-            for k in range(rows.size):
-                rows[k] += more[k]
-        for o in range(min(width, O - first)):
-            target = w[q // each * group + (first + o) * hop :]
-            for k in range(start, stop):
-                target[offset[k]] = rows[(k - start) * width + o]
+        q, j, first = unit // blocks, unit % blocks * BLOCK, unit // blocks % each * width
+        stop = min(K, j + BLOCK)
+        while j < stop:
+            run = run_of(offset, j, stop, lanes)
+            for o in range(0, width, lanes):
+                some, start = min(lanes, O - first - o), q // each * group + offset[j] + (first + o) * hop
+                for i in range(run):
+                    line = block[i * lanes : (i + 1) * lanes]
+                    for part in range(p.shape[0]):
+                        more = p[part, q, order[j + i], o : o + lanes]
+                        for k in range(lanes):
+                            line[k] = more[k] if part == 0 else line[k] + more[k]
+                if run == some == lanes:
+                    transpose(block, 0, lanes, lanes, w, start, hop)
+                else:
+                    transpose(block, 0, lanes, lanes, turned, 0, lanes)
+                    for k in range(some):
+                        for i in range(run):
+                            w[start + k * hop + i] = turned[k * lanes + i]
+            j += run

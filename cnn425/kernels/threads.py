@@ -16,7 +16,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -98,13 +98,13 @@ def memory(t: Tensor, *shape: int) -> tuple[Any, ...]:
 class Loop:
     """A loop `f(lo, hi, *arguments)`: call it with the number of units, the steps of the innermost loop in all, and the arguments.
 
-    Arguments are numbers, and arrays given as `memory(tensor, *shape)`.
+    Arguments are numbers, and arrays given as `memory(tensor, *shape)`. `parts` take the place of constants that it names.
     """
 
-    def __init__(self, function: Callable[..., None], fast: bool) -> None:
-        self.function, self.fast = function, fast
+    def __init__(self, function: Callable[..., None], fast: bool, **parts: Any) -> None:
+        self.function, self.fast, self.parts = function, fast, parts
         self.compiled: Callable[..., None] | None = None
-        self.__doc__, self.__name__ = function.__doc__, function.__name__
+        self.__doc__, self.__name__ = function.__doc__, "_".join([function.__name__, *map(str, parts.values())])
 
     def __call__(self, units: int, steps: int, *arguments: Any) -> None:
         """Compute all units."""
@@ -119,12 +119,12 @@ class Loop:
         """The machine code behind the loop, or with NUMBA_DISABLE_JIT=1 the Python."""
         from numba import config
 
-        self.compiled = self.python if getattr(config, "DISABLE_JIT", 0) else _compiled(self.function, self.fast)
+        self.compiled = self.python if getattr(config, "DISABLE_JIT", 0) else _compiled(self)
         return self.compiled
 
     def python(self, units: int, threads: int, arguments: tuple[Any, ...]) -> None:
         """The loop as ordinary Python."""
-        self.function(0, units, *map(_as_array, arguments))
+        _linked(self.function, self.parts, lambda _, function: function)(0, units, *map(_as_array, arguments))
 
 
 class Step:
@@ -173,28 +173,33 @@ def _as_array(argument: Any) -> Any:
 # ---- Machine code ------------------------------------------------------------------------------------------------------------------------
 
 
-def _compiled(function: Callable[..., None], fast: bool) -> Callable[..., None]:
+def _compiled(made_of: Loop) -> Callable[..., None]:
     """`entry(units, threads, arguments)` in machine code; the Python around the loop is a copy of `_entry` that numba finds beside it."""
     from numba import njit
 
-    fastmath = {"contract", "reassoc", "nsz"} if fast else {"contract"}
+    function = made_of.function
+    fastmath = {"contract", "reassoc", "nsz"} if made_of.fast else {"contract"}
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    names = dict(function.__globals__)
-    for name, part in function.__globals__.items():
-        if isinstance(part, Step):  # steps call one another, by the names that they share
-            made = part.make or partial(
-                njit(**options, fastmath=fastmath, forceinline=True), FunctionType(part.function.__code__, names, name)
-            )
-            names[name] = made()
-    inner = njit(**options, fastmath=fastmath)(FunctionType(function.__code__, names, function.__name__))
+    compile_, inline = njit(**options, fastmath=fastmath), njit(**options, fastmath=fastmath, forceinline=True)
+    inner = compile_(_linked(function, made_of.parts, lambda part, function: part.make() if part.make else inline(function)))
     code = _entry.__code__.replace(co_filename=function.__code__.co_filename, co_firstlineno=function.__code__.co_firstlineno)
     around = {**_numba_functions(), "kernel": inner}
     entry = FunctionType(code, around, function.__name__)
-    entry.__module__, entry.__qualname__ = function.__module__, function.__name__
+    entry.__module__, entry.__qualname__ = function.__module__, made_of.__name__
     made = njit(**options)(entry)
     with contextlib.suppress(RuntimeError):  # no folder that can be written to
         made._cache = _files()(entry)
     return made
+
+
+def _linked(function: Callable[..., Any], parts: dict[str, Any], made: Callable[[Step, FunctionType], Any]) -> FunctionType:
+    """The function with `parts` in place of constants, and with what is made of them in place of steps."""
+    names = {**function.__globals__, **parts}
+    for name in function.__code__.co_names:
+        part = names.get(name)
+        if isinstance(part, Step):
+            names[name] = made(part, _linked(part.function, parts, made))
+    return FunctionType(function.__code__, names, function.__name__)
 
 
 @cache

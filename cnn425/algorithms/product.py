@@ -1,0 +1,289 @@
+"""Convolutions as gathered products: the tables that the loops of `cnn425.kernels.product` read, one plan per shape and layout.
+
+The gradient of the input with stride s: every s-th pixel is met by the same cells of the kernel, so it is s products per dimension over the
+output gradient, each with the cells of one phase. If its channels are few, most of a vector register would be empty: what every window says
+about its cells is one matrix product, which is added to the pixels.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cnn425.algorithms.local import grid
+from cnn425.kernels import product as loops
+from cnn425.kernels.box import LANES
+from cnn425.kernels.threads import memory
+from cnn425.windows import Geometry
+
+CPU = torch.device("cpu")
+BOX = 1 << 18  # bytes of a box, which stay in the cache of a core
+FEWEST = 96  # positions of a box, which fill tiles
+MANY = 8  # channels that fill half a vector register
+UNITS = 16  # so many threads have something to do
+NUMBERS = 1 << 20  # of what windows say that is written down at a time
+
+
+class Memory(NamedTuple):
+    """How an image is stored."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def in_five(self) -> tuple[list[int], list[int]]:
+        """Sizes and strides along n, d, h, w, c."""
+        (N, C, *size), (n, c, *strides), more = self.shape, self.stride, 5 - len(self.shape)
+        return [N, *[1] * more, *size, C], [n, *[0] * more, *strides, c]
+
+    def numbers(self) -> int:
+        """The numbers in memory from the first to the last."""
+        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+
+
+class Side(NamedTuple):
+    """The windows along one side, and which cells of the kernel they show."""
+
+    positions: int = 1
+    outputs: int = 1
+    hop: int = 1  # outputs from one position to the next
+    origin: int = 0  # the pixel where the first window starts
+    step: int = 1  # pixels from window to window
+    phases: Sequence[tuple[Sequence[int], Sequence[int]]] = (((0,), (0,)),)  # of each output of a hop: pixels to its cells, their numbers
+
+    @property
+    def span(self) -> int:
+        """The pixels of a window."""
+        return max(max(offsets, default=0) for offsets, _ in self.phases) + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A convolution of C inputs and O outputs per group, in Q panels of V registers, which are `width` outputs, as loops want it."""
+
+    C: int
+    O: int
+    V: int
+    width: int
+    Q: int
+    boxes: int
+    parts: int  # of the panels
+    work: int  # products
+    cells: tuple[int, ...]  # of the kernel, phase by phase
+    image: tuple[object, ...]
+    panels: tuple[object, ...]
+    target: tuple[object, ...]
+    kept: tuple[Tensor, ...]  # the memory of the tables
+
+
+@lru_cache(maxsize=512)
+def plan(map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, y: Memory, itemsize: int, G: int) -> Plan:
+    """The plan of "output" or "input gradient", from image x to image y, with C inputs and O outputs per group.
+
+    Groups of G inputs and as many outputs share panels.
+    """
+    (O, groups), channels, lanes = (O * groups, 1) if G else (O, groups), x.shape[1], LANES // itemsize
+    V = min((1,) if G > 1 else (2, 1) if G else (4, 2, 1), key=lambda v: -(-O // (v * lanes)) * v)
+    width = V * lanes
+    firsts = [(g, o) for g in range(groups) for o in range(0, O, width)]
+    Q, inputs, ones = len(firsts), 1 if G else C, (1,) * (5 - len(x.shape))
+    panels = [[g * O + o for g, o in firsts], [min(width, O - o) for _, o in firsts], [o if G else g * C for g, o in firsts]]
+    side = forward_side if map_ == "output" else backward_side
+    size = enumerate(zip(x.shape[2:], y.shape[2:], strict=True))
+    sides = [*[Side()] * len(ones), *[side(geometry, dim, n, m) for dim, (n, m) in size]]
+    images, box = box_of(sides, x.shape[0], channels, Q, width, BOX // itemsize)
+    direct = is_direct(x, sides) and not (G and channels % width)
+    pixels = x.in_five()[0][1:4] if direct else [(b - 1) * s.step + s.span for b, s in zip(box, sides, strict=True)]
+    phases: list[list[int]] = []
+    cells: list[int] = []
+    kernel: list[int] = []
+    for outputs in product(*(range(len(s.phases)) for s in sides)):
+        found = [s.phases[i] for s, i in zip(sides, outputs, strict=True)]
+        more = places_of([offsets for offsets, _ in found], pixels, channels, inputs)
+        phases.append([*outputs, len(cells), len(cells) + len(more)])
+        cells += more
+        kernel += places_of([which for _, which in found], (*ones, *geometry.kernel), 1, 1)
+    tables = (x.in_five(), table(sides, box, pixels), list(zip(*phases, strict=True)), cells + cells[-1:] * loops.ROWS, panels, y.in_five())
+    kept = tuple(torch.tensor(t, device=CPU) for t in tables)
+    source, sides_, phases_, cells_, panels_, target = (memory(t, *t.shape) for t in kept)
+    boxes = -(-x.shape[0] // images) * prod(-(-s.positions // b) for s, b in zip(sides, box, strict=True))
+    work = x.shape[0] * prod(s.positions for s in sides) * Q * len(cells) * max(G, 1)
+    image = source, sides_, images, int(direct), phases_, cells_
+    parts = min(Q, -(-UNITS // boxes))
+    return Plan(C, O, V, width, Q, boxes, parts, work, tuple(kernel), image, panels_, target, kept)
+
+
+# ---- Where windows are -------------------------------------------------------------------------------------------------------------------
+
+
+def forward_side(geometry: Geometry, dim: int, n: int, m: int) -> Side:
+    """The windows of the output along a side of n pixels and m positions."""
+    d, cells = geometry.dilation[dim], range(geometry.kernel[dim])
+    return Side(m, m, 1, -geometry.padding[dim][0], geometry.stride[dim], [([u * d for u in cells], cells)])
+
+
+def backward_side(geometry: Geometry, dim: int, n: int, m: int) -> Side:
+    """The windows of the gradient of m pixels: pixel h is met by the cells u at the positions `(h + low - u*d) / s` that are whole."""
+    s, d, low = geometry.stride[dim], geometry.dilation[dim], geometry.padding[dim][0]
+    cells = [[u for u in range(geometry.kernel[dim]) if (h + low - u * d) % s == 0] for h in range(min(s, m))]
+    positions = [[(h + low - u * d) // s for u in which] for h, which in enumerate(cells)]
+    origin = min(p for each in positions for p in each) if any(positions) else 0
+    phases = [([p - origin for p in each], which) for each, which in zip(positions, cells, strict=True)]
+    return Side(-(-m // s), m, s, origin, 1, phases)
+
+
+def table(sides: Sequence[Side], box: Sequence[int], pixels: Sequence[int]) -> list[list[int]]:
+    """The geometry as loops read it, `(7, 3)`."""
+    rows = zip(*((s.positions, s.outputs, s.hop, s.origin, s.step) for s in sides), strict=True)
+    return [*map(list, rows), list(box), list(pixels)]
+
+
+def places_of(offsets: Sequence[Sequence[int]], pixels: Sequence[int], channels: int, inputs: int) -> list[int]:
+    """Where the cells of a window are in a box of so many pixels: in reading order, the inputs of a cell one after the other."""
+    return [((t * pixels[1] + u) * pixels[2] + v) * channels + c for t, u, v in product(*offsets) for c in range(inputs)]
+
+
+def box_of(sides: Sequence[Side], images: int, channels: int, panels: int, width: int, room: int) -> tuple[int, tuple[int, int, int]]:
+    """Images, and positions along d, h and w, of the boxes: as many as fit into a cache, and leave something for every thread."""
+    (depth, height, across), (A, I, J) = sides, (s.positions for s in sides)
+
+    def fits(n: int, i: int, j: int) -> bool:
+        pixels = n * depth.span * ((i - 1) * height.step + height.span) * ((j - 1) * across.step + across.span)
+        return pixels * channels <= room and n * depth.hop * i * height.hop * j * across.hop * panels * width <= room
+
+    j = most(J, lambda m: fits(1, 1, m))
+    i = most(I, lambda m: fits(1, m, j)) if j == J else 1
+    n = most(images, lambda m: fits(m, i, j)) if (A, i, j) == (1, I, J) else 1
+    while -(-images // n) * A * -(-I // i) * -(-J // j) * panels < UNITS and n * i * j > FEWEST:
+        n, i, j = (-(-n // 2), i, j) if n > 1 else (1, -(-i // 2), j) if i > 1 else (1, 1, -(-j // 2))
+    return even(images, n), (1, even(I, i), even(J, j))
+
+
+def most(total: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to a total that fits, or 1."""
+    return bisect_left(range(2, total + 1), True, key=lambda m: not fits(m)) + 1
+
+
+def even(total: int, length: int) -> int:
+    """The least length of pieces of a total that are as few as pieces of a length."""
+    return -(-total // -(-total // length))
+
+
+def is_direct(x: Memory, sides: Sequence[Side]) -> bool:
+    """Whether windows may be read where the image is: channels last, without zeros around."""
+    (_, D, H, W, C), (_, *strides) = x.in_five()
+    inside = all(s.origin >= 0 and s.origin + (s.positions - 1) * s.step + s.span <= n for s, n in zip(sides, (D, H, W), strict=True))
+    return inside and all(n == 1 or a == b for n, a, b in zip((D, H, W, C), strides, (H * W * C, W * C, C, 1), strict=True))
+
+
+# ---- Where weights are ------------------------------------------------------------------------------------------------------------------
+
+
+class Places(NamedTuple):
+    """Where a panel finds its numbers in a weight."""
+
+    offset: Tensor  # from an output's first number, ascending
+    order: Tensor  # which cell and input each is
+    hop: int  # from output to output
+    group: int  # from group to group
+
+
+@lru_cache(maxsize=512)
+def places(plan: Plan, cells: int, transposed: bool, last: bool) -> Places:
+    """The places in a weight `(G*O, C, cells)`, or with `last` `(G*O, cells, C)`; `transposed` exchanges the roles of O and C."""
+    O, C = (plan.C, plan.O) if transposed else (plan.O, plan.C)
+    of_cell, of_channel = (C, 1) if last else (1, cells)
+    per_input, per_output = (C * cells, of_channel) if transposed else (of_channel, C * cells)
+    offset = [cell * of_cell + c * per_input for cell in plan.cells for c in range(plan.C)]
+    return Places(*torch.tensor(offset, device=CPU).sort(), per_output, O * C * cells)
+
+
+def stored_weight(w: Tensor) -> tuple[Tensor, bool]:
+    """The weight in one stretch of memory, and whether its channels are last there."""
+    if w.is_contiguous():
+        return w, False
+    last = w.movedim(1, -1)
+    return (w, True) if last.is_contiguous() else (w.contiguous(), False)
+
+
+def packed(w: Tensor, plan: Plan, place: Places) -> Tensor:
+    """The weight in panels `(Q, K, width)`."""
+    K = place.offset.shape[0]
+    p = w.new_empty(plan.Q, K, plan.width)
+    weight = memory(w, w.numel()), memory(place.offset, K), memory(place.order, K), place.hop, place.group, plan.O
+    loops.pack(plan.Q * -(-K // loops.BLOCK), p.numel(), *weight, memory(p, *p.shape))
+    return p
+
+
+# ---- The maps ----------------------------------------------------------------------------------------------------------------------------
+
+
+def of(t: Tensor) -> Memory:
+    """How `t` is stored."""
+    return Memory(tuple(t.shape), t.stride())
+
+
+def numbers(t: Tensor) -> tuple[object, ...]:
+    """The memory of an image of any strides as an argument for a loop."""
+    return memory(t, of(t).numbers())
+
+
+def sharing(w: Tensor, groups: int) -> int:
+    """How many inputs, and as many outputs, small groups have that share a vector register; 0 for large groups, and for few channels."""
+    (O, C), G = w.shape[:2], groups
+    return C if C in loops.GROUPS and O == C * G >= MANY and G > 1 else 0
+
+
+def output(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, geometry: Geometry, groups: int) -> None:
+    """Write the output `y`."""
+    G = sharing(w, groups)
+    found = plan("output", geometry, groups, w.shape[1], w.shape[0] // groups, of(x), of(y), x.itemsize, G)
+    multiply(x, w, bias, y, found, G, transposed=False)
+
+
+def input_gradient(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry, groups: int) -> None:
+    """Write the gradient of the input `gx`: the same product over the output gradient, with inputs and outputs exchanged."""
+    G = sharing(w, groups)
+    found = plan("input gradient", geometry, groups, w.shape[0] // groups, w.shape[1], of(gy), of(gx), gy.itemsize, G)
+    w = w.unflatten(0, (-1, G)).transpose(1, 2).flatten(0, 1) if G > 1 else w
+    multiply(gy, w, None, gx, found, G, transposed=G == 0)
+
+
+def multiply(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, G: int, transposed: bool) -> None:
+    """Write `y`. The weight is `(G*O, C, *kernel)`, with `transposed` that of the other direction."""
+    w, last = stored_weight(w)
+    panels, bias = packed(w, plan, places(plan, prod(w.shape[2:]), transposed, last)), w.new_empty(0) if bias is None else bias.contiguous()
+    weight = memory(panels, *panels.shape), memory(bias, bias.numel()), plan.panels, plan.V, plan.parts
+    loops.PRODUCTS[G](plan.boxes * plan.parts, plan.work, numbers(x), *plan.image, *weight, plan.target, memory(y, y.numel()))
+
+
+def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, groups: int) -> None:
+    """Write the gradient of the weight `gw`."""
+    G = sharing(gw, groups)
+    found = plan("output", geometry, groups, gw.shape[1], gw.shape[0] // groups, of(x), of(gy), x.itemsize, G)
+    place, Q, parts = places(found, prod(gw.shape[2:]), False, not gw.is_contiguous()), found.Q, min(found.boxes, max(1, UNITS // found.Q))
+    K = len(place.offset)
+    sums = gw.new_empty(parts, Q, K + loops.ROWS * max(G, 1), found.width)
+    upstream = found.boxes, numbers(gy), found.panels, found.V, found.target, parts
+    loops.WEIGHT_GRADIENTS[G](parts * Q, found.work, numbers(x), *found.image, *upstream, memory(sums, *sums.shape))
+    weight = memory(place.offset, K), memory(place.order, K), place.hop, place.group, found.O, memory(gw, gw.numel())
+    loops.unpack(Q * -(-K // loops.BLOCK), sums.numel(), memory(sums, *sums.shape), *weight)
+
+
+def scattered_product(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry) -> None:
+    """Write `gx` of few channels: what every window says about its cells is one product, `(C*cells, O) (O, P)`, and is added to pixels."""
+    matrix, upstream, N = w.flatten(1).t(), gy.flatten(2), len(gy)
+    (K, P), numbers_, C = (matrix.shape[0], upstream.shape[2]), gx[0].numel(), gx.shape[1]
+    step = min(N, max(1, NUMBERS // (P * K)))
+    z, places_ = gy.new_empty(step, K, P), memory(grid(geometry, tuple(gx.shape[2:])), 6, 3)
+    last = gx.stride(1) == 1
+    for n in range(0, N, step):
+        images = min(step, N - n)
+        torch.matmul(matrix, upstream[n : n + step], out=z[:images])
+        where = places_, C, numbers_ // C if not last else 1, C if last else 1
+        loops.scatter(images, images * K * P, memory(z, images, K, P), *where, memory(gx[n:], images, numbers_))
