@@ -58,6 +58,11 @@ def classes(x: Tensor, dim: int) -> tuple[int, int, int]:
     return prod(x.shape[:dim]), x.shape[dim], prod(x.shape[dim + 1 :])
 
 
+def units(shape: tuple[int, int, int]) -> int:
+    """How many blocks loops see in a shape `(B, C, K)`."""
+    return -(-shape[0] // loops.ROWS) if shape[2] == 1 else shape[0] * -(-shape[2] // loops.BLOCK)
+
+
 def softmax(x: Tensor, dim: int) -> Tensor:
     """`exp(x) / sum of exp(x)` along `dim`; the largest x is subtracted first, which keeps the exponentials finite."""
     if x.numel() == 0:
@@ -67,7 +72,7 @@ def softmax(x: Tensor, dim: int) -> Tensor:
         return (e / e.sum(dim, keepdim=True)).contiguous()
     x, shape = x.contiguous(), classes(x, dim)
     y = torch.empty_like(x)
-    loops.softmax(shape[0], 4 * x.numel(), memory(x, *shape), memory(y, *shape))
+    loops.softmax(units(shape), 4 * x.numel(), memory(x, *shape), memory(y, *shape))
     return y
 
 
@@ -77,7 +82,7 @@ def softmax_gradient(gy: Tensor, y: Tensor, dim: int) -> Tensor:
         return y * (gy - (gy * y).sum(dim, keepdim=True))
     gy, shape = gy.contiguous(), classes(y, dim)
     gx = torch.empty_like(gy)
-    loops.softmax_gradient(shape[0], y.numel(), memory(gy, *shape), memory(y, *shape), memory(gx, *shape))
+    loops.softmax_gradient(units(shape), y.numel(), memory(gy, *shape), memory(y, *shape), memory(gx, *shape))
     return gx
 
 
@@ -89,7 +94,7 @@ def cross_entropy(x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, Tens
     shape = x.shape[0], x.shape[1], prod(x.shape[2:])
     each = shape[0], shape[2]
     arguments = ignored, memory(y, *each), memory(p, *shape), memory(wrong, 2)
-    loops.cross_entropy(shape[0], 4 * x.numel(), memory(x, *shape), memory(target, *each), *arguments)
+    loops.cross_entropy(units(shape), 4 * x.numel(), memory(x, *shape), memory(target, *each), *arguments)
     if wrong[1]:
         raise IndexError(f"Target {int(wrong[0])} is out of bounds.")
     return y, p
@@ -119,7 +124,7 @@ def cross_entropy_gradient(g: Tensor, p: Tensor, target: Tensor, ignored: int) -
     shape = p.shape[0], p.shape[1], prod(p.shape[2:])
     each = shape[0], shape[2]
     loops.cross_entropy_gradient(
-        shape[0], p.numel(), memory(g, *each), memory(p, *shape), memory(target, *each), ignored, memory(gx, *shape)
+        units(shape), p.numel(), memory(g, *each), memory(p, *shape), memory(target, *each), ignored, memory(gx, *shape)
     )
     return gx
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from cnn425.kernels.threads import loop, step, sums
 
-LANES = 16
+LANES = 64  # numbers of a row that are compared at once
+BLOCK, ROWS = 1 << 8, 16  # neighbours, and rows, that are taken at a time, so that they stay in the nearest cache
 
 
 @loop
@@ -63,83 +64,127 @@ def sigmoid_gradient(lo, hi, gy, y, gx):
 
 
 @step
-def largest(row, lanes):
-    """The largest number of a row, NaNs aside, by way of a buffer of LANES numbers."""
-    lanes[:] = -np.inf
-    for first in range(0, row.size - LANES + 1, LANES):
-        part = row[first : first + LANES]
-        for k in range(LANES):
-            lanes[k] = part[k] if part[k] > lanes[k] else lanes[k]
-    top = lanes[0]
-    for k in range(1, LANES):
-        top = lanes[k] if lanes[k] > top else top
-    for c in range(row.size // LANES * LANES, row.size):
-        top = row[c] if row[c] > top else top
-    return top
+def logarithm(x):
+    """log(x) of a float32 from 1 on: x = 2**n * (1 + f) with 1 + f from sqrt(1/2) to sqrt(2)."""
+    bits = np.float32(x).view(np.int32) - np.int32(0x3F3504F3)
+    n = np.float32(bits >> np.int32(23))
+    f = np.int32((bits & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3)).view(np.float32) - np.float32(1)
+    p = np.float32(7.0376836292e-2) * f - np.float32(1.1514610310e-1)
+    p = p * f + np.float32(1.1676998740e-1)
+    p = p * f - np.float32(1.2420140846e-1)
+    p = p * f + np.float32(1.4249322787e-1)
+    p = p * f - np.float32(1.6668057665e-1)
+    p = p * f + np.float32(2.0000714765e-1)
+    p = p * f - np.float32(2.4999993993e-1)
+    p = p * f + np.float32(3.3333331174e-1)
+    small = p * f * f * f - n * np.float32(2.12194440e-4) - np.float32(0.5) * f * f
+    return x if x != x or x == np.inf else f + small + n * np.float32(0.693359375)
 
 
 @step
-def probabilities(x, y, top, total, lanes):
-    """The softmax of one `(C, K)`, its largest numbers `top (K)` and the sums `total (K)` of exp(x - top)."""
-    C, K = x.shape
+def largest(row, lanes):
+    """The largest number of a row, NaNs aside, by way of a buffer of LANES numbers."""
+    top = row[0]
+    if row.size < LANES:
+        for c in range(row.size):
+            top = row[c] if row[c] > top or top != top else top
+        return top
+    lanes[:] = -np.inf
+    for first in range(0, row.size, LANES):
+        part = row[min(first, row.size - LANES) :]  # the last ones are compared again
+        for k in range(LANES):
+            lanes[k] = part[k] if part[k] > lanes[k] else lanes[k]
+    for half in (32, 16, 8, 4, 2, 1):
+        for k in range(half):
+            lanes[k] = lanes[k + half] if lanes[k + half] > lanes[k] else lanes[k]
+    return lanes[0]
+
+
+@step
+def part(unit, B, K):
+    """The unit-th block of `(B, K)`: the first b and the one behind the last, the first k and the one behind the last.
+
+    A block has some neighbours k of one b, or if there are none, some b.
+    """
     if K == 1:
-        row, result = x.reshape(C), y.reshape(C)
-        most, all_ = largest(row, lanes), x.dtype.type(0)
-        for c in range(C):
-            result[c] = exponential(row[c] - most)
-            all_ += result[c]
-        for c in range(C):
-            result[c] /= all_
-        top[0], total[0] = most, all_
+        return unit * ROWS, min(B, (unit + 1) * ROWS), 0, 1
+    blocks = (K + BLOCK - 1) // BLOCK
+    return unit // blocks, unit // blocks + 1, unit % blocks * BLOCK, min(K, (unit % blocks + 1) * BLOCK)
+
+
+@step
+def probabilities(x, y, unit, top, total, lanes):
+    """The softmax of a block, its largest numbers and its sums of exp(x - top). Loops are short, so that each fits vector registers."""
+    B, C, K = x.shape
+    first, last, start, stop = part(unit, B, K)
+    if K == 1:
+        for b in range(first, last):
+            row, result = x[b].reshape(C), y[b].reshape(C)
+            most = largest(row, lanes)
+            for c in range(C):
+                result[c] = row[c] - most
+            top[b - first] = most
+        numbers = y[first:last].reshape((last - first) * C)
+        for i in range(numbers.size):
+            numbers[i] = exponential(numbers[i])
+        for b in range(first, last):
+            result, all_ = y[b].reshape(C), x.dtype.type(0)
+            for c in range(C):
+                all_ += result[c]
+            total[b - first], share = all_, x.dtype.type(1) / all_
+            for c in range(C):
+                result[c] *= share
         return
-    for k in range(K):
-        top[k] = x[0, k]
-        total[k] = 0
+    top[: stop - start] = x[first, 0, start:stop]
+    total[: stop - start] = 0
     for c in range(1, C):
-        row = x[c]
-        for k in range(K):
+        row = x[first, c, start:stop]
+        for k in range(row.size):
             top[k] = row[k] if row[k] > top[k] else top[k]
     for c in range(C):
-        row, result = x[c], y[c]
-        for k in range(K):
+        row, result = x[first, c, start:stop], y[first, c, start:stop]
+        for k in range(row.size):
             result[k] = exponential(row[k] - top[k])
+        for k in range(row.size):
             total[k] += result[k]
     for c in range(C):
-        result = y[c]
-        for k in range(K):
+        result = y[first, c, start:stop]
+        for k in range(result.size):
             result[k] /= total[k]
 
 
 @sums
 def softmax(lo, hi, x, y):
-    """`(B, C, K) -> (B, C, K)`; the largest x is subtracted first, which changes nothing but keeps the exponentials finite."""
-    K = x.shape[2]
-    top, total, lanes = np.empty(K, x.dtype), np.empty(K, x.dtype), np.empty(LANES, x.dtype)
-    for b in range(lo, hi):
-        probabilities(x[b], y[b], top, total, lanes)
+    """`(B, C, K) -> (B, C, K)`; the largest x is subtracted first, which changes nothing but keeps the exponentials finite.
+
+    Blocks are shared out, here and below.
+    """
+    top, total, lanes = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype), np.empty(LANES, x.dtype)
+    for unit in range(lo, hi):
+        probabilities(x, y, unit, top, total, lanes)
 
 
 @sums
 def softmax_gradient(lo, hi, gy, y, gx):
     """`(B, C, K), (B, C, K) -> (B, C, K)`."""
-    _, C, K = y.shape
-    total = np.empty(K, y.dtype)
-    for b in range(lo, hi):
-        if K == 1:
+    B, C, K = y.shape
+    total = np.empty(BLOCK, y.dtype)
+    for unit in range(lo, hi):
+        first, last, start, stop = part(unit, B, K)
+        for b in range(first, last if K == 1 else first):
             g, value, result, both = gy[b].reshape(C), y[b].reshape(C), gx[b].reshape(C), y.dtype.type(0)
             for c in range(C):
                 both += g[c] * value[c]
             for c in range(C):
                 result[c] = value[c] * (g[c] - both)
-            continue
         total[:] = 0
-        for c in range(C):
-            g, value = gy[b, c], y[b, c]
-            for k in range(K):
+        for c in range(0 if K == 1 else C):
+            g, value = gy[first, c, start:stop], y[first, c, start:stop]
+            for k in range(g.size):
                 total[k] += g[k] * value[k]
-        for c in range(C):
-            g, value, result = gy[b, c], y[b, c], gx[b, c]
-            for k in range(K):
+        for c in range(0 if K == 1 else C):
+            g, value, result = gy[first, c, start:stop], y[first, c, start:stop], gx[first, c, start:stop]
+            for k in range(g.size):
                 result[k] = value[k] * (g[k] - total[k])
 
 
@@ -149,29 +194,42 @@ def cross_entropy(lo, hi, x, target, ignored, y, p, wrong):
 
     A target that is no class is written to `wrong (2)`, with a 1 in the second place.
     """
-    _, C, K = x.shape
-    top, total, lanes = np.empty(K, x.dtype), np.empty(K, x.dtype), np.empty(LANES, x.dtype)
-    for b in range(lo, hi):
-        probabilities(x[b], p[b], top, total, lanes)
-        for k in range(K):
-            t = target[b, k]
-            if t == ignored:
-                y[b, k] = 0
-            elif t < 0 or t >= C:
-                wrong[0], wrong[1] = t, 1
-            else:
-                y[b, k] = np.log(total[k]) - (x[b, t, k] - top[k])
+    B, C, K = x.shape
+    top, total, lanes = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype), np.empty(LANES, x.dtype)
+    for unit in range(lo, hi):
+        probabilities(x, p, unit, top, total, lanes)
+        first, last, start, stop = part(unit, B, K)
+        for k in range((last - first) * (stop - start)):
+            total[k] = logarithm(total[k])
+        for b in range(first, last):
+            for k in range(start, stop):
+                t, here = target[b, k], b - first + k - start
+                if t == ignored:
+                    y[b, k] = 0
+                elif t < 0 or t >= C:
+                    wrong[0], wrong[1] = t, 1
+                else:
+                    y[b, k] = total[here] - (x[b, t, k] - top[here])
 
 
 @loop
 def cross_entropy_gradient(lo, hi, gy, p, target, ignored, gx):
     """`gy (B, K), p (B, C, K), target (B, K) -> gx (B, C, K)`."""
-    _, C, K = p.shape
-    for b in range(lo, hi):
-        for c in range(C):
-            row, result, g = p[b, c], gx[b, c], gy[b]
-            for k in range(K):
-                result[k] = (g[k] if target[b, k] != ignored else p.dtype.type(0)) * row[k]
-        for k in range(K):
-            if target[b, k] != ignored:
-                gx[b, target[b, k], k] -= gy[b, k]
+    B, C, K = p.shape
+    factors = np.empty(BLOCK, p.dtype)
+    for unit in range(lo, hi):
+        first, last, start, stop = part(unit, B, K)
+        for b in range(first, last):
+            for k in range(start, stop):
+                factors[k - start] = gy[b, k] if target[b, k] != ignored else p.dtype.type(0)
+            if K == 1:
+                row, result, factor = p[b].reshape(C), gx[b].reshape(C), factors[0]
+                for c in range(C):
+                    result[c] = factor * row[c]
+            for c in range(0 if K == 1 else C):
+                row, result = p[b, c, start:stop], gx[b, c, start:stop]
+                for k in range(row.size):
+                    result[k] = factors[k] * row[k]
+            for k in range(start, stop):
+                if target[b, k] != ignored:
+                    gx[b, target[b, k], k] -= gy[b, k]
