@@ -68,7 +68,7 @@ PLAIN = {"in_channels": 4, "out_channels": 8, "size": 9}
 SHAPES = ({**PLAIN, "padding": 1}, {**PLAIN, "stride": 2, "groups": 2, "dilation": 2})  # of the windows that are tried
 BF16 = TOLERANCES[torch.bfloat16]
 UNDER_AUTOCAST = {**TOLERANCES, torch.float32: BF16}  # gradients of float32 that were computed in bfloat16
-ENOUGH = 60.0  # seconds in which two processes have met and taken five steps, if they ever will
+ENOUGH = 120.0  # seconds in which two processes have met and taken five steps, if they ever will
 LARGE = {  # batch, channels, pixels along a side by number of dimensions
     "cpu": (4, 8, (16, 256, 16, 6)),
     "device": (64, 64, (256, 1024, 56, 16)),
@@ -369,7 +369,7 @@ def resume(run: Run) -> Cases:
     examples, _, _ = digits(run)
     with deterministically():
         for model in ("mlp", "conv", "local"):
-            whole, first, second = (Trainer(run, examples, model, "custom", torch.float32) for _ in range(3))
+            whole, first, second = (Trainer(run, examples, model, "custom", torch.float32, batch=16) for _ in range(3))
             losses = whole.steps(10)
             losses_again = first.steps(5)
             second.load(first.state())
@@ -671,6 +671,12 @@ def prepared(name: str) -> torch.device:
     return device
 
 
+def warmed(run: Run) -> None:
+    """The first gradient, for which torch imports a lot, and the device loads its libraries: seconds that belong to no section."""
+    x = torch.ones(4, 4, device=run.device, requires_grad=True)
+    torch.autograd.grad((x @ x).sum(), x)
+
+
 def about(run: Run, words: list[str]) -> dict[str, Any]:
     """What the numbers depend on."""
     card = torch.cuda.get_device_properties(run.device) if run.device.type == "cuda" else None
@@ -730,6 +736,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), alarm(begun + 60 * options.minutes):
             warnings.simplefilter("ignore")
+            warmed(run)
             try_all(run, page, begun + 60 * options.minutes)
     except OutOfTime:
         page.write()

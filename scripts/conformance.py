@@ -37,6 +37,8 @@ from torch import Tensor
 import cnn425.nn as nn
 import cnn425.nn.functional as F
 from cnn425.agreement import COMPILERS, FUNC, TOLERANCES, compare, derivatives, describe, refusal, same_refusal, under
+from cnn425.lab.errors import LabError
+from cnn425.lab.group import torch_device
 
 if TYPE_CHECKING:  # check_device.py tries the features below where torch is alone, so what tables need is imported where they are made
     from rich.table import Table
@@ -357,6 +359,10 @@ def main(argv: list[str] | None = None) -> int:
     wrong = wrong or next(
         (f"--{name} must be at least 1, but got {getattr(o, name)}" for name in ("samples", "examples") if getattr(o, name) < 1), ""
     )
+    try:
+        torch_device(o.device)
+    except LabError as error:
+        wrong = wrong or str(error)
     if wrong:
         Console(stderr=True).print(f"error: {wrong}", soft_wrap=True, markup=False, highlight=False)
         return 2

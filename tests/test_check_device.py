@@ -126,7 +126,7 @@ def test_the_files_hold_what_was_found_so_far(tmp_path, monkeypatch, capsys):
 
 def test_the_time_is_kept_whatever_goes_on(tmp_path, monkeypatch, capsys):
     begun = time.monotonic()
-    code, found, sections = results(tmp_path, monkeypatch, [sleeps, passes], "--minutes", "0.02")
+    code, _, sections = results(tmp_path, monkeypatch, [sleeps, passes], "--minutes", "0.02")
     assert time.monotonic() - begun < 30
     assert code == 0
     assert sections["sleeps"]["state"] == "cut off"
