@@ -40,6 +40,11 @@ def test_every_layer_computes_and_differentiates_where_its_tensors_are():
     )
 
 
+@pytest.mark.slow
+def test_the_labs_own_loop_trains_there(tmp_path):
+    assert "100% of the three patterns" in pretend("experiments/patterns.py", "--device", "pretend", "--log-dir", str(tmp_path / "run"))
+
+
 ASKED = """
 import torch
 from cnn425 import algorithms
