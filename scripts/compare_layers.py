@@ -30,26 +30,25 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler talks
 
 import torch
-import tyro
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import cnn425.nn.functional as F
 from cnn425.agreement import TOLERANCES, compare, derivatives
-from cnn425.lab import pages, trained
 from cnn425.lab.errors import LabError
 from cnn425.lab.group import torch_device
 from cnn425.lab.models import build
-from cnn425.lab.progress import console
-from cnn425.lab.side_by_side import Layer, first_parting, parted, side_by_side
-from experiments import mnist
+
+if TYPE_CHECKING:  # check_device.py wants the problems below where torch is alone, so what else is needed is imported where it is used
+    from rich.console import Console
+    from rich.table import Table
+
+    from cnn425.lab.side_by_side import Layer
 
 Name = Literal[
     *("conv1d", "conv2d", "conv3d", "local1d", "local2d", "local3d", "linear", "relu", "sigmoid", "softmax", "cross_entropy"),
@@ -231,10 +230,10 @@ def pooled(name: str, o: Options, image: Tensor) -> Pair:
     return (lambda x: ours(x, *positional, **arguments)), (lambda x: theirs(x, *positional, **arguments)), [image]
 
 
-def small(name: str) -> Pair:
-    """A small problem in float64, always the same, for checks that take their time."""
+def small(name: str, device: str = "cpu") -> Pair:
+    """A small problem in float64, always the same on a device, for checks that take their time."""
     torch.manual_seed(0)
-    return problem(name, Options(batch=2, in_channels=4, out_channels=2, size=5, groups=2, stride=2, dtype="float64"))
+    return problem(name, Options(batch=2, in_channels=4, out_channels=2, size=5, groups=2, stride=2, dtype="float64", device=device))
 
 
 def checked(o: Options) -> None:
@@ -336,8 +335,10 @@ def repeated(name: str, o: Options) -> str:
     return shlex.join(words)
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[Row]) -> "Table":
     """The rows as a table for the terminal."""
+    from rich.table import Table
+
     found = Table(
         "layer",
         "output",
@@ -369,8 +370,12 @@ def table(rows: list[Row]) -> Table:
 # ---- Two whole networks ----------------------------------------------------------------------------------------------------------------
 
 
-def networks(o: Options) -> tuple[str, str, list[Layer]]:
+def networks(o: Options) -> "tuple[str, str, list[Layer]]":
     """What is compared, in words, and the layers of both networks side by side on the first `--batch` test pictures."""
+    from cnn425.lab import trained
+    from cnn425.lab.side_by_side import side_by_side
+    from experiments import mnist
+
     assert o.model is not None
     mine = trained.load(o.model)
     against = o.against or ("torch" if mine.options["layers"] == "custom" else "custom")
@@ -388,8 +393,13 @@ def networks(o: Options) -> tuple[str, str, list[Layer]]:
     return words, second, side_by_side(mine.model, other, images, labels)
 
 
-def compare_networks(o: Options, console: Console) -> int:
+def compare_networks(o: Options, console: "Console") -> int:
     """The report of two networks; 0 if every layer alone agrees."""
+    from rich.table import Table
+
+    from cnn425.lab import pages
+    from cnn425.lab.side_by_side import first_parting, parted
+
     first, second, sides = networks(o)
     roundings = {dtype: t.absolute / (torch.finfo(dtype).eps / 2) for dtype, t in TOLERANCES.items() if dtype.is_floating_point}
     layers = [
@@ -424,6 +434,12 @@ def about(o: Options) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Compare, print, and say by the exit code whether everything agrees."""
+    import tyro
+    from rich.console import Console
+
+    from cnn425.lab import pages
+    from cnn425.lab.progress import console
+
     o = tyro.cli(Options, args=argv, prog="compare_layers.py", description=__doc__)
     if o.model:
         try:

@@ -26,21 +26,22 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-import tyro
 from compare_layers import Name, local_by_einsum, small
 from local_features import PEERS, local_features
 from random_arguments import Draw, drawn, local_arguments
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 
 import cnn425.nn as nn
 import cnn425.nn.functional as F
 from cnn425.agreement import COMPILERS, FUNC, TOLERANCES, compare, derivatives, describe, refusal, same_refusal, under
+from cnn425.lab.errors import LabError
+from cnn425.lab.group import torch_device
+
+if TYPE_CHECKING:  # check_device.py tries the features below where torch is alone, so what tables need is imported where they are made
+    from rich.table import Table
 
 LAYERS = tuple(get_args(Name))
 # Torch rounds half precision between the steps of a layer; ours rounds once, at the end. So theirs is allowed that many roundings more.
@@ -62,6 +63,8 @@ class Options:
     """random argument lists per layer"""
     seed: int = 0
     """of the random arguments"""
+    device: str = "cpu"
+    """where it is tried"""
     deep: bool = False
     """all samples, and fifty times as many random arguments"""
     limit: float = 0.0
@@ -110,9 +113,10 @@ def samples(layer: str, o: Options) -> Check:
     ours = getattr(F, layer, None)
     for op in operators(layer):
         theirs = getattr(torch.nn.functional, layer)
-        for dtype in sorted(op.supported_dtypes("cpu"), key=str):
-            wants_gradient = dtype in op.supported_backward_dtypes("cpu")
-            for i, sample in enumerate(evenly(list(op.sample_inputs("cpu", dtype, requires_grad=wants_gradient)), o.samples)):
+        kind = torch.device(o.device).type
+        for dtype in sorted(op.supported_dtypes(kind), key=str):
+            wants_gradient = dtype in op.supported_backward_dtypes(kind)
+            for i, sample in enumerate(evenly(list(op.sample_inputs(o.device, dtype, requires_grad=wants_gradient)), o.samples)):
                 arguments = (sample.input, *sample.args)
                 name = f"{layer} sample {i} {dtype}: {shapes(arguments)} {sample.kwargs}"
                 yield name, differ(ours, theirs, arguments, sample.kwargs)
@@ -120,7 +124,7 @@ def samples(layer: str, o: Options) -> Check:
 
 def errors(layer: str, o: Options) -> Check:
     """PyTorch's own wrong inputs: the type of exception."""
-    for name, ours, _, error in wrong_inputs(layer):
+    for name, ours, _, error in wrong_inputs(layer, o.device):
         yield name, "" if type(ours) is error.error_type or isinstance(ours, error.error_type) else describe(ours)
 
 
@@ -128,14 +132,14 @@ def wording(layer: str, o: Options) -> Check:
     """PyTorch's own wrong inputs: the words of the message."""
     import re
 
-    for name, ours, _, error in wrong_inputs(layer):
+    for name, ours, _, error in wrong_inputs(layer, o.device):
         yield name, "" if re.search(error.error_regex, str(ours)) else f"{describe(ours)} instead of {error.error_regex}"
 
 
-def wrong_inputs(layer: str) -> Iterator[tuple[str, Exception | None, Exception | None, Any]]:
+def wrong_inputs(layer: str, device: str) -> Iterator[tuple[str, Exception | None, Exception | None, Any]]:
     """Each of PyTorch's wrong inputs, and what ours and theirs raise."""
     for op in operators(layer):
-        for i, error in enumerate(op.error_inputs("cpu") if op.error_inputs_func else ()):
+        for i, error in enumerate(op.error_inputs(device) if op.error_inputs_func else ()):
             s = error.sample_input
             ours, theirs = (refusal(partial(getattr(library, layer), s.input, *s.args, **s.kwargs)) for library in (F, torch.nn.functional))
             if theirs is not None:
@@ -153,18 +157,18 @@ def modules(layer: str, o: Options) -> Check:
         if kind.__name__.lower() != wanted or kind is not getattr(torch.nn, kind.__name__, None):
             continue
         ours = getattr(nn, kind.__name__)
-        inputs = info.module_inputs_func(info, device="cpu", dtype=torch.float64, requires_grad=True, training=True)
+        inputs = info.module_inputs_func(info, device=o.device, dtype=torch.float64, requires_grad=True, training=True)
         for i, entry in enumerate(inputs):
             made = entry.constructor_input
-            yield f"{kind.__name__} {i}: {made.args} {made.kwargs}", module_differs(ours, kind, made, entry.forward_input)
+            yield f"{kind.__name__} {i}: {made.args} {made.kwargs}", module_differs(ours, kind, made, entry.forward_input, o.device)
 
 
-def module_differs(ours: Any, theirs: Any, made: Any, given: Any) -> str:
+def module_differs(ours: Any, theirs: Any, made: Any, given: Any, device: str = "cpu") -> str:
     """What is different about our Module; empty if nothing is."""
     pair = []
     for kind in (ours, theirs):
         torch.manual_seed(0)
-        pair.append(kind(*made.args, **made.kwargs).double())
+        pair.append(kind(*made.args, **made.kwargs).to(device, torch.float64))
     mine, expected = pair
     if repr(mine) != repr(expected):
         return f"repr {mine!r} instead of {expected!r}"
@@ -186,11 +190,28 @@ def arguments(layer: str, o: Options) -> Check:
         draw = Draw(f"{layer} {o.seed} {i}", 3 if several else 1)
         torch.manual_seed(draw.randrange(2**31))
         if layer.startswith("local"):
-            given, named = local_arguments(layer, draw)
+            given, named = moved(o.device, *local_arguments(layer, draw))
             yield f"{layer} {i}: {shapes(given)} {named}", differ(local(layer), local_by_einsum, given, named, strides=False)
         else:
-            given, named = drawn(layer, draw)
+            given, named = moved(o.device, *drawn(layer, draw))
+            if o.device != "cpu" and layer == "cross_entropy" and outside(*given, named["ignore_index"]):
+                continue
             yield f"{layer} {i}: {shapes(given)} {named}", differ(ours, theirs, given, named, types=not several)
+
+
+def outside(scores: Tensor, target: Tensor, ignored: int) -> bool:
+    """Whether a class is out of range: a GPU answers with an assertion, to torch as to us, and no longer works for this process."""
+    counted = target[target != ignored]
+    return target.dtype == torch.int64 and bool(((counted < 0) | (counted >= scores.shape[min(1, scores.ndim - 1)])).any())
+
+
+def moved(device: str, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with their tensors on the device."""
+
+    def one(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return tuple(map(one, given)), {name: one(value) for name, value in named.items()}
 
 
 def local(layer: str) -> Any:
@@ -232,19 +253,19 @@ def shapes(values: tuple[Any, ...]) -> str:
 
 def orders(layer: str, o: Options) -> Check:
     """First and second derivatives."""
-    ours, _, inputs = small(layer)
+    ours, _, inputs = small(layer, o.device)
     yield from ((f"{layer} {name}", wrong) for name, wrong in derivatives(ours, inputs).items())
 
 
 def transformed(layer: str, o: Options) -> Check:
     """torch.func."""
-    yield from ((f"{layer} {name}", wrong) for name, wrong in under(FUNC, *small(layer)))
+    yield from ((f"{layer} {name}", wrong) for name, wrong in under(FUNC, *small(layer, o.device)))
 
 
 def compiled(layer: str, o: Options) -> Check:
     """torch.compile and torch.export."""
     if o.compile:
-        yield from ((f"{layer} {name}", wrong) for name, wrong in under(COMPILERS, *small(layer)))
+        yield from ((f"{layer} {name}", wrong) for name, wrong in under(COMPILERS, *small(layer, o.device)))
 
 
 FEATURES: dict[str, Callable[[str, Options], Check]] = {
@@ -294,8 +315,10 @@ def markdown(header: Any, rows: Any) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 
-def rich_table(title: str, header: Any, rows: Any) -> Table:
+def rich_table(title: str, header: Any, rows: Any) -> "Table":
     """A table for the terminal; what is not complete is red."""
+    from rich.table import Table
+
     found = Table(*header, title=title)
     found.columns[0].no_wrap = header[0] == "layer"
     for row in rows:
@@ -306,6 +329,9 @@ def rich_table(title: str, header: Any, rows: Any) -> Table:
 
 def collect(o: Options) -> list[Score]:
     """All cells of the scorecard."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     if o.deep:
         o = replace(o, samples=10**9, limit=o.limit or 120.0)
     scores = []
@@ -322,6 +348,9 @@ def collect(o: Options) -> list[Score]:
 
 def main(argv: list[str] | None = None) -> int:
     """Try everything, print the tables, and say by the exit code whether all passed."""
+    import tyro
+    from rich.console import Console
+
     o = tyro.cli(Options, args=argv, prog="conformance.py", description=__doc__)
     wrong = ""
     for name, known in (("features", tuple(FEATURES)), ("layers", LAYERS)):
@@ -330,6 +359,10 @@ def main(argv: list[str] | None = None) -> int:
     wrong = wrong or next(
         (f"--{name} must be at least 1, but got {getattr(o, name)}" for name in ("samples", "examples") if getattr(o, name) < 1), ""
     )
+    try:
+        torch_device(o.device)
+    except LabError as error:
+        wrong = wrong or str(error)
     if wrong:
         Console(stderr=True).print(f"error: {wrong}", soft_wrap=True, markup=False, highlight=False)
         return 2

@@ -7,6 +7,8 @@ and `fft` are lessons that run on request. `with use(name):` forces one.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from cnn425.kernels.threads import forced
 
 KINDS = {
@@ -25,13 +27,15 @@ def names(kind: str | None = None) -> tuple[str, ...]:
 def use(name: str) -> Iterator[None]:
     """Within this context layers are computed by the algorithm of this name, where they have one and it applies.
 
-    `use("definition")` switches every loop off. The choice holds for the thread, or the task, that makes it.
+    `use("definition")` switches every loop off. The choice holds for the thread, or the task, that makes it. Backward passes run in
+    that thread, too; for other devices torch would give them threads of their own, which know nothing of the choice.
     """
     if name not in names():
         kinds = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in KINDS.items())
         raise ValueError(f"use: there is no algorithm {name!r}; the algorithms are, for each kind of layer, {kinds}")
     token = forced.set(name)
     try:
-        yield
+        with torch.autograd.set_multithreading_enabled(False):
+            yield
     finally:
         forced.reset(token)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cnn425.algorithms import definition, fft, im2col, layout, product, winograd
 from cnn425.algorithms.local import Task
-from cnn425.kernels.threads import forced, loops_run
+from cnn425.compat import dispatch_modes, is_transformed
+from cnn425.kernels.threads import forced, is_traced, loops_run
 from cnn425.windows import Geometry
 
 HALF = (torch.bfloat16, torch.float16)
@@ -30,7 +31,7 @@ ON_REQUEST: dict[str | None, ModuleType] = {"im2col": im2col, "winograd": winogr
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None = None) -> Tensor:
     """The output, `(N, C, *size), (O, C/G, *kernel), (O,) -> (N, O, *positions)`."""
     order = layout.memory_format(x, w, geometry, groups)
-    if x.dtype in HALF and loops_run(x.float()):
+    if x.dtype in HALF and x.is_cpu and loops_run(x.float()):
         y = output(x.float(), w.float(), geometry, groups, None if bias is None else bias.float())
         return layout.stored(y.to(x.dtype), order)
     if (way := chosen(x, w, geometry)) is not None:
@@ -50,7 +51,7 @@ def input_gradient(
 ) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (O, C/G, *kernel) -> (N, C, *size)`; stored as `gy` and `w`, or as given."""
     order = order or layout.memory_format(gy, w)
-    if gy.dtype in HALF and loops_run(gy.float()):
+    if gy.dtype in HALF and gy.is_cpu and loops_run(gy.float()):
         return layout.stored(input_gradient(gy.float(), w.float(), geometry, groups, size, order).to(gy.dtype), order)
     if (way := chosen(gy, w, geometry)) is not None:
         return layout.stored(way.input_gradient(gy, w, geometry, groups, size), order)
@@ -69,7 +70,7 @@ def input_gradient(
 def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: torch.memory_format | None = None) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`; stored as `gy` and `x`, or as given."""
     order = order or layout.memory_format(gy, x)
-    if gy.dtype in HALF and loops_run(gy.float()):
+    if gy.dtype in HALF and gy.is_cpu and loops_run(gy.float()):
         return layout.stored(weight_gradient(gy.float(), x.float(), geometry, groups, order).to(gy.dtype), order)
     if (way := chosen(gy, x, geometry)) is not None:
         return layout.stored(way.weight_gradient(gy, x, geometry, groups), order)
@@ -87,7 +88,14 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, orde
 
 def chosen(a: Tensor, b: Tensor, geometry: Geometry) -> ModuleType | None:
     """The module that computes a map of `a` and `b`, or None for what runs by default."""
-    if not loops_run(a, b) or not a.is_floating_point() or 0 in (a.numel(), b.numel()):
+    if not a.is_floating_point() or 0 in (a.numel(), b.numel()):
         return definition
-    asked = ON_REQUEST.get(forced.get())
-    return asked if asked is not None and asked.applies(a.dtype, geometry) else None
+    asked, loops = ON_REQUEST.get(forced.get()), loops_run(a, b)
+    if asked is not None and (loops or computes_elsewhere(a)) and asked.applies(a.dtype, geometry):
+        return asked
+    return None if loops else definition
+
+
+def computes_elsewhere(x: Tensor) -> bool:
+    """Whether numbers of another device than the CPU are computed, and nobody records or transforms operations."""
+    return not (x.is_cpu or is_traced() or dispatch_modes() or is_transformed(x))

@@ -38,7 +38,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor |
     order, d = layout.like(x), geometry.dimensions
     if bias is not None:
         bias = (bias if bias.ndim > 1 else bias.view(-1, *(1,) * d)).expand(w.shape[d], *w.shape[:d])
-    if x.dtype in HALF and loops_run(x.float()):
+    if x.dtype in HALF and x.is_cpu and loops_run(x.float()):
         y = output(x.float(), w.float(), geometry, groups, None if bias is None else bias.float())
         return layout.stored(y.to(x.dtype), order)
     if by_definition(x, w):
@@ -52,7 +52,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor |
 def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int], order: object = None) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (*positions, O, C/G, *kernel) -> (N, C, *size)`."""
     order_, d = layout.like(gy), geometry.dimensions
-    if gy.dtype in HALF and loops_run(gy.float()):
+    if gy.dtype in HALF and gy.is_cpu and loops_run(gy.float()):
         return layout.stored(input_gradient(gy.float(), w.float(), geometry, groups, size).to(gy.dtype), order_)
     if by_definition(gy, w):
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size, local=True), order_)
@@ -63,7 +63,7 @@ def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size:
 
 def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: object = None) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (*positions, O, C/G, *kernel)`, contiguous."""
-    if gy.dtype in HALF and loops_run(gy.float()):
+    if gy.dtype in HALF and gy.is_cpu and loops_run(gy.float()):
         return weight_gradient(gy.float(), x.float(), geometry, groups).to(gy.dtype)
     if by_definition(gy, x):
         return definition.weight_gradient(gy, x, geometry, groups, local=True).contiguous()

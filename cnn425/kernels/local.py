@@ -4,10 +4,10 @@
     gradient of x           gx[n,c,d,h,w]     = sum over o and the cells (p, t, u, v) that show the pixel  of  gy[n,o,p] * w[p,o,c,t,u,v]
     gradient of w           gw[p,o,c,t,u,v]   = sum over n  of  gy[n,o,p] * x[n,c, window p, cell t,u,v]
 
-for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` holds the geometry,
-one row each for the numbers of cells, the strides s, the low paddings p, the dilations d, the positions and the pixels, in three columns. The
-channels of group g are those from g*C/G on, so C below counts the channels of a group. `gather` and `scatter` are for many images and
-channels, where one matrix product per position does the arithmetic.
+for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` holds the geometry, one row each for the
+numbers of cells, the strides s, the low paddings p, the dilations d, the positions and the pixels, in three columns. The channels of group g
+are those from g*C/G on, so C below counts the channels of a group. `gather` and `scatter` are for many images and channels, where one matrix
+product per position does the arithmetic.
 """
 
 from cnn425.kernels.threads import loop, step, sums

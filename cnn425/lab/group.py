@@ -117,6 +117,8 @@ def joined(device: str, patience: timedelta = timedelta(minutes=5)) -> Iterator[
     if not under_torchrun():
         yield Group(0, 1, torch_device(device))
         return
+    if device.startswith("cuda:") and os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
+        raise LabError(f"--device {device}: one GPU for several processes; --device cuda gives each its own", 2)
     end_with_parent()
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"

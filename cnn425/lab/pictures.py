@@ -32,11 +32,16 @@ class Pictures(NamedTuple):
 
     def to(self, device: torch.device) -> "Pictures":
         """The same pictures on another device."""
-        return Pictures(self.images.to(device), self.labels.to(device), self.classes)
+        return Pictures(moved(self.images, device), moved(self.labels, device), self.classes)
 
     def first(self, examples: int) -> "Pictures":
         """The first `examples` pictures."""
         return Pictures(self.images[:examples], self.labels[:examples], self.classes)
+
+
+def moved(t: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; a GPU copies it by itself from pinned memory, and the program goes on meanwhile."""
+    return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and t.is_cpu else t.to(device)
 
 
 def drawn(rows: Sequence[str]) -> Tensor:

@@ -10,6 +10,7 @@ random states, lengths of the log files. What happens around the steps is in loo
 import contextlib
 import copy
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from cnn425.lab.group import Group
 from cnn425.lab.models import namespace, parameters
 from cnn425.lab.options import Options, digest, meaning
 from cnn425.lab.order import Order
-from cnn425.lab.pictures import Pictures
+from cnn425.lab.pictures import Pictures, moved
 
 HELD_OUT_BATCH = 1000
 
@@ -95,12 +96,13 @@ class Training:
     def step(self, indices: Tensor) -> dict[str, float]:
         """Learn from one batch; the row of metrics. Stops before anything is changed if the loss or a gradient is not finite."""
         share = self.group.share(indices)
-        images, labels = self.examples.batch(share.to(self.group.device), self.dtype)
+        images, labels = self.examples.batch(moved(share, self.group.device), self.dtype)
         answers = self.forward(images)
         loss = self.loss(answers.float() if self.options.amp == "bf16" else answers, labels)
         correct = (answers.detach().argmax(1) == labels).sum()
         sums = self.group.total(torch.stack([loss.detach().double(), correct.double()]))
-        mean, right = sums[0].item() / len(indices), int(sums[1].item())
+        total, right = sums.tolist()  # the only wait for the device besides that for the norm
+        mean, right = total / len(indices), int(right)
         self.optimizer.zero_grad()
         guards.check_loss(mean, lambda: self.group.gathered(guards.first_culprit(self.model, images)), self.at.step + 1, indices)
         (loss * (self.group.world / len(indices))).backward()
@@ -244,6 +246,23 @@ def schedule(optimizer: torch.optim.Optimizer, options: Options, steps: int) -> 
 
 
 @contextlib.contextmanager
+def exact_sums(device: str) -> Iterator[None]:
+    """On a GPU, sums in a fixed order and in the precision of their dtype, as on the CPU: cuBLAS and cuDNN promise neither by default."""
+    if device == "cpu":
+        yield
+        return
+    name = "CUBLAS_WORKSPACE_CONFIG"  # read at the first matrix product of the process; without it deterministic mode refuses them
+    before = os.environ.get(name)
+    os.environ.setdefault(name, ":4096:8")
+    try:
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+            yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
 def settings(options: Options, rank: int = 0) -> Iterator[None]:
     """Threads, deterministic algorithms, seeds and the style of figures while a run lasts; everything as before afterwards."""
     flags: Any = torch.utils.deterministic
@@ -260,7 +279,7 @@ def settings(options: Options, rank: int = 0) -> Iterator[None]:
     flags.fill_uninitialized_memory = False
     checkpoint.seed(options.seed, rank)
     try:
-        with figures.own_style():
+        with figures.own_style(), exact_sums(getattr(options, "device", "cpu")):
             yield
     finally:
         torch.set_num_threads(threads)
