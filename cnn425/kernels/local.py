@@ -5,9 +5,9 @@
     gradient of w           gw[p,o,c,t,u,v]   = sum over n  of  gy[n,o,p] * x[n,c, window p, cell t,u,v]
 
 for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` holds the geometry, one row each for the
-numbers of cells, the strides s, the low paddings p, the dilations d, the positions and the pixels, in three columns. The channels of group g
-are those from g*C/G on, so C below counts the channels of a group. `gather` and `scatter` are for many images and channels, where one matrix
-product per position does the arithmetic.
+numbers of cells, the strides s, the low paddings p, the dilations d, the positions and the pixels, in three columns. The channels of group
+g are those from g*C/G on, so C below counts the channels of a group. `gather` and `scatter` are for many images and channels, where one
+matrix product per position does the arithmetic.
 """
 
 from cnn425.kernels.threads import loop, step, sums
