@@ -135,7 +135,7 @@ def whole(windows: Windows) -> bool:
 
 def cuts(images: int, neighbours: int) -> int:
     """Into how many parts the neighbours of few images are cut, so that threads have something to share."""
-    return 1 if images >= 8 else max(1, neighbours // 32)
+    return max(1, min(-(-torch.get_num_threads() // images), neighbours // 32))
 
 
 def dense(x: Tensor, dimensions: int, last: bool) -> Tensor:

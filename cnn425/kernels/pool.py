@@ -92,8 +92,42 @@ def stretch_of(columns, j, K):
 
 
 @step
+def is_square(planes, rows, columns, a, i):
+    """Whether the windows (a, i, j) have two times two cells, the most common size, which needs no buffer."""
+    if planes[1, a] != 1 or rows[1, i] != 2:
+        return False
+    for j in range(columns.shape[1]):
+        if columns[1, j] != 2:
+            return False
+    return True
+
+
+@step
+def largest_of_four(image, K, H, W, planes, rows, columns, a, i, y, where):
+    """The windows (a, i, j) of all columns j, of two times two cells: `image (.., .., W*K) -> y, where (J*K)`."""
+    depth, height, _ = image.shape
+    d, h, last = planes[0, a], rows[0, i], rows[0, i] + rows[3, i]
+    line, below, top, bottom = image[d % depth, h % height], image[d % depth, last % height], (d * H + h) * W, (d * H + last) * W
+    for j in range(columns.shape[1]):
+        w, v = columns[0, j], columns[0, j] + columns[3, j]
+        p, q, r, s = line[w * K : (w + 1) * K], line[v * K : (v + 1) * K], below[w * K : (w + 1) * K], below[v * K : (v + 1) * K]
+        value, place = y[j * K : (j + 1) * K], where[j * K : (j + 1) * K]
+        first, second, third, fourth = np.int32(top + w), np.int32(top + v), np.int32(bottom + w), np.int32(bottom + v)
+        for k in range(K):
+            number, here = p[k], first
+            wins = (q[k] > number) | (q[k] != q[k])
+            number, here = q[k] if wins else number, second if wins else here
+            wins = (r[k] > number) | (r[k] != r[k])
+            number, here = r[k] if wins else number, third if wins else here
+            wins = (s[k] > number) | (s[k] != s[k])
+            value[k], place[k] = s[k] if wins else number, fourth if wins else here
+
+
+@step
 def largest_of_row(image, K, H, W, planes, rows, columns, a, i, best, pixel, lowest, y, where):
     """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y, where (J*K)`, by way of the buffers `best, pixel`."""
+    if is_square(planes, rows, columns, a, i):
+        return largest_of_four(image, K, H, W, planes, rows, columns, a, i, y, where)
     depth, height, _ = image.shape
     J, begin, empty = columns.shape[1], 0, planes[1, a] == 0 or rows[1, i] == 0
     while begin < J:
@@ -133,6 +167,7 @@ def largest_of_row(image, K, H, W, planes, rows, columns, a, i, best, pixel, low
                         value[k] = number if wins else value[k]
                         place[k] = here if wins else place[k]
         begin = end
+    return None
 
 
 @loop
