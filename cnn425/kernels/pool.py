@@ -94,12 +94,7 @@ def stretch_of(columns, j, K):
 @step
 def is_square(planes, rows, columns, a, i):
     """Whether the windows (a, i, j) have two times two cells, the most common size, which needs no buffer."""
-    if planes[1, a] != 1 or rows[1, i] != 2:
-        return False
-    for j in range(columns.shape[1]):
-        if columns[1, j] != 2:
-            return False
-    return True
+    return planes[1, a] == 1 and rows[1, i] == 2 and (columns[1] == 2).all()
 
 
 @step
