@@ -52,7 +52,22 @@ from cnn425.lab.side_by_side import Layer, first_parting, parted, side_by_side
 from experiments import mnist
 
 Name = Literal[
-    *("conv1d", "conv2d", "conv3d", "local1d", "local2d", "local3d", "linear", "relu", "sigmoid", "softmax", "cross_entropy"),
+    *(
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "local1d",
+        "local2d",
+        "local3d",
+        "linear",
+        "relu",
+        "sigmoid",
+        "softmax",
+        "cross_entropy",
+    ),
     *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d"),
     *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
@@ -188,6 +203,9 @@ def weighted(name: str, o: Options, d: int, image: Tensor, draw: Callable[..., T
         raise ImpossibleError(f"--groups {o.groups} must divide --in-channels {o.in_channels} and --out-channels {o.out_channels}")
     kernel, fan = [o.kernel_size] * d, o.in_channels // o.groups * o.kernel_size**d
     weight_shape = [o.out_channels, o.in_channels // o.groups, *kernel]
+    if name.startswith("conv_transpose"):
+        weight_shape[:2] = [o.in_channels, o.out_channels // o.groups]
+        arguments["output_padding"] = o.stride - 1
     if name.startswith("conv"):
         bias = [draw(o.out_channels)] if o.bias else []
         pair = (getattr(library, name) for library in (F, torch.nn.functional))

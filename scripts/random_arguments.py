@@ -56,8 +56,10 @@ def drawn(layer: str, draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
         size = [max(n, 1) for n in size]
     elif draw.mistake(0.04):
         batch = [2, 2]
+    if layer.startswith("conv_transpose"):  # of empty batches and of outputs without pixels torch refuses some, without a rule
+        size, draw.mistakes = [max(n, 3) for n in size], draw.mistakes if 0 not in batch else 0
     if layer.startswith("conv"):
-        return conv_arguments(d, size, batch, draw)
+        return conv_arguments(d, size, batch, draw, layer.startswith("conv_transpose"))
     if d:
         return pool_arguments(layer, d, size, batch, draw)
     shape = [draw.randint(0, 4) for _ in range(draw.randint(0, 4))]
@@ -76,7 +78,9 @@ def drawn(layer: str, draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tensor(draw, *shape),), named
 
 
-def conv_arguments(d: int, size: list[int], batch: list[int], draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def conv_arguments(
+    d: int, size: list[int], batch: list[int], draw: Draw, transposed: bool = False
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     groups = draw.choice((1, 1, 1, 2, 3))
     c, out = draw.choice((groups, 2 * groups)), draw.choice((groups, 2 * groups))
     # an empty batch is not looked at closely by torch: nothing is wrong with it here
@@ -84,12 +88,15 @@ def conv_arguments(d: int, size: list[int], batch: list[int], draw: Draw) -> tup
     dtype = torch.float32 if empty else draw.choice([t for t in DTYPES if t != torch.int64])
     kernel = [draw.randint(1, 3) for _ in range(d)]
     x = tensor(draw, *batch, c + draw.mistake(0.04), *size, dtype=dtype)
-    w = tensor(draw, out, c // groups, *kernel[draw.mistake(0.03) :], dtype=None if not empty and draw.mistake(0.05) else dtype)
+    channels = (c, out // groups) if transposed else (out, c // groups)
+    w = tensor(draw, *channels, *kernel[draw.mistake(0.03) :], dtype=None if not empty and draw.mistake(0.05) else dtype)
     b = [] if draw.random() < 0.4 else [tensor(draw, out + draw.mistake(0.03), dtype=dtype)]
     named = {"stride": number(draw, d, 1, 3), "dilation": number(draw, d, 1, 2)}
     named["groups"] = draw.choice(STRANGE) if draw.mistake(0.05) else groups
-    named["padding"] = number(draw, d, 0, 2)
-    if draw.random() < 0.2:
+    named["padding"] = number(draw, d, 0, 1 if transposed else 2)
+    if transposed:
+        named["output_padding"] = 0 if empty else number(draw, d, 0, 1)
+    elif draw.random() < 0.2:
         named["padding"] = (
             "full" if draw.mistake(0.3) else "valid" if named["stride"] not in (1, (1,) * d) else draw.choice(("same", "valid"))
         )

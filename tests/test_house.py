@@ -124,6 +124,13 @@ LAYERS = {
         )
         for d in (1, 2, 3)
     },
+    **{
+        f"conv_transpose{d}d": (
+            lambda x, w, b, d=d: getattr(F, f"conv_transpose{d}d")(x, w, b, stride=2),
+            (image(d), torch.randn(4, 6, *[3] * d), torch.randn(6)),
+        )
+        for d in (1, 2, 3)
+    },
     "conv2d strided": (lambda x, w: F.conv2d(x, w, stride=2, dilation=2), (image(2), torch.randn(6, 4, 3, 3))),
     "conv2d depthwise": (lambda x, w: F.conv2d(x, w, groups=4), (image(2), torch.randn(4, 1, 3, 3))),
     "conv2d large": (lambda x, w: F.conv2d(x, w, padding=1), (torch.randn(8, 64, 14, 14), torch.randn(64, 64, 3, 3))),

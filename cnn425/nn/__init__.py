@@ -10,6 +10,14 @@ from cnn425.layers.adaptive import (
     AdaptiveMaxPool3d,
 )
 from cnn425.layers.conv import Conv1d, Conv2d, Conv3d
+from cnn425.layers.conv_transpose import (
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
+    LazyConvTranspose3d,
+)
 from cnn425.layers.linear import Linear
 from cnn425.layers.local import LocallyConnected1d, LocallyConnected2d, LocallyConnected3d
 from cnn425.layers.local_lazy import LazyLocallyConnected1d, LazyLocallyConnected2d, LazyLocallyConnected3d
@@ -33,10 +41,16 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
     "CrossEntropyLoss",
     "LPPool1d",
     "LPPool2d",
     "LPPool3d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "LazyConvTranspose3d",
     "LazyLocallyConnected1d",
     "LazyLocallyConnected2d",
     "LazyLocallyConnected3d",

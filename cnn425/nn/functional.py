@@ -10,6 +10,7 @@ from cnn425.layers.adaptive import (
     adaptive_max_pool3d,
 )
 from cnn425.layers.conv import conv1d, conv2d, conv3d
+from cnn425.layers.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from cnn425.layers.linear import linear
 from cnn425.layers.local import locally_connected1d, locally_connected2d, locally_connected3d
 from cnn425.layers.loss import cross_entropy
@@ -30,6 +31,9 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cross_entropy",
     "linear",
     "locally_connected1d",
