@@ -52,22 +52,8 @@ from cnn425.lab.side_by_side import Layer, first_parting, parted, side_by_side
 from experiments import mnist
 
 Name = Literal[
-    *(
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "local1d",
-        "local2d",
-        "local3d",
-        "linear",
-        "relu",
-        "sigmoid",
-        "softmax",
-        "cross_entropy",
-    ),
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "unfold", "fold"),
+    *("local1d", "local2d", "local3d", "linear", "relu", "sigmoid", "softmax", "cross_entropy"),
     *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d"),
     *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
@@ -161,6 +147,7 @@ def dimensions(name: str) -> int:
 OF_WINDOWS = ("kernel_size", "stride", "padding", "dilation")
 USELESS_FOR = {
     "linear": (*OF_WINDOWS, "groups"),
+    **dict.fromkeys(("unfold", "fold"), ("out_channels", "groups", "bias")),
     **dict.fromkeys(("relu", "sigmoid", "softmax", "cross_entropy"), ("out_channels", *OF_WINDOWS, "groups", "bias")),
     "max_pool": ("out_channels", "groups", "bias"),
     "avg_pool": ("out_channels", "dilation", "groups", "bias"),
@@ -182,6 +169,13 @@ def problem(name: str, o: Options) -> Pair:
         return torch.randn(shape, device=o.device, dtype=torch.float64 if dtype.itemsize > 2 else torch.float32).to(dtype)
 
     image = draw(o.batch, o.in_channels, *[o.size] * d)
+    if name in ("unfold", "fold"):
+        windows: tuple[int, ...] = (o.kernel_size, o.dilation, o.padding, o.stride)
+        image = draw(o.batch, o.in_channels, o.size, o.size)
+        if name == "fold":
+            image, windows = torch.nn.functional.unfold(image, *windows), (o.size, *windows)
+        mine, expected = getattr(F, name), getattr(torch.nn.functional, name)
+        return (lambda x: mine(x, *windows)), (lambda x: expected(x, *windows)), [image]
     if name.startswith(("conv", "local")):
         return weighted(name, o, d, image, draw)
     if d:

@@ -37,6 +37,8 @@ DEFINED_BY = {
     ("conv", "bilinear"),
     ("local", "bilinear"),
     ("local", "conv"),
+    ("local", "unfold"),
+    ("local", "activation"),
     ("adaptive", "pool"),
     ("lp", "pool"),
     ("lp", "adaptive"),
@@ -153,6 +155,8 @@ LAYERS = {
         for d in (1, 2, 3)
         for name, a in (("max", (3, 2, 1)), ("avg", (3, 2, 1)), ("adaptive_max", (3,)), ("adaptive_avg", (3,)), ("lp", (2.0, 3, 2)))
     },
+    **{f"unfold{d}d": (lambda x, d=d: F.unfold(x, (3,) * d, stride=2), (image(d),)) for d in (1, 2, 3)},
+    "fold": (lambda y: F.fold(y, 8, 3), (torch.randn(2, 18, 36),)),
     "max_pool2d that tiles": (lambda x: F.max_pool2d(x, 2), (image(2),)),
     "max_pool2d with indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], (image(2),)),
     "adaptive_avg_pool2d global": (lambda x: F.adaptive_avg_pool2d(x, 1), (image(2),)),
@@ -207,6 +211,7 @@ WITHOUT_LOOPS = {
     "linear",
     "cross_entropy of probabilities",
     "adaptive_avg_pool2d global",
+    *("unfold1d", "unfold2d", "unfold3d", "fold"),
 }  # matrix products and elementwise operations of torch
 
 

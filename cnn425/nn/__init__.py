@@ -25,6 +25,7 @@ from cnn425.layers.loss import CrossEntropyLoss
 from cnn425.layers.lp_pool import LPPool1d, LPPool2d, LPPool3d
 from cnn425.layers.pool import MaxPool1d, MaxPool2d, MaxPool3d
 from cnn425.layers.pool_average import AvgPool1d, AvgPool2d, AvgPool3d
+from cnn425.layers.unfold import Fold, Unfold
 from cnn425.nn import functional
 from cnn425.nn.convert import Report, convert, report, revert
 
@@ -45,6 +46,7 @@ __all__ = [
     "ConvTranspose2d",
     "ConvTranspose3d",
     "CrossEntropyLoss",
+    "Fold",
     "LPPool1d",
     "LPPool2d",
     "LPPool3d",
@@ -65,6 +67,7 @@ __all__ = [
     "Report",
     "Sigmoid",
     "Softmax",
+    "Unfold",
     "convert",
     "functional",
     "report",

@@ -17,6 +17,7 @@ from cnn425.layers.loss import cross_entropy
 from cnn425.layers.lp_pool import lp_pool1d, lp_pool2d, lp_pool3d
 from cnn425.layers.pool import max_pool1d, max_pool2d, max_pool3d
 from cnn425.layers.pool_average import avg_pool1d, avg_pool2d, avg_pool3d
+from cnn425.layers.unfold import fold, unfold
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -35,6 +36,7 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "cross_entropy",
+    "fold",
     "linear",
     "locally_connected1d",
     "locally_connected2d",
@@ -48,4 +50,5 @@ __all__ = [
     "relu",
     "sigmoid",
     "softmax",
+    "unfold",
 ]
