@@ -12,6 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnn425 import algorithms
 from cnn425.kernels import threads
+from cnn425.layers.activation import softmax
+from cnn425.layers.local_low_rank import low_rank_local
+from cnn425.layers.local_shared import shared_local
 from cnn425.nn import functional as F
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +153,24 @@ LAYERS = {
         )
         for d in (1, 2, 3)
     },
+    **{
+        f"locally_connected_transpose{d}d": (
+            lambda x, w, d=d: getattr(F, f"locally_connected_transpose{d}d")(x, w, stride=2),
+            (image(d, size=4), torch.randn(*[4] * d, 4, 6, *[3] * d)),
+        )
+        for d in (1, 2, 3)
+    },
+    **{
+        f"local layer that shares weights, {share or tile}": (
+            lambda x, w, share=share, tile=tile: shared_local(2, x, w, None, share, tile, 1, 0, 1, 1),
+            (image(2), torch.randn(2, 2, 6, 4, 3, 3)),
+        )
+        for share, tile in (((3, 4), None), ((), (2, 2)))
+    },
+    "low rank": (
+        lambda x, w, m: low_rank_local(2, x, w, softmax(m, 0), None, 1, 1, 1, 1),
+        (image(2), torch.randn(3, 6, 4, 3, 3), torch.randn(3, 8, 8)),
+    ),
     **{
         f"{name}_pool{d}d": (lambda x, f=f"{name}_pool{d}d", a=a: getattr(F, f)(x, *a), (image(d),))
         for d in (1, 2, 3)

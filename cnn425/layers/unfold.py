@@ -23,7 +23,7 @@ from cnn425.windows import Geometry, scatter, windows
 
 
 class Cut(LinearMap):
-    """Image -> its windows: `(N, C, *size) -> (N, C, *kernel, *positions)`, or with `apart` `(N, *positions, C, *kernel)`."""
+    """Image -> its windows: `(N, C, *size) -> (N, C, *kernel, *positions)`, or with `apart` `(N, *kernel, *positions, C)`."""
 
     @staticmethod
     def forward(x: Tensor, size: tuple[int, ...], geometry: Geometry, apart: bool) -> Tensor:
@@ -68,7 +68,7 @@ class Add(LinearMap):
 def order(d: int, apart: bool) -> list[int]:
     """The dimensions of windows `(N, C, *positions, *kernel)` in the order of `Cut`."""
     positions, kernel = range(2, 2 + d), range(2 + d, 2 + 2 * d)
-    return [0, *positions, 1, *kernel] if apart else [0, 1, *kernel, *positions]
+    return [0, *kernel, *positions, 1] if apart else [0, 1, *kernel, *positions]
 
 
 cut, add = map(operation, (Cut, Add))
@@ -116,7 +116,7 @@ def fold(input: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, p
         raise arguments.invalid("fold", "input", input, "a Tensor")
     sizes = _sides("fold", "output_size", output_size, len(output_size) if isinstance(output_size, (tuple, list)) else 2)
     geometry = _windows("fold", kernel_size, dilation, padding, stride, len(sizes))
-    shape, d = tuple(input.shape), len(sizes)
+    shape = tuple(input.shape)
     if len(shape) not in (2, 3) or 0 in shape[-2:]:
         raise RuntimeError(
             "Expected 2D or 3D (batch mode) tensor for input with possibly 0 batch size and non-zero dimensions for input, "

@@ -1,4 +1,4 @@
-"""The layers as functions, under the names of `torch.nn.functional`, and `locally_connected1d/2d/3d`."""
+"""The layers as functions, under the names of `torch.nn.functional`; local layers, and transposed ones, which torch does not have."""
 
 from cnn425.layers.activation import relu, sigmoid, softmax
 from cnn425.layers.adaptive import (
@@ -13,6 +13,11 @@ from cnn425.layers.conv import conv1d, conv2d, conv3d
 from cnn425.layers.conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from cnn425.layers.linear import linear
 from cnn425.layers.local import locally_connected1d, locally_connected2d, locally_connected3d
+from cnn425.layers.local_transpose import (
+    locally_connected_transpose1d,
+    locally_connected_transpose2d,
+    locally_connected_transpose3d,
+)
 from cnn425.layers.loss import cross_entropy
 from cnn425.layers.lp_pool import lp_pool1d, lp_pool2d, lp_pool3d
 from cnn425.layers.pool import max_pool1d, max_pool2d, max_pool3d
@@ -41,6 +46,9 @@ __all__ = [
     "locally_connected1d",
     "locally_connected2d",
     "locally_connected3d",
+    "locally_connected_transpose1d",
+    "locally_connected_transpose2d",
+    "locally_connected_transpose3d",
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",
