@@ -213,7 +213,7 @@ class _Transposed(compat.ConvTransposeNd):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The transposed convolution of `input`; `output_size`, pixels along each dimension, chooses among the sizes that fit."""
-        d = len(self.kernel_size)
+        d = self.weight.ndim - 2
         sizes: Any = (self.stride, self.padding, self.kernel_size, d, self.dilation)
         extra = self._output_padding(input, output_size, *sizes)  # type: ignore[arg-type]
         return _conv_transpose(d, input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation)
