@@ -37,6 +37,9 @@ reduction = _reduction
 # The base class of torch's convolutions, which keeps their parameters.
 ConvNd = torch.nn.modules.conv._ConvNd
 
+# The base class of torch's transposed convolutions, which turns an output size into an output padding.
+ConvTransposeNd = torch.nn.modules.conv._ConvTransposeNd
+
 
 def legacy_level() -> int:
     """The level of the innermost older vmap."""

@@ -183,20 +183,24 @@ def _looked_up(x: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
     return x.permute(*range(batch), *range(batch, x.ndim, 2), *range(batch + 1, x.ndim, 2))
 
 
-def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
+def scatter(w: Tensor, geometry: Geometry, size: Sequence[int], few: bool = False) -> Tensor:
     """The adjoint of `windows`: each pixel is the sum of its window cells, `(*batch, *positions, *kernel) -> (*batch, *size)`.
 
-    One side of the window after the other, the last one first, cells in order: U + V additions, the same at every run.
+    One side of the window after the other, the last one first, cells in order: U + V additions, the same at every run. With `few`, a side
+    with fewer windows than cells takes windows in order.
     """
     batch, positions = w.ndim - 2 * geometry.dimensions, geometry.positions(size)
     for side in reversed(range(geometry.dimensions)):
         low, high = geometry.overhang(size)[side]
         shape = list(w.shape[:-1])
-        shape[batch + side] = low + size[side] + max(high, 0)
+        shape[batch + side] = max(low, 0) + size[side] + max(high, 0)
         padded = w.new_zeros(shape)
-        for u in range(geometry.kernel[side]):
-            first, stride = u * geometry.dilation[side], geometry.stride[side]
-            pixels: Any = [slice(None)] * (batch + side) + [slice(first, first + (positions[side] - 1) * stride + 1, stride)]
+        cells, windows_ = (geometry.kernel[side], geometry.dilation[side]), (positions[side], geometry.stride[side])
+        if few and windows_[0] < cells[0]:  # the roles of windows and their cells can be exchanged
+            cells, windows_, w = windows_, cells, w.transpose(batch + side, -1)
+        for u in range(cells[0]):
+            first = u * cells[1] - min(low, 0)
+            pixels: Any = [slice(None)] * (batch + side) + [slice(first, first + (windows_[0] - 1) * windows_[1] + 1, windows_[1])]
             padded[tuple(pixels)].add_(w[..., u])  # += would also copy the sum to itself
-        w = padded.narrow(batch + side, low, size[side])
+        w = padded.narrow(batch + side, max(low, 0), size[side])
     return w

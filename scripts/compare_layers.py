@@ -51,7 +51,8 @@ if TYPE_CHECKING:  # check_device.py wants the problems below where torch is alo
     from cnn425.lab.side_by_side import Layer
 
 Name = Literal[
-    *("conv1d", "conv2d", "conv3d", "local1d", "local2d", "local3d", "linear", "relu", "sigmoid", "softmax", "cross_entropy"),
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "unfold", "fold"),
+    *("local1d", "local2d", "local3d", "linear", "relu", "sigmoid", "softmax", "cross_entropy"),
     *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d"),
     *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
@@ -145,6 +146,7 @@ def dimensions(name: str) -> int:
 OF_WINDOWS = ("kernel_size", "stride", "padding", "dilation")
 USELESS_FOR = {
     "linear": (*OF_WINDOWS, "groups"),
+    **dict.fromkeys(("unfold", "fold"), ("out_channels", "groups", "bias")),
     **dict.fromkeys(("relu", "sigmoid", "softmax", "cross_entropy"), ("out_channels", *OF_WINDOWS, "groups", "bias")),
     "max_pool": ("out_channels", "groups", "bias"),
     "avg_pool": ("out_channels", "dilation", "groups", "bias"),
@@ -166,6 +168,13 @@ def problem(name: str, o: Options) -> Pair:
         return torch.randn(shape, device=o.device, dtype=torch.float64 if dtype.itemsize > 2 else torch.float32).to(dtype)
 
     image = draw(o.batch, o.in_channels, *[o.size] * d)
+    if name in ("unfold", "fold"):
+        windows: tuple[int, ...] = (o.kernel_size, o.dilation, o.padding, o.stride)
+        image = draw(o.batch, o.in_channels, o.size, o.size)
+        if name == "fold":
+            image, windows = torch.nn.functional.unfold(image, *windows), (o.size, *windows)
+        mine, expected = getattr(F, name), getattr(torch.nn.functional, name)
+        return (lambda x: mine(x, *windows)), (lambda x: expected(x, *windows)), [image]
     if name.startswith(("conv", "local")):
         return weighted(name, o, d, image, draw)
     if d:
@@ -187,6 +196,9 @@ def weighted(name: str, o: Options, d: int, image: Tensor, draw: Callable[..., T
         raise ImpossibleError(f"--groups {o.groups} must divide --in-channels {o.in_channels} and --out-channels {o.out_channels}")
     kernel, fan = [o.kernel_size] * d, o.in_channels // o.groups * o.kernel_size**d
     weight_shape = [o.out_channels, o.in_channels // o.groups, *kernel]
+    if name.startswith("conv_transpose"):
+        weight_shape[:2] = [o.in_channels, o.out_channels // o.groups]
+        arguments["output_padding"] = o.stride - 1
     if name.startswith("conv"):
         bias = [draw(o.out_channels)] if o.bias else []
         pair = (getattr(library, name) for library in (F, torch.nn.functional))

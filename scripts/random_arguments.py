@@ -56,11 +56,15 @@ def drawn(layer: str, draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
         size = [max(n, 1) for n in size]
     elif draw.mistake(0.04):
         batch = [2, 2]
+    if layer.startswith("conv_transpose"):  # of empty batches and of outputs without pixels torch refuses some, without a rule
+        size, draw.mistakes = [max(n, 3) for n in size], draw.mistakes if 0 not in batch else 0
     if layer.startswith("conv"):
-        return conv_arguments(d, size, batch, draw)
+        return conv_arguments(d, size, batch, draw, layer.startswith("conv_transpose"))
     if d:
         return pool_arguments(layer, d, size, batch, draw)
     shape = [draw.randint(0, 4) for _ in range(draw.randint(0, 4))]
+    if layer in ("unfold", "fold"):
+        return window_arguments(layer, draw)
     if layer == "linear":
         w = [draw.randint(0, 4), shape[-1] if shape and not draw.mistake(0.1) else 2][draw.random() < 0.1 :]
         dtype = draw.choice(DTYPES)
@@ -76,7 +80,9 @@ def drawn(layer: str, draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tensor(draw, *shape),), named
 
 
-def conv_arguments(d: int, size: list[int], batch: list[int], draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def conv_arguments(
+    d: int, size: list[int], batch: list[int], draw: Draw, transposed: bool = False
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     groups = draw.choice((1, 1, 1, 2, 3))
     c, out = draw.choice((groups, 2 * groups)), draw.choice((groups, 2 * groups))
     # an empty batch is not looked at closely by torch: nothing is wrong with it here
@@ -84,12 +90,15 @@ def conv_arguments(d: int, size: list[int], batch: list[int], draw: Draw) -> tup
     dtype = torch.float32 if empty else draw.choice([t for t in DTYPES if t != torch.int64])
     kernel = [draw.randint(1, 3) for _ in range(d)]
     x = tensor(draw, *batch, c + draw.mistake(0.04), *size, dtype=dtype)
-    w = tensor(draw, out, c // groups, *kernel[draw.mistake(0.03) :], dtype=None if not empty and draw.mistake(0.05) else dtype)
+    channels = (c, out // groups) if transposed else (out, c // groups)
+    w = tensor(draw, *channels, *kernel[draw.mistake(0.03) :], dtype=None if not empty and draw.mistake(0.05) else dtype)
     b = [] if draw.random() < 0.4 else [tensor(draw, out + draw.mistake(0.03), dtype=dtype)]
     named = {"stride": number(draw, d, 1, 3), "dilation": number(draw, d, 1, 2)}
     named["groups"] = draw.choice(STRANGE) if draw.mistake(0.05) else groups
-    named["padding"] = number(draw, d, 0, 2)
-    if draw.random() < 0.2:
+    named["padding"] = number(draw, d, 0, 1 if transposed else 2)
+    if transposed:
+        named["output_padding"] = 0 if empty else number(draw, d, 0, 1)
+    elif draw.random() < 0.2:
         named["padding"] = (
             "full" if draw.mistake(0.3) else "valid" if named["stride"] not in (1, (1,) * d) else draw.choice(("same", "valid"))
         )
@@ -117,6 +126,34 @@ def pool_arguments(layer: str, d: int, size: list[int], batch: list[int], draw: 
         far = 2 if min(size) > 2 else 1  # a window that sees nothing but padding has no gradient, whatever torch says
         named |= {"dilation": number(draw, d, 1, far), "return_indices": draw.random() < 0.5}
     return (x, kernel), named
+
+
+def window_arguments(layer: str, draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of unfold and fold for images, the only ones that torch takes."""
+    named = {name: pair(draw, low, 2) for name, low in (("kernel_size", 1), ("dilation", 1), ("padding", 0), ("stride", 1))}
+    size, batch, channels = (
+        [draw.randint(5, 7), draw.randint(5, 7)],
+        [draw.randint(0, 2)] if draw.random() < 0.8 else [],
+        draw.randint(1, 2),
+    )
+    dtype = draw.choice([t for t in DTYPES if t != torch.bool])
+    if layer == "unfold":
+        channels -= draw.mistake(0.05)
+        return (tensor(draw, *([2, 2] if draw.mistake(0.03) else batch), channels, *size, dtype=dtype),), named
+    whole = [value if isinstance(value, tuple) else (value,) * 2 for value in named.values()]
+    legal = all(len(value) == 2 and all(type(n) is int and n >= 0 for n in value) for value in whole) and 0 not in whole[0] + whole[3]
+    k, e, p, s = whole if legal else [(1, 1), (1, 1), (0, 0), (1, 1)]
+    count = [(n + 2 * p[i] - e[i] * (k[i] - 1) - 1) // s[i] + 1 for i, n in enumerate(size)]
+    columns = channels * k[0] * k[1] + draw.mistake(0.05), count[0] * count[1] + draw.mistake(0.05)
+    named["output_size"] = draw.choice(STRANGE[:5]) if draw.mistake(0.05) else tuple(size)
+    return (tensor(draw, *batch, *columns, dtype=dtype, images=False),), named
+
+
+def pair(draw: Draw, low: int, high: int) -> Any:
+    """Two numbers or one, or something strange, but no sequence of one or three: ours takes those for a signal or a volume."""
+    if draw.mistake(0.06):
+        return draw.choice([value for value in STRANGE if not isinstance(value, (tuple, list)) or len(value) not in (0, 1, 3)])
+    return (draw.randint(low, high), draw.randint(low, high)) if draw.random() < 0.4 else draw.randint(low, high)
 
 
 def loss_arguments(draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:

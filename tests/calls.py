@@ -8,6 +8,7 @@ import pkgutil
 import sys
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnn425 import kernels
 from cnn425.kernels.threads import Loop
@@ -40,6 +41,21 @@ def passes(function, *shapes, last=False, dtype=torch.float32):
     gradients = torch.autograd.grad(y, leaves, upstream, create_graph=True)
     again = torch.autograd.grad(gradients[0], upstream, torch.randn(shapes[0], generator=generator).to(dtype), allow_unused=True)
     return [t.detach() for t in (y, *gradients, *again) if t is not None]
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any operator's result has."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for t in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(t, torch.Tensor):
+                self.numbers = max(self.numbers, t.untyped_storage().nbytes() // t.element_size())
+        return result
 
 
 def classes(shape, size=()):

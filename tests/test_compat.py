@@ -115,6 +115,7 @@ def test_reductions_have_names():
 
 def test_the_base_class_of_convolutions():
     assert issubclass(torch.nn.Conv2d, compat.ConvNd)
+    assert issubclass(torch.nn.ConvTranspose2d, compat.ConvTransposeNd)
     assert not issubclass(torch.nn.Linear, compat.ConvNd)
 
 

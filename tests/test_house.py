@@ -12,6 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnn425 import algorithms
 from cnn425.kernels import threads
+from cnn425.layers.activation import softmax
+from cnn425.layers.local_low_rank import low_rank_local
+from cnn425.layers.local_shared import shared_local
 from cnn425.nn import functional as F
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +40,8 @@ DEFINED_BY = {
     ("conv", "bilinear"),
     ("local", "bilinear"),
     ("local", "conv"),
+    ("local", "unfold"),
+    ("local", "activation"),
     ("adaptive", "pool"),
     ("lp", "pool"),
     ("lp", "adaptive"),
@@ -124,6 +129,13 @@ LAYERS = {
         )
         for d in (1, 2, 3)
     },
+    **{
+        f"conv_transpose{d}d": (
+            lambda x, w, b, d=d: getattr(F, f"conv_transpose{d}d")(x, w, b, stride=2),
+            (image(d), torch.randn(4, 6, *[3] * d), torch.randn(6)),
+        )
+        for d in (1, 2, 3)
+    },
     "conv2d strided": (lambda x, w: F.conv2d(x, w, stride=2, dilation=2), (image(2), torch.randn(6, 4, 3, 3))),
     "conv2d depthwise": (lambda x, w: F.conv2d(x, w, groups=4), (image(2), torch.randn(4, 1, 3, 3))),
     "conv2d large": (lambda x, w: F.conv2d(x, w, padding=1), (torch.randn(8, 64, 14, 14), torch.randn(64, 64, 3, 3))),
@@ -142,10 +154,30 @@ LAYERS = {
         for d in (1, 2, 3)
     },
     **{
+        f"locally_connected_transpose{d}d": (
+            lambda x, w, d=d: getattr(F, f"locally_connected_transpose{d}d")(x, w, stride=2),
+            (image(d, size=4), torch.randn(*[4] * d, 4, 6, *[3] * d)),
+        )
+        for d in (1, 2, 3)
+    },
+    **{
+        f"local layer that shares weights, {share or tile}": (
+            lambda x, w, share=share, tile=tile: shared_local(2, x, w, None, share, tile, 1, 0, 1, 1),
+            (image(2), torch.randn(2, 2, 6, 4, 3, 3)),
+        )
+        for share, tile in (((3, 4), None), ((), (2, 2)))
+    },
+    "low rank": (
+        lambda x, w, m: low_rank_local(2, x, w, softmax(m, 0), None, 1, 1, 1, 1),
+        (image(2), torch.randn(3, 6, 4, 3, 3), torch.randn(3, 8, 8)),
+    ),
+    **{
         f"{name}_pool{d}d": (lambda x, f=f"{name}_pool{d}d", a=a: getattr(F, f)(x, *a), (image(d),))
         for d in (1, 2, 3)
         for name, a in (("max", (3, 2, 1)), ("avg", (3, 2, 1)), ("adaptive_max", (3,)), ("adaptive_avg", (3,)), ("lp", (2.0, 3, 2)))
     },
+    **{f"unfold{d}d": (lambda x, d=d: F.unfold(x, (3,) * d, stride=2), (image(d),)) for d in (1, 2, 3)},
+    "fold": (lambda y: F.fold(y, 8, 3), (torch.randn(2, 18, 36),)),
     "max_pool2d that tiles": (lambda x: F.max_pool2d(x, 2), (image(2),)),
     "max_pool2d with indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], (image(2),)),
     "adaptive_avg_pool2d global": (lambda x: F.adaptive_avg_pool2d(x, 1), (image(2),)),
@@ -200,6 +232,7 @@ WITHOUT_LOOPS = {
     "linear",
     "cross_entropy of probabilities",
     "adaptive_avg_pool2d global",
+    *("unfold1d", "unfold2d", "unfold3d", "fold"),
 }  # matrix products and elementwise operations of torch
 
 

@@ -23,7 +23,8 @@ from cnn425 import compat
 from cnn425.layers import arguments
 from cnn425.layers.bilinear import output
 from cnn425.layers.function import cast_for_autocast
-from cnn425.layers.local_conversion import copied_from, shared
+from cnn425.layers.local_conversion import copied_from, shared, unshared
+from cnn425.layers.local_shared import Sharing, shared_local
 from cnn425.windows import Geometry
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
@@ -105,12 +106,14 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 class LocallyConnected(torch.nn.Module):
-    """A local layer that owns its weight `(*positions, O, C/groups, *kernel)` and bias.
+    """A local layer that owns its weight `(*sets, O, C/groups, *kernel)` and bias; without `share` and `tile` each position is a set.
 
     in_channels, out_channels, kernel_size, stride, dilation, groups, padding_mode    as in `torch.nn.ConvNd`
     input_size    pixels of the image along each dimension (an int: the same for all); weights belong to positions, so it is fixed
     padding       as in `locally_connectedNd`: int, one per dimension, (low, high) pairs, 'valid', 'same' (also with strides)
-    bias          True: one per neuron, `(O, *positions)`; 'channel': one per output channel, `(O,)`, as in a convolution; False: none
+    share         positions per block of neighbours that use one set of weights: an int or one per dimension; the last may be smaller
+    tile          instead: positions whose indices are equal modulo `tile` use one set; an int or one per dimension
+    bias          True: one per channel and set, `(O, *sets)`; 'channel': one per output channel, `(O,)`, as in a convolution; False: none
 
     Weights and biases start uniform in +-1/sqrt(fan-in), fan-in = C/groups * prod(kernel): the distribution of torch's convolution. The
     number of positions does not matter, since each neuron is connected to one window.
@@ -134,6 +137,8 @@ class LocallyConnected(torch.nn.Module):
         padding_mode: str = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
+        share: int | Sequence[int] = 1,
+        tile: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -159,11 +164,15 @@ class LocallyConnected(torch.nn.Module):
         else:
             self.padding = arguments.per_dimension(name, "padding", padding, self.dimensions)
         self.padding_mode = padding_mode
+        self.share = arguments.per_dimension(name, "share", share, self.dimensions)
+        self.tile = None if tile is None else arguments.per_dimension(name, "tile", tile, self.dimensions)
+        if min(self.share + (self.tile or (1,))) < 1 or (self.tile and max(self.share) > 1):
+            raise ValueError(f"share and tile must be positive, and one of them at most be given, but got share={share}, tile={tile}")
         self._create_parameters(bias, device, dtype)
 
     def _create_parameters(self, bias: bool | str, device: Any, dtype: torch.dtype | None) -> None:
         self.weight = torch.nn.Parameter(self._empty_weight(device, dtype))
-        shape = (self.out_channels,) if bias == "channel" else (self.out_channels, *self.output_size)
+        shape = (self.out_channels,) if bias == "channel" else self.bias_shape
         self.register_parameter("bias", torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if bias else None)
         self.reset_parameters()
 
@@ -184,17 +193,33 @@ class LocallyConnected(torch.nn.Module):
         return positions
 
     @property
+    def sets(self) -> tuple[int, ...]:
+        """The number of sets of weights along each dimension."""
+        if self.tile and any(n > p for n, p in zip(self.tile, self.output_size, strict=True)):
+            raise ValueError(f"tile={self.tile} is larger than the output of {arguments.times(self.output_size)} positions")
+        return Sharing(self.share, self.tile).sets(self.output_size)
+
+    @property
     def weight_shape(self) -> tuple[int, ...]:
-        """`(*positions, O, C/groups, *kernel)`."""
-        return (*self.output_size, self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        """`(*sets, O, C/groups, *kernel)`."""
+        return (*self.sets, self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """`(O, *sets)`."""
+        return (self.out_channels, *self.sets)
+
+    @property
+    def fan_in(self) -> int:
+        """Pixels that a neuron sees."""
+        return self.in_channels // self.groups * math.prod(self.kernel_size)
 
     def _empty_weight(self, device: Any, dtype: torch.dtype | None) -> Tensor:
         return torch.empty(self.weight_shape, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draw weight and bias anew, uniform in +-1/sqrt(fan-in)."""
-        fan_in = self.in_channels // self.groups * math.prod(self.kernel_size)
-        bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
+        bound = 1 / math.sqrt(self.fan_in) if self.fan_in else 0.0
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 torch.nn.init.uniform_(parameter, -bound, bound)
@@ -212,7 +237,14 @@ class LocallyConnected(torch.nn.Module):
             pads = [pixels for pair in reversed(self.geometry.padding) for pixels in pair]
             input = torch.nn.functional.pad(input, pads, mode=self.padding_mode)
             padding = 0
-        return _local(d, input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return self.connect(input, padding)
+
+    def connect(self, input: Tensor, padding: Any) -> Tensor:
+        """The layer's output for an image that has the right size and, unless it is zeros, its padding."""
+        settings = self.stride, padding, self.dilation, self.groups
+        if self.tile or max(self.share) > 1:
+            return shared_local(self.dimensions, input, self.weight, self.bias, self.share, self.tile, *settings)
+        return _local(self.dimensions, input, self.weight, self.bias, *settings)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, the number of parameters and the memory they take."""
@@ -220,6 +252,7 @@ class LocallyConnected(torch.nn.Module):
             f"{self.in_channels}, {self.out_channels}, input_size={self.input_size}, kernel_size={self.kernel_size}, stride={self.stride}"
         )
         defaults = {"padding": (0,) * self.dimensions, "dilation": (1,) * self.dimensions, "groups": 1, "padding_mode": "zeros"}
+        defaults |= {"share": (1,) * self.dimensions, "tile": None}
         text += "".join(f", {name}={getattr(self, name)!r}" for name, default in defaults.items() if getattr(self, name) != default)
         if self.bias is None:
             text += ", bias=False"
@@ -230,16 +263,20 @@ class LocallyConnected(torch.nn.Module):
         return f"{text}, parameters={sum(parameter.numel() for parameter in owned):,}, memory={memory / 2**20:.3g} MiB"
 
     @classmethod
-    def from_conv(cls, conv: compat.ConvNd, input_size: int | Sequence[int]) -> Self:
-        """The local layer that computes what `conv` does on images of `input_size` pixels, each position with its own copy of the weights.
+    def from_conv(cls, conv: compat.ConvNd, input_size: int | Sequence[int], share: Any = 1, tile: Any = None) -> Self:
+        """The local layer that computes what `conv` does on images of `input_size` pixels, each set with its own copy of the weights.
 
         The bias stays one per channel. Device, dtype, training flag and `requires_grad` are kept.
         """
-        return copied_from(conv, cls, cls.dimensions, input_size)
+        return copied_from(conv, cls, cls.dimensions, input_size, share=share, tile=tile)
 
     def to_conv(self) -> compat.ConvNd:
         """The `torch.nn.ConvNd` whose weight and bias are the averages of this layer's over all positions: the inverse of `from_conv`."""
         return shared(self, self.geometry.padding)
+
+    def unshared(self) -> "LocallyConnected":
+        """The layer with weights of its own at each position that computes the same, from copies of these weights."""
+        return unshared(self, LOCAL[self.dimensions])
 
 
 class LocallyConnected1d(LocallyConnected):
@@ -258,3 +295,6 @@ class LocallyConnected3d(LocallyConnected):
     """`(N, C, D, H, W) -> (N, O, I, J, K)`; see `LocallyConnected2d`."""
 
     dimensions = 3
+
+
+LOCAL = {1: LocallyConnected1d, 2: LocallyConnected2d, 3: LocallyConnected3d}

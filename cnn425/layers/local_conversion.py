@@ -1,4 +1,4 @@
-"""Conversions between a convolution and a local layer: its weight copied to every position, or averaged over all positions."""
+"""Conversions along the way from a local layer to a convolution: weights copied to every position, or averaged over all positions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,23 +6,27 @@ from typing import Any
 import torch
 
 from cnn425.compat import ConvNd
+from cnn425.layers.local_shared import Sharing, mean_of_positions, of_positions
 
 
-def copied_from(conv: ConvNd, local_type: Any, dimensions: int, input_size: int | Sequence[int]) -> Any:
+def copied_from(conv: ConvNd, local_type: Any, dimensions: int, input_size: int | Sequence[int], **more: Any) -> Any:
     """The `local_type` that computes what `conv` does on images of `input_size` pixels."""
     if not isinstance(conv, getattr(torch.nn, f"Conv{dimensions}d")):
         raise TypeError(f"{local_type.__name__}.from_conv: conv must be a Conv{dimensions}d, but got {type(conv).__name__}")
     local = torch.nn.utils.skip_init(
         local_type, conv.in_channels, conv.out_channels, input_size, conv.kernel_size, conv.stride, conv.padding,
         conv.dilation, conv.groups,
-        "channel" if conv.bias is not None else False, conv.padding_mode, device=conv.weight.device, dtype=conv.weight.dtype,
+        "channel" if conv.bias is not None else False, conv.padding_mode, device=conv.weight.device, dtype=conv.weight.dtype, **more,
     )  # fmt: skip
-    _copy(conv, local, conv.weight, conv.bias)
+    copy_parameters(conv, local, conv.weight, conv.bias)
     return local
 
 
-def shared(local: Any, padding: Sequence[tuple[int, int]]) -> ConvNd:
-    """The convolution whose weight and bias are the averages of those of `local`, whose (low, high) padding on its image is `padding`."""
+def shared(local: Any, padding: Sequence[tuple[int, int]], weight: torch.Tensor | None = None) -> ConvNd:
+    """The convolution whose weight and bias are the averages of those of `local`, whose (low, high) padding on its image is `padding`.
+
+    The average weight may be given.
+    """
     d = len(padding)
     if isinstance(local.padding, str) and (local.padding == "valid" or max(local.stride) == 1):
         sides: Any = local.padding
@@ -35,12 +39,29 @@ def shared(local: Any, padding: Sequence[tuple[int, int]]) -> ConvNd:
         local.dilation, local.groups,
         local.bias is not None, local.padding_mode, device=local.weight.device, dtype=local.weight.dtype,
     )  # fmt: skip
-    bias = local.bias if local.bias is None or local.bias.ndim == 1 else local.bias.flatten(1).mean(1)
-    _copy(local, conv, local.weight.mean(tuple(range(d))), bias)
+    sharing, positions, bias = Sharing(local.share, local.tile), local.output_size, local.bias
+    if bias is not None and bias.ndim > 1:
+        bias = mean_of_positions(bias.movedim(0, -1), sharing, positions)
+    copy_parameters(local, conv, mean_of_positions(local.weight, sharing, positions) if weight is None else weight, bias)
     return conv
 
 
-def _copy(source: Any, target: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+def unshared(local: Any, kind: Any, weight: torch.Tensor | None = None) -> Any:
+    """The local layer of type `kind` that computes what `local` does with weights of its own at each position: copies, or `weight`."""
+    sharing, positions, bias = Sharing(local.share, local.tile), local.output_size, local.bias
+    found = torch.nn.utils.skip_init(
+        kind, local.in_channels, local.out_channels, local.input_size, local.kernel_size, local.stride, local.padding,
+        local.dilation, local.groups, False if bias is None else "channel" if bias.ndim == 1 else True, local.padding_mode,
+        device=local.weight.device, dtype=local.weight.dtype,
+    )  # fmt: skip
+    if bias is not None and bias.ndim > 1:
+        bias = of_positions(bias, sharing, positions, 1)
+    copy_parameters(local, found, of_positions(local.weight, sharing, positions) if weight is None else weight, bias)
+    return found
+
+
+def copy_parameters(source: Any, target: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Weight and bias written into those of `target`; training flag and `requires_grad` as those of `source`."""
     with torch.no_grad():
         target.weight.copy_(weight)
         if bias is not None:

@@ -30,8 +30,11 @@ class _Lazy(LazyModuleMixin, LocallyConnected):
         padding_mode: str = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
+        share: int | Sequence[int] = 1,
+        tile: int | Sequence[int] | None = None,
     ) -> None:
-        super().__init__(0, out_channels, 0, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        sharing = share, tile
+        super().__init__(0, out_channels, 0, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype, *sharing)
 
     def _create_parameters(self, bias: bool | str, device: Any, dtype: torch.dtype | None) -> None:
         self.bias_per_channel = bias == "channel"
@@ -51,7 +54,7 @@ class _Lazy(LazyModuleMixin, LocallyConnected):
         self.weight.materialize(self.weight_shape)
         self.weight.data = self._empty_weight(self.weight.device, self.weight.dtype)
         if self.bias is not None:
-            self.bias.materialize((self.out_channels,) if self.bias_per_channel else (self.out_channels, *self.output_size))
+            self.bias.materialize((self.out_channels,) if self.bias_per_channel else self.bias_shape)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

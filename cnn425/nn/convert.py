@@ -19,16 +19,18 @@ from typing import TypeVar
 import torch
 from torch.nn import Module
 
-from cnn425.layers import activation, adaptive, conv, linear, loss, lp_pool, pool, pool_average
+from cnn425.layers import activation, adaptive, conv, conv_transpose, linear, loss, lp_pool, pool, pool_average, unfold
 
 OURS: tuple[type[Module], ...] = (
     *(conv.Conv1d, conv.Conv2d, conv.Conv3d),
+    *(conv_transpose.ConvTranspose1d, conv_transpose.ConvTranspose2d, conv_transpose.ConvTranspose3d),
     *(pool.MaxPool1d, pool.MaxPool2d, pool.MaxPool3d),
     *(pool_average.AvgPool1d, pool_average.AvgPool2d, pool_average.AvgPool3d),
     *(adaptive.AdaptiveMaxPool1d, adaptive.AdaptiveMaxPool2d, adaptive.AdaptiveMaxPool3d),
     *(adaptive.AdaptiveAvgPool1d, adaptive.AdaptiveAvgPool2d, adaptive.AdaptiveAvgPool3d),
     *(lp_pool.LPPool1d, lp_pool.LPPool2d, lp_pool.LPPool3d),
     *(linear.Linear, activation.ReLU, activation.Sigmoid, activation.Softmax, loss.CrossEntropyLoss),
+    *(unfold.Unfold, unfold.Fold),
 )
 COUNTERPART: dict[type[Module], type[Module]] = {getattr(torch.nn, ours.__name__): ours for ours in OURS}
 BUILTIN: dict[type[Module], type[Module]] = {ours: builtin for builtin, ours in COUNTERPART.items()}

@@ -1,0 +1,249 @@
+"""Transposed convolution: the gradient of a convolution's image, as a layer.
+
+    forward                    y = scatter(ywin), ywin[n,o,i,j,u,v] = sum over c of x[n,c,i,j] * w[c,o,u,v], + b[o]       ncij,couv->noijuv
+    gradient of the image      gx[n,c,i,j]       = sum over o, u, v  of  gywin[n,o,i,j,u,v] * w[c,o,u,v]                  noijuv,couv->ncij
+    gradient of the weight     gw[c,o,u,v]       = sum over n, i, j  of  x[n,c,i,j] * gywin[n,o,i,j,u,v]                  ncij,noijuv->couv
+    gradient of the bias       gb[o]             = sum over all pixels of gy[n,o]
+
+Every pixel of the input writes a window of the output, and windows that overlap are added: `x` is in the place of a convolution's output
+gradient, `y` in that of its image. So nothing is computed here: `InputGradient`, one of the three maps of `cnn425.layers.bilinear`, is the
+layer, and its derivatives are the other two, the convolution itself and `WeightGradient`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from cnn425 import compat
+from cnn425.algorithms import layout
+from cnn425.kernels.threads import is_traced
+from cnn425.layers import arguments
+from cnn425.layers.bilinear import input_gradient
+from cnn425.layers.function import cast_for_autocast
+from cnn425.windows import Geometry
+
+# ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
+
+# `settings` are the stride, padding, output_padding, groups and dilation.
+
+
+def _conv_transpose(dimensions: int, input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(PUBLIC[dimensions], (input, weight, bias), input, weight, bias, *settings)
+    function = f"conv_transpose{dimensions}d"
+    arguments.check_tensors(function, input, weight, bias)
+    geometry, size, groups = _checked(dimensions, input.shape, weight.shape, None if bias is None else bias.shape, *settings)
+    single = input.ndim == dimensions + 1
+    x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
+    check_dtypes(function, x, w, b)
+    y = _as_torch_stores_it(x, w, geometry, groups, size, b)
+    return y.squeeze(0) if single else y
+
+
+def _as_torch_stores_it(x: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...], b: Tensor | None) -> Tensor:
+    """The transposed convolution; for channels-last weights of signals in the memory layout of torch."""
+    if not is_traced() and w.ndim == 3 and not w.is_contiguous() and layout.is_channels_last(w.unsqueeze(2)):
+        row = Geometry((1, *geometry.kernel), (1, *geometry.stride), ((0, 0), *geometry.padding), (1, *geometry.dilation))
+        return transposed(x.contiguous().unsqueeze(2), w.unsqueeze(2), row, groups, False, (1, *size), b).squeeze(2)
+    return transposed(x, w, geometry, groups, False, size, b)
+
+
+def transposed(x: Tensor, w: Tensor, geometry: Geometry, groups: int, local: bool, size: tuple[int, ...], b: Tensor | None) -> Tensor:
+    """`InputGradient` and a bias, `(O,)` or `(O, *size)`; in a precision that torch can compute in, rounded once."""
+    wider = {torch.complex32: torch.complex64}
+    if b is not None:
+        wider |= dict.fromkeys((torch.float16, torch.bfloat16), torch.float32)
+    if x.dtype in wider:
+        x_, w_, b_ = (None if t is None else t.to(wider[x.dtype]) for t in (x, w, b))
+        return transposed(x_, w_, geometry, groups, local, size, b_).to(x.dtype)  # type: ignore[arg-type]
+    y: Tensor = input_gradient(x, w, geometry, groups, local, size)
+    if b is None:
+        return y
+    return y + (b if b.ndim > 1 else b.view(-1, *(1,) * len(size)))
+
+
+@arguments.remembered
+def _checked(
+    dimensions: int, input: torch.Size, weight: torch.Size, bias: torch.Size | None, *settings: Any
+) -> tuple[Geometry, tuple[int, ...], int]:
+    """The windows of the output, its size in pixels, and the number of groups as an int."""
+    function, (stride, padding, output_padding, groups, dilation) = f"conv_transpose{dimensions}d", settings
+    check_types(function, dimensions, stride, padding, output_padding, groups, dilation)
+    if len(weight) < 3:
+        raise RuntimeError(f"weight should have at least three dimensions, but got weight of size {list(weight)}")
+    x = arguments.check_input(function, input, dimensions)
+    geometry, size = transposed_geometry(function, weight[2:], stride, padding, output_padding, dilation, x)
+    groups = arguments.check_groups(groups)
+    if len(weight) != len(x):
+        raise RuntimeError(
+            f"Expected {len(weight)}-dimensional input for {len(weight)}-dimensional weight {list(weight)}, "
+            f"but got {len(x)}-dimensional input of size {list(x)} instead"
+        )
+    check_sizes(x, weight, bias, groups, size)
+    return geometry, size, groups
+
+
+def check_types(function: str, dimensions: int, stride: Any, padding: Any, output_padding: Any, groups: Any, dilation: Any) -> None:
+    """Check all types before any value, as torch does; the padding is never a string."""
+    if isinstance(padding, str):
+        raise arguments.invalid(function, "padding", padding, f"an int or a tuple of {dimensions} ints")
+    arguments.check_types(function, dimensions, groups, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation)
+
+
+def transposed_geometry(
+    function: str, kernel: Sequence[int], stride: Any, padding: Any, output_padding: Any, dilation: Any, x: torch.Size
+) -> tuple[Geometry, tuple[int, ...]]:
+    """The windows that the pixels of `x` write, and the size of what they write: `(n - 1) s - 2p + d (k - 1) + 1 + output_padding`."""
+    extra = arguments.per_dimension(function, "output_padding", output_padding, len(x) - 2)
+    windows = arguments.geometry(function, kernel, stride, padding, dilation)
+    if any(more < 0 for more in extra):
+        raise RuntimeError("negative output_padding is not supported")
+    if any(more >= max(s, step) for more, s, step in zip(extra, windows.stride, windows.dilation, strict=True)):
+        raise RuntimeError(
+            f"output padding must be smaller than either stride or dilation, but got output_padding={extra}, stride={windows.stride} "
+            f"and dilation={windows.dilation}"
+        )
+    sides = zip(x[2:], windows.stride, windows.padding, windows.extent, extra, strict=True)
+    size = tuple((n - 1) * s - 2 * low + extent + more for n, s, (low, _), extent, more in sides)
+    # With the extra pixels taken off the padding, the image has as many windows as the input has pixels.
+    pads = tuple((low, high - more) for (low, high), more in zip(windows.padding, extra, strict=True))
+    return windows._replace(padding=pads), size
+
+
+def check_sizes(x: torch.Size, w: torch.Size, bias: torch.Size | None, groups: int, size: tuple[int, ...]) -> None:
+    """Channels, output size and bias must fit one another; `x` is the size of a batch, `w` ends in (C, O/groups, *kernel)."""
+    at = len(w) - len(x)
+    arguments.check_channels(x, w, groups, outputs=w[at], inputs=w[at] // groups)
+    outputs = w[at + 1] * groups
+    if bias is not None and bias not in ((outputs,), (outputs, *size)[: 1 if at == 0 else None]):
+        raise RuntimeError(
+            f"Given transposed=1, weight of size {list(w)}, expected bias to be 1-dimensional with {outputs} elements"
+            f"{f' or of size {[outputs, *size]}' if at else ''}, but got bias of size {list(bias)} instead"
+        )
+    if 0 in x[2:] or x[1] == 0 or outputs == 0:
+        raise RuntimeError(f"Only zero batch inputs are supported, but got input shape {list(x)} and weight shape {list(w)}")
+    if min(size) <= 0:
+        raise RuntimeError(
+            f"Given input size per channel: ({arguments.times(x[2:])}). Calculated output size per channel: "
+            f"({arguments.times(size)}). Output size is too small"
+        )
+
+
+def check_dtypes(function: str, x: Tensor, w: Tensor, b: Tensor | None) -> None:
+    """Input, weight and bias must agree; of the integers only int64 is computed, as in torch."""
+    if x.dtype in arguments.INTEGERS[:-1] or x.dtype == torch.bool:
+        raise NotImplementedError(
+            f"{function} is not implemented for '{arguments.dtype_name(x.dtype)}': cast input and weight to int64 or floating point"
+        )
+    arguments.check_same_type(x, w, b)
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """The transposed convolution of a signal: `(N, C, J)` with weight `(C, O/groups, V) -> (N, O, W)`. See `conv_transpose2d`."""
+    return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """The transposed convolution of an image: pixel (i, j) adds `x[n,c,i,j] * w[c,o,u,v]` to `y[n, o, i*s + u*d - p, j*s + v*d - p]`.
+
+    Zeiler et al. 2010, "Deconvolutional networks"; Dumoulin and Visin 2016, arXiv 1603.07285, ch. 4. It is the gradient with respect to the
+    image of `conv2d` with the same weight, stride, padding and dilation. A drop-in for `torch.nn.functional.conv_transpose2d`.
+
+    input           `(N, C, I, J)` or `(C, I, J)`
+    weight          `(C, O/groups, U, V)`
+    bias            `(O,)` or None
+    stride          pixels of the output from window to window; an int or one per dimension
+    padding         pixels taken off each side of the output; an int or one per dimension
+    output_padding  pixels added to the high side of the output, fewer than stride or dilation: several sizes of an image give a
+                    convolution's output the same size
+    groups          number of groups of channels, each computed on its own
+    dilation        pixels from cell to cell inside a window
+    returns         `(N, O, H, W)` or `(O, H, W)`, with `H = (I - 1) s - 2p + d (U - 1) + 1 + output_padding`
+
+    Raises TypeError for an argument of the wrong type and RuntimeError for shapes, sizes or dtypes that do not fit, as torch does.
+    """
+    return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """The transposed convolution of a volume: `(N, C, I, J, K)` with weight `(C, O/groups, T, U, V)`. See `conv_transpose2d`."""
+    return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+PUBLIC = {1: conv_transpose1d, 2: conv_transpose2d, 3: conv_transpose3d}
+
+# ---- The Modules: parameters -------------------------------------------------------------------------------------------------------------
+
+
+class _Transposed(compat.ConvTransposeNd):
+    """A transposed convolution that owns its weight `(C, O/groups, *kernel)` and bias `(O,)`.
+
+    Constructor, parameters and state_dict are those of the torch.nn namesake, which is the base class. Only what is computed is ours.
+    """
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """The transposed convolution of `input`; `output_size`, pixels along each dimension, chooses among the sizes that fit."""
+        d = self.weight.ndim - 2
+        sizes: Any = (self.stride, self.padding, self.kernel_size, d, self.dilation)
+        extra = self._output_padding(input, output_size, *sizes)  # type: ignore[arg-type]
+        return _conv_transpose(d, input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation)
+
+
+class ConvTranspose1d(_Transposed, torch.nn.ConvTranspose1d):
+    """`(N, C, J) -> (N, O, W)`; see `conv_transpose1d` and `torch.nn.ConvTranspose1d`."""
+
+
+class ConvTranspose2d(_Transposed, torch.nn.ConvTranspose2d):
+    """`(N, C, I, J) -> (N, O, H, W)`; see `conv_transpose2d` and `torch.nn.ConvTranspose2d`."""
+
+
+class ConvTranspose3d(_Transposed, torch.nn.ConvTranspose3d):
+    """`(N, C, I, J, K) -> (N, O, D, H, W)`; see `conv_transpose3d` and `torch.nn.ConvTranspose3d`."""
+
+
+class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d):
+    """`ConvTranspose1d` without in_channels, which is taken from the first input."""
+
+    cls_to_become = ConvTranspose1d
+
+
+class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d):
+    """`ConvTranspose2d` without in_channels, which is taken from the first input."""
+
+    cls_to_become = ConvTranspose2d
+
+
+class LazyConvTranspose3d(torch.nn.LazyConvTranspose3d):
+    """`ConvTranspose3d` without in_channels, which is taken from the first input."""
+
+    cls_to_become = ConvTranspose3d

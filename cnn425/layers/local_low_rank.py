@@ -1,0 +1,186 @@
+"""Between local and convolution: the weight of every position is a mixture of a few convolutions.
+
+    forward    y[n,o,i,j] = b[o] + sum over r  of  m[r,i,j] * (sum over c,u,v  of  windows[n,c,i,j,u,v] * w[r,o,c,u,v])
+
+Elsayed, Ramachandran, Shlens, Kornblith 2020, "Revisiting spatial invariance with low-rank local connectivity", arXiv 2002.02959. It is the
+local layer with weight `sum over r of m[r,i,j] * w[r]`, a matrix (positions, weights) of rank R at most: R = 1 with equal coefficients is
+a convolution, R = positions any local layer. One convolution with R times the outputs is computed and mixed: that weight is never written
+out.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from cnn425 import compat
+from cnn425.layers.activation import softmax
+from cnn425.layers.bilinear import output
+from cnn425.layers.local import LOCAL, LocallyConnected
+from cnn425.layers.local_conversion import copy_parameters, shared, unshared
+from cnn425.layers.local_shared import prepared
+from cnn425.windows import POSITIONS
+
+NORMALISED = ("softmax", "norm", None)
+
+
+def low_rank_local(dimensions: int, input: Tensor, weight: Tensor, mixing: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    """The local layer with weight `sum over r of mixing[r] * weight[r]`: `(R, *positions)` and `(R, O, C/groups, *kernel)`.
+
+    `settings` are the stride, padding, dilation and groups of `locally_connectedNd`; the bias is `(O,)`.
+    """
+    if has_torch_function_variadic(input, weight, mixing, bias):
+        return handle_torch_function(
+            low_rank_local, (input, weight, mixing, bias), dimensions, input, weight, mixing, bias, *settings
+        )  # fmt: skip
+    x, w, b, geometry, groups = prepared(dimensions, input, weight, bias, *settings)
+    each = w.unflatten(1, (groups, w.shape[1] // groups)).transpose(0, 1).flatten(0, 2)  # outputs in the order g, r, o
+    apart = output(x, each, geometry, groups, False, None).unflatten(1, (groups, w.shape[0], w.shape[1] // groups))
+    terms = list(zip(apart.unbind(2), mixing.to(apart.dtype).unbind(0), strict=True))
+    y = terms[0][0] * terms[0][1]
+    for found, coefficient in terms[1:]:
+        y = torch.addcmul(y, found, coefficient)
+    y = y.flatten(1, 2)
+    if b is not None:
+        y = y + b.view(-1, *(1,) * dimensions)
+    return y.squeeze(0) if input.ndim == dimensions + 1 else y
+
+
+class LowRankLocal(LocallyConnected):
+    """A local layer whose weights are mixtures of `rank` convolutions, `weight` `(R, O, C/groups, *kernel)`.
+
+    rank         the number of convolutions
+    mixing       'sides': coefficients are sums of one per row and one per column, parameters `mixing_i (I, R)`, `mixing_j (J, R)` (and k);
+                 'positions': each position has its own, parameter `mixing (I, J, R)`
+    normalise    'softmax': a position's coefficients are positive and add up to 1; 'norm': their squares add up to 1; None: as they are
+    bias         True: one per channel; False: none. (In the paper there is one per row and column, too.)
+
+    Other arguments as in `LocallyConnectedNd`. As in the paper, coefficients start equal, so the layer starts as a convolution; the weights
+    start such that the mixture's have the variance of torch's convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        input_size: int | Sequence[int],
+        kernel_size: int | Sequence[int],
+        rank: int,
+        stride: int | Sequence[int] = 1,
+        padding: Any = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        mixing: str = "sides",
+        normalise: str | None = "softmax",
+    ) -> None:
+        if rank < 1 or mixing not in ("sides", "positions") or normalise not in NORMALISED:
+            raise ValueError(
+                f"rank must be positive, mixing 'sides' or 'positions', and normalise one of {NORMALISED}, "
+                f"but got rank={rank}, mixing={mixing!r}, normalise={normalise!r}"
+            )
+        self.rank, self.mixed_by, self.normalise = rank, mixing, normalise
+        per_channel = "channel" if bias else False
+        super().__init__(
+            in_channels, out_channels, input_size, kernel_size, stride, padding, dilation, groups, per_channel, padding_mode, device, dtype
+        )
+
+    def _create_parameters(self, bias: bool | str, device: Any, dtype: torch.dtype | None) -> None:
+        for name, shape in self.mixing_shapes.items():
+            setattr(self, name, torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        super()._create_parameters(bias, device, dtype)
+
+    @property
+    def mixing_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the coefficients, by the name of the parameter."""
+        if self.mixed_by == "positions":
+            return {"mixing": (*self.output_size, self.rank)}
+        return {f"mixing_{letter}": (n, self.rank) for letter, n in zip(POSITIONS, self.output_size, strict=False)}
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """`(R, O, C/groups, *kernel)`."""
+        return (self.rank, self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias anew, uniform in +-1/sqrt(fan-in) once mixed, and make all coefficients equal."""
+        super().reset_parameters()
+        with torch.no_grad():
+            self.weight.mul_(math.sqrt(self.rank) if self.normalise == "softmax" else 1)
+            for name in self.mixing_shapes:
+                getattr(self, name).fill_(1 / (math.sqrt(self.rank) * len(self.mixing_shapes)))
+
+    def coefficients(self) -> Tensor:
+        """What the convolutions count at each position, `(R, *positions)`, normalised."""
+        names, d = list(self.mixing_shapes), self.dimensions
+        m = getattr(self, names[0])
+        if self.mixed_by == "sides":
+            shapes = [(1,) * side + (-1,) + (1,) * (d - 1 - side) + (self.rank,) for side in range(d)]
+            m = sum(getattr(self, name).view(shape) for name, shape in zip(names, shapes, strict=True))
+        if self.normalise == "softmax":
+            m = softmax(m, -1)
+        elif self.normalise == "norm":
+            m = m / m.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
+        return m.movedim(-1, 0)
+
+    def connect(self, input: Tensor, padding: Any) -> Tensor:
+        """The layer's output for an image that has the right size and, unless it is zeros, its padding."""
+        settings = self.stride, padding, self.dilation, self.groups
+        return low_rank_local(self.dimensions, input, self.weight, self.coefficients(), self.bias, *settings)
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults, the number of parameters and the memory they take."""
+        before, _, _ = super().extra_repr().partition(", parameters=")
+        owned = list(self.parameters())
+        memory = sum(p.numel() * p.element_size() for p in owned)
+        return (
+            f"{before}, rank={self.rank}, mixing={self.mixed_by!r}, normalise={self.normalise!r}, "
+            f"parameters={sum(p.numel() for p in owned):,}, memory={memory / 2**20:.3g} MiB"
+        )
+
+    @classmethod
+    def from_conv(cls, conv: compat.ConvNd, input_size: int | Sequence[int], rank: int = 1, **options: Any) -> Self:  # type: ignore[override]
+        """The layer that computes what `conv` does: `rank` convolutions drawn at random around `conv`, whose mixture it is."""
+        if not isinstance(conv, getattr(torch.nn, f"Conv{cls.dimensions}d")):
+            raise TypeError(f"{cls.__name__}.from_conv: conv must be a Conv{cls.dimensions}d, but got {type(conv).__name__}")
+        names = ("stride", "padding", "dilation", "groups", "padding_mode")
+        options |= {name: getattr(conv, name) for name in names} | {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        layer = cls(conv.in_channels, conv.out_channels, input_size, conv.kernel_size, rank, bias=conv.bias is not None, **options)
+        with torch.no_grad():
+            shares = layer.coefficients().flatten(1)[:, 0]
+            weight = layer.weight + (conv.weight - torch.tensordot(shares, layer.weight, 1)) / shares.sum()
+        copy_parameters(conv, layer, weight, conv.bias)
+        return layer
+
+    def to_conv(self) -> compat.ConvNd:
+        """The `torch.nn.ConvNd` whose weight is the average of this layer's over all positions."""
+        return shared(self, self.geometry.padding, torch.tensordot(self.coefficients().flatten(1).mean(1), self.weight, 1))
+
+    def unshared(self) -> LocallyConnected:
+        """The `LocallyConnectedNd` that computes the same, with the mixed weight written out for each position."""
+        weight = torch.tensordot(self.coefficients().movedim(0, -1), self.weight, 1)
+        return unshared(self, LOCAL[self.dimensions], weight)
+
+
+class LowRankLocal1d(LowRankLocal):
+    """`(N, C, W) -> (N, O, J)`; see `LowRankLocal`."""
+
+    dimensions = 1
+
+
+class LowRankLocal2d(LowRankLocal):
+    """`(N, C, H, W) -> (N, O, I, J)`; see `LowRankLocal`, the base class, for the arguments."""
+
+    dimensions = 2
+
+
+class LowRankLocal3d(LowRankLocal):
+    """`(N, C, D, H, W) -> (N, O, I, J, K)`; see `LowRankLocal`."""
+
+    dimensions = 3

@@ -1,0 +1,230 @@
+"""Locally connected, transposed: every pixel of the input writes a window with weights of its own.
+
+    forward    y = scatter(ywin) + b, ywin[n,o,i,j,u,v] = sum over c  of  x[n,c,i,j] * w[i,j,c,o,u,v]            ncij,ijcouv->noijuv
+
+It is the gradient of the image of a local layer, as a layer: the Function `InputGradient` of `cnn425.layers.bilinear`, whose derivatives
+are the local layer and the gradient of its weight. With `weight.expand(*in, ...)` it is `conv_transposeNd`. pytorch#499 asked for it.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from cnn425 import compat
+from cnn425.layers import arguments, conv_transpose
+from cnn425.layers.function import cast_for_autocast
+from cnn425.layers.local import LocallyConnected
+from cnn425.layers.local_conversion import copy_parameters
+from cnn425.windows import Geometry
+
+# `settings` are the stride, padding, output_padding, groups and dilation.
+
+
+def _local_transpose(dimensions: int, input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(PUBLIC[dimensions], (input, weight, bias), input, weight, bias, *settings)
+    function = f"locally_connected_transpose{dimensions}d"
+    arguments.check_tensors(function, input, weight, bias)
+    geometry, size, groups = _checked(dimensions, input.shape, weight.shape, None if bias is None else bias.shape, *settings)
+    single = input.ndim == dimensions + 1
+    x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
+    conv_transpose.check_dtypes(function, x, w, b)
+    y = conv_transpose.transposed(x, w, geometry, groups, True, size, b)
+    return y.squeeze(0) if single else y
+
+
+@arguments.remembered
+def _checked(
+    dimensions: int, input: torch.Size, weight: torch.Size, bias: torch.Size | None, *settings: Any
+) -> tuple[Geometry, tuple[int, ...], int]:
+    """The windows of the output, its size in pixels, and the number of groups as an int."""
+    function, (stride, padding, output_padding, groups, dilation), d = f"locally_connected_transpose{dimensions}d", settings, dimensions
+    conv_transpose.check_types(function, d, stride, padding, output_padding, groups, dilation)
+    if len(weight) != 2 * d + 2:
+        raise RuntimeError(
+            f"Expected {2 * d + 2}-dimensional weight (*in, C, O/groups, *kernel) in {function}, but got weight of size {list(weight)}"
+        )
+    x = arguments.check_input(function, input, d)
+    geometry, size = conv_transpose.transposed_geometry(function, weight[d + 2 :], stride, padding, output_padding, dilation, x)
+    groups = arguments.check_groups(groups)
+    if weight[:d] != x[2:]:
+        raise RuntimeError(
+            f"{function}: the weight of size {list(weight)} belongs to an input of {arguments.times(weight[:d])} pixels, "
+            f"but the input has {arguments.times(x[2:])} pixels"
+        )
+    conv_transpose.check_sizes(x, weight, bias, groups, size)
+    return geometry, size, groups
+
+
+def locally_connected_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """The transposed local layer of a signal: `(N, C, J)` with weight `(J, C, O/groups, V) -> (N, O, W)`. See the function for images."""
+    return _local_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def locally_connected_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """The transposed local layer of an image: pixel (i, j) adds `x[n,c,i,j] * w[i,j,c,o,u,v]` to `y[n, o, i*s + u*d - p, j*s + v*d - p]`.
+
+    The gradient with respect to the image of `locally_connected2d` with the same weight. Arguments are those of `conv_transpose2d`.
+
+    input     `(N, C, I, J)` or `(C, I, J)`
+    weight    `(I, J, C, O/groups, U, V)`, of any strides
+    bias      `(O, H, W)`: one per neuron; `(O,)`: one per channel; or None
+    returns   `(N, O, H, W)` or `(O, H, W)`, with `H = (I - 1) s - 2p + d (U - 1) + 1 + output_padding`
+    """
+    return _local_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def locally_connected_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """The transposed local layer of a volume: weight `(I, J, K, C, O/groups, T, U, V)`. See the function for images."""
+    return _local_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+PUBLIC = {1: locally_connected_transpose1d, 2: locally_connected_transpose2d, 3: locally_connected_transpose3d}
+
+
+class LocallyConnectedTranspose(LocallyConnected):
+    """A transposed local layer that owns its weight `(*input_size, C, O/groups, *kernel)` and bias.
+
+    Arguments as in `torch.nn.ConvTransposeNd`, `input_size` and `bias` (one per neuron, 'channel' or False) as in `LocallyConnectedNd`.
+    Weights and biases start uniform in +-1/sqrt(O/groups * prod(kernel)), as those of torch's transposed convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        input_size: int | Sequence[int],
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        bias: bool | str = True,
+        dilation: int | Sequence[int] = 1,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        name, sides = type(self).__name__, (("padding", padding), ("output_padding", output_padding))
+        pads, self.output_padding = (arguments.per_dimension(name, what, value, self.dimensions) for what, value in sides)
+        super().__init__(
+            in_channels, out_channels, input_size, kernel_size, stride, pads, dilation, groups, bias, device=device, dtype=dtype
+        )
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """Pixels of the output along each dimension."""
+        name, x = type(self).__name__, torch.Size((1, 1, *self.input_size))
+        size = conv_transpose.transposed_geometry(name, self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation, x)[
+            1
+        ]
+        if min(size) <= 0:
+            raise ValueError(f"{name}: padding={self.padding} takes away all of the output of {arguments.times(self.input_size)} pixels")
+        return size
+
+    @property
+    def sets(self) -> tuple[int, ...]:
+        """The number of sets of weights along each dimension: one per pixel of the input."""
+        return self.input_size
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """`(*input_size, C, O/groups, *kernel)`."""
+        return (*self.input_size, self.in_channels, self.out_channels // self.groups, *self.kernel_size)
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """`(O, *output_size)`."""
+        return (self.out_channels, *self.output_size)
+
+    @property
+    def fan_in(self) -> int:
+        """Weights per output, as torch counts them: `O/groups * prod(kernel)`."""
+        return self.out_channels // self.groups * math.prod(self.kernel_size)
+
+    def connect(self, input: Tensor, padding: Any) -> Tensor:
+        """The transposed local layer of an image that has the right size."""
+        settings = self.stride, padding, self.output_padding, self.groups, self.dilation
+        return _local_transpose(self.dimensions, input, self.weight, self.bias, *settings)
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults, the number of parameters and the memory they take."""
+        more = f", output_padding={self.output_padding}" if any(self.output_padding) else ""
+        return super().extra_repr().replace(", parameters=", f"{more}, parameters=", 1)
+
+    @classmethod
+    def from_conv(cls, conv: compat.ConvNd, input_size: int | Sequence[int]) -> Self:  # type: ignore[override]
+        """The layer that computes what the transposed convolution `conv` does on images of `input_size` pixels."""
+        if not isinstance(conv, getattr(torch.nn, f"ConvTranspose{cls.dimensions}d")):
+            raise TypeError(f"{cls.__name__}.from_conv: conv must be a ConvTranspose{cls.dimensions}d, but got {type(conv).__name__}")
+        bias: Any = False if conv.bias is None else "channel"
+        layer = torch.nn.utils.skip_init(
+            cls, conv.in_channels, conv.out_channels, input_size, conv.kernel_size, conv.stride, conv.padding, conv.output_padding,
+            conv.groups, bias, conv.dilation, device=conv.weight.device, dtype=conv.weight.dtype,
+        )  # fmt: skip
+        copy_parameters(conv, layer, conv.weight, conv.bias)
+        return layer
+
+    def unshared(self) -> LocallyConnected:
+        """A copy of this layer, which shares nothing."""
+        return copy.deepcopy(self)
+
+    def to_conv(self) -> compat.ConvNd:
+        """The `torch.nn.ConvTransposeNd` whose weight and bias are this layer's averages over all pixels."""
+        conv = torch.nn.utils.skip_init(
+            getattr(torch.nn, f"ConvTranspose{self.dimensions}d"), self.in_channels, self.out_channels, self.kernel_size, self.stride,
+            self.padding, self.output_padding, self.groups, self.bias is not None, self.dilation,
+            device=self.weight.device, dtype=self.weight.dtype,
+        )  # fmt: skip
+        bias = self.bias if self.bias is None or self.bias.ndim == 1 else self.bias.flatten(1).mean(1)
+        copy_parameters(self, conv, self.weight.flatten(0, self.dimensions - 1).mean(0), bias)
+        return conv
+
+
+class LocallyConnectedTranspose1d(LocallyConnectedTranspose):
+    """`(N, C, J) -> (N, O, W)`; see `locally_connected_transpose1d`."""
+
+    dimensions = 1
+
+
+class LocallyConnectedTranspose2d(LocallyConnectedTranspose):
+    """`(N, C, I, J) -> (N, O, H, W)`; see `locally_connected_transpose2d`, and the base class for the arguments."""
+
+    dimensions = 2
+
+
+class LocallyConnectedTranspose3d(LocallyConnectedTranspose):
+    """`(N, C, I, J, K) -> (N, O, D, H, W)`; see `locally_connected_transpose3d`."""
+
+    dimensions = 3

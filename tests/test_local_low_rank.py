@@ -1,0 +1,145 @@
+"""Low-rank local layers: everything is that of the local layer with the mixed weight, which is never written out."""
+
+import pytest
+import torch
+from calls import Largest
+
+from cnn425 import nn
+from cnn425.agreement import compare, transforms
+
+float64 = {"dtype": torch.float64}
+# Torch's own softmax and norm are the oracle.
+NORMALISED = {"softmax": lambda m: torch.softmax(m, -1), "norm": lambda m: torch.nn.functional.normalize(m, dim=-1), None: lambda m: m}
+# Each case is named after the bug it kills.
+CASES = {
+    "plain": {},
+    "one stride for both axes": {"stride": (1, 2, 1)},
+    "low padding used for the high side": {"padding": ((1, 0), (0, 2), (2, 1))},
+    "dilation forgotten": {"dilation": 2, "size": 7},
+    "ranks and groups exchanged": {"groups": 2},
+    "rank one": {"rank": 1},
+    "without bias": {"bias": False},
+    "same with strides": {"padding": "same", "stride": 2},
+    "a border that is a mirror": {"padding": 1, "padding_mode": "reflect"},
+}
+
+
+def built(d, rank=3, size=5, **arguments):
+    arguments = {k: v[:d] if isinstance(v, tuple) else v for k, v in arguments.items()}
+    layer = getattr(nn, f"LowRankLocal{d}d")(2, 4, tuple(range(size, size + d)), 2, rank, **arguments, **float64)
+    for p in layer.parameters():
+        torch.nn.init.normal_(p)
+    return layer, torch.randn(2, 2, *range(size, size + d), **float64)
+
+
+def by_definition(layer):
+    """The function of all parameters and the image that first mixes the weight of each position."""
+    names, twin = [name for name, _ in layer.named_parameters()], layer.unshared()
+
+    def function(*given):
+        p, x = dict(zip(names, given[:-1], strict=True)), given[-1]
+        d, positions = layer.dimensions, layer.output_size
+        if layer.mixed_by == "positions":
+            m = p["mixing"]
+        else:
+            m = sum(p[f"mixing_{'ijk'[k]}"].view(*[1] * k, -1, *[1] * (d - 1 - k), layer.rank) for k in range(d))
+        w = torch.einsum("...r,rz->...z", NORMALISED[layer.normalise](m), p["weight"].flatten(1)).view(*positions, *p["weight"].shape[1:])
+        return torch.func.functional_call(twin, {"weight": w, **({"bias": p["bias"]} if "bias" in p else {})}, (x,))
+
+    return function
+
+
+def of_layer(layer):
+    names = [name for name, _ in layer.named_parameters()]
+    return lambda *given: torch.func.functional_call(layer, dict(zip(names, given[:-1], strict=True)), given[-1:])
+
+
+@pytest.mark.parametrize("normalise", NORMALISED)
+@pytest.mark.parametrize("mixing", ["sides", "positions"])
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_every_kind_of_coefficients(d, mixing, normalise):
+    layer, x = built(d, mixing=mixing, normalise=normalise)
+    assert compare(of_layer(layer), by_definition(layer), (*layer.parameters(), x))
+    torch.testing.assert_close(layer.unshared()(x), layer(x))
+    torch.testing.assert_close(layer.to_conv().weight, layer.unshared().to_conv().weight)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_the_mixed_weight(case, d):
+    layer, x = built(d, **CASES[case])
+    assert compare(of_layer(layer), by_definition(layer), (*layer.parameters(), x))
+
+
+def test_derivatives_transforms_and_the_compiler():
+    layer, x = built(1, rank=2, groups=2, mixing="sides", size=3)
+    given = [p.detach().requires_grad_() for p in (*layer.parameters(), x)]
+    ours, theirs = of_layer(layer), by_definition(layer)
+    assert torch.autograd.gradcheck(ours, given, check_forward_ad=True, check_batched_grad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(ours, given, fast_mode=True)
+    assert not any(transforms(ours, theirs, given).values())
+    layer, x = built(2)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+
+
+def test_no_tensor_of_the_size_of_the_unshared_weight_is_made():
+    layer, x = nn.LowRankLocal2d(16, 16, 20, 5, rank=2), torch.randn(1, 16, 20, 20, requires_grad=True)
+    with Largest() as definition:  # windows of the image, by the definition
+        layer(x).square().sum().backward()
+    unshared = layer.unshared().weight.numel()
+    assert definition.numbers < unshared / 10
+    assert layer.weight.numel() < unshared / 100
+    with Largest() as mode:
+        layer.unshared()
+    assert mode.numbers >= unshared  # the watch can see it
+
+
+def test_it_starts_as_a_convolution_with_torchs_spread():
+    for normalise in NORMALISED:
+        layer = nn.LowRankLocal2d(16, 64, 6, 3, rank=5, normalise=normalise)
+        w = layer.unshared().weight
+        torch.testing.assert_close(w, w[:1, :1].expand_as(w))
+        torch.testing.assert_close(w.std().item(), (16 * 9) ** -0.5 / 3**0.5, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("normalise", NORMALISED)
+def test_made_from_a_convolution_it_computes_the_same(normalise):
+    conv, x = torch.nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=2).double(), torch.randn(2, 4, 7, 8, **float64)
+    layer = nn.LowRankLocal2d.from_conv(conv, (7, 8), rank=3, normalise=normalise)
+    torch.testing.assert_close(layer(x), conv(x))
+    torch.testing.assert_close(layer.to_conv().state_dict(), conv.state_dict())
+    assert not torch.allclose(layer.weight[0], layer.weight[1])  # or they would never part
+
+
+def test_counts_state_repr_and_unbatched_images():
+    layer, x = nn.LowRankLocal2d(2, 3, (5, 6), 2, rank=4, padding=1), torch.randn(2, 2, 5, 6)
+    assert {name: tuple(p.shape) for name, p in layer.named_parameters()} == {
+        "mixing_i": (6, 4),
+        "mixing_j": (7, 4),
+        "weight": (4, 3, 2, 2, 2),
+        "bias": (3,),
+    }
+    assert "rank=4, mixing='sides', normalise='softmax', parameters=151" in repr(layer)
+    twin = nn.LowRankLocal2d(2, 3, (5, 6), 2, rank=4, padding=1)
+    twin.load_state_dict(layer.state_dict())
+    assert torch.equal(twin(x), layer(x))
+    torch.testing.assert_close(layer(x)[1], layer(x[1]))
+    assert torch.equal(torch.fx.symbolic_trace(torch.nn.Sequential(layer))(x), layer(x))
+    with torch.autocast("cpu"):
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_of_full_rank_it_is_any_local_layer():
+    local, x = nn.LocallyConnected1d(2, 3, 6, 2, bias=False, **float64), torch.randn(2, 2, 6, **float64)
+    layer = nn.LowRankLocal1d(2, 3, 6, 2, rank=5, bias=False, mixing="positions", normalise=None, **float64)
+    layer.load_state_dict({"weight": local.weight, "mixing": torch.eye(5, **float64)})
+    torch.testing.assert_close(layer(x), local(x))
+
+
+@pytest.mark.parametrize("arguments", [{"rank": 0}, {"rank": 2, "mixing": "rows"}, {"rank": 2, "normalise": "l2"}], ids=str)
+def test_refusals(arguments):
+    with pytest.raises(ValueError, match="rank must be positive, mixing 'sides' or 'positions', and normalise one of"):
+        nn.LowRankLocal2d(1, 1, 5, 3, **arguments)
+    with pytest.raises(TypeError, match=r"LowRankLocal2d\.from_conv: conv must be a Conv2d, but got Linear"):
+        nn.LowRankLocal2d.from_conv(torch.nn.Linear(1, 1), 5)

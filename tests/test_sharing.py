@@ -1,0 +1,94 @@
+"""How alike the positions are, and sharing by force: definitions position by position, and of every kind of layer."""
+
+import itertools
+
+import pytest
+import torch
+
+from cnn425 import nn
+
+float64 = {"dtype": torch.float64}
+LAYERS = {
+    "local": lambda: nn.LocallyConnected2d(2, 3, (5, 6), 3, **float64),
+    "1-D": lambda: nn.LocallyConnected1d(2, 3, 6, 3, **float64),
+    "3-D": lambda: nn.LocallyConnected3d(1, 2, (4, 3, 5), 2, **float64),
+    "blocks": lambda: nn.LocallyConnected2d(2, 3, (7, 8), 3, share=(2, 3), **float64),
+    "tiles": lambda: nn.LocallyConnected2d(2, 3, (7, 8), 3, tile=(2, 3), **float64),
+    "low rank": lambda: nn.LowRankLocal2d(2, 3, (5, 6), 3, rank=2, **float64),
+}
+
+
+def built(name):
+    layer = LAYERS[name]()
+    for p in layer.parameters():
+        torch.nn.init.normal_(p)
+    return layer
+
+
+def filters(layer):
+    """The filter of each position and channel, from the unshared layer."""
+    return layer.unshared().weight.flatten(layer.dimensions + 1)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_neighbours_one_pair_after_the_other(name):
+    layer = built(name)
+    w, d = filters(layer), layer.dimensions
+    cosines, squares = [], []
+    for place in itertools.product(*map(range, w.shape[:d])):
+        for side in range(d):
+            other = tuple(n + (k == side) for k, n in enumerate(place))
+            if other[side] < w.shape[side]:
+                cosines.append(1 - torch.cosine_similarity(w[place], w[other], -1))
+                squares.append((w[place] - w[other]).square().sum(-1))
+    torch.testing.assert_close(nn.neighbour_similarity(layer), torch.stack(cosines).mean())
+    torch.testing.assert_close(nn.neighbour_similarity(layer, "squared"), torch.stack(squares).mean())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_how_far_apart(name):
+    layer = built(name)
+    w = filters(layer).flatten(0, layer.dimensions - 1).flatten(1)
+    expected = (w - w.mean(0)).square().sum(1).mean().sqrt() / w.mean(0).norm()
+    torch.testing.assert_close(nn.sharing(layer), expected)
+
+
+def test_the_penalty_makes_neighbours_alike():
+    layer = built("local")
+    before = nn.neighbour_similarity(layer)
+    before.backward()
+    with torch.no_grad():
+        layer.weight -= layer.weight.grad
+    assert nn.neighbour_similarity(layer) < before
+    assert nn.neighbour_similarity(nn.LocallyConnected1d(1, 1, 3, 3)) == 0  # one position has no neighbour
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "low rank"])
+def test_shared_wholly_it_is_its_convolution_and_shared_by_half_half_as_far(name):
+    layer, twin = built(name), built(name)
+    twin.load_state_dict(layer.state_dict())
+    conv, apart = layer.to_conv(), nn.sharing(layer)
+    nn.share_(twin, 0.5)
+    torch.testing.assert_close(nn.sharing(twin), apart / 2)
+    torch.testing.assert_close(twin.to_conv().state_dict(), conv.state_dict())
+    nn.share_(layer)
+    x = torch.randn(1, layer.in_channels, *layer.input_size, **float64)
+    torch.testing.assert_close(layer(x), conv(x))
+    assert nn.sharing(layer) < 1e-6
+
+
+def test_transposed_layers_and_layers_without_positions():
+    layer = nn.LocallyConnectedTranspose2d(2, 3, (3, 4), 2, **float64)
+    conv = layer.to_conv()
+    assert nn.sharing(layer) > 0.1
+    assert 0.1 < nn.neighbour_similarity(layer) < 2
+    nn.share_(layer)
+    x = torch.randn(1, 2, 3, 4, **float64)
+    torch.testing.assert_close(layer(x), conv(x))
+    for function in (nn.neighbour_similarity, nn.share_, nn.sharing):
+        with pytest.raises(TypeError, match=r"layer must be a LocallyConnectedNd.*, but got Conv2d"):
+            function(torch.nn.Conv2d(1, 1, 1))
+    with pytest.raises(TypeError, match="but got LowRankLocal1d"):
+        nn.share_(nn.LowRankLocal1d(1, 1, 3, 2, rank=1))
+    with pytest.raises(ValueError, match="distance must be 'cosine' or 'squared', but got 'l1'"):
+        nn.neighbour_similarity(layer, "l1")
