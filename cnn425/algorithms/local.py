@@ -3,8 +3,8 @@
 | what comes                                                                   | how it is computed                                        |
 |------------------------------------------------------------------------------|-----------------------------------------------------------|
 | another device, dtype or kind of tensor; a trace; within `use("definition")` | `definition`                                              |
-| at most FEW products per weight, N images and few channels: memory decides   | `sweep`: loops over the weight (`cnn425.kernels.local`)   |
-| everything else: arithmetic decides                                          | `matmul`: one matrix product per position                 |
+| within `use("sweep")`                                                        | `sweep`: loops over the weight, as the formula says       |
+| everything else                                                              | `matmul`: one matrix product per position                 |
 
 At a position the layer is a fully connected one: a matrix of O rows of K = C/G*T*U*V weights meets the N windows there.
 
@@ -12,10 +12,11 @@ At a position the layer is a fully connected one: a matrix of O rows of K = C/G*
     weight gradient   gw[p]    =  gy[p]' x[p]          (O, N) (N, K)  -> (O, K)
     window gradient   gx[p]    =  gy[p]  w[p]          (N, O) (O, K)  -> (N, K)       then added to the pixels the cells came from
 
-The weight is not copied. Windows exist for one block of positions at a time. Half precision is computed in float32 and rounded once.
+The weight is not copied. Images are interleaved, so that a vector register holds one pixel of several. Half precision is computed in
+float32 and rounded once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 
@@ -24,13 +25,12 @@ from torch import Tensor
 
 from cnn425.algorithms import definition, layout
 from cnn425.kernels import local as loops
+from cnn425.kernels.box import LANES
 from cnn425.kernels.threads import forced, loops_run, memory
-from cnn425.windows import Geometry
+from cnn425.windows import Geometry, pad
 
 HALF = (torch.bfloat16, torch.float16)
 CPU = torch.device("cpu")
-FEW = 4  # images times pairs of channels per group: so few products per pixel of a window
-BLOCK = 1 << 19  # numbers of a block of windows
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None = None) -> Tensor:
@@ -93,14 +93,13 @@ class Task:
     """
 
     def __init__(self, x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, groups: int, shared: bool = False) -> None:
-        d = 0 if shared else geometry.dimensions
+        d, self.geometry = 0 if shared else geometry.dimensions, geometry
         self.x, self.w, self.y, self.groups, self.N = x.contiguous(), w, y.contiguous(), groups, x.shape[0]
         self.O, self.C, self.Q, self.P = w.shape[d] // groups, w.shape[d + 1], prod(w.shape[:d]), prod(y.shape[2:])
         ones = (1,) * (3 - geometry.dimensions)
         self.size, self.kernel = (*ones, *x.shape[2:]), (*ones, *w.shape[d + 2 :])
         self.grid, self.cells = grid(geometry, tuple(x.shape[2:])), self.C * prod(self.kernel)
-        asked = forced.get()
-        self.swept = asked == "sweep" or (asked != "matmul" and self.N * self.O * self.C <= FEW)
+        self.swept = forced.get() == "sweep"
 
     def image(self) -> tuple[object, ...]:
         """The image as an argument for a loop."""
@@ -137,52 +136,70 @@ class Task:
         arguments = self.output(), self.image(), self.groups, self.places(), self.weight(self.w)
         loops.weight_gradient(self.Q, self.y.numel() * self.cells, *arguments)
 
-    def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """Blocks of positions: the first one, and memory for its windows, `(positions, G, N, K)`."""
-        step = max(1, BLOCK // (self.groups * self.N * self.cells))
-        buffer = self.x.new_empty(min(step, self.P), self.groups, self.N, self.cells)
-        for p in range(0, self.P, step):
-            yield p, buffer[: min(step, self.P - p)]
+    def registers(self, lanes_of: int) -> int:
+        """How many registers as many numbers side by side take: 1, 2 or 4, so that few are empty."""
+        lanes = LANES // self.x.itemsize
+        return min((4, 2, 1), key=lambda v: -(-lanes_of // (v * lanes)) * v)
 
-    def windows(self, p: int, buffer: Tensor) -> Tensor:
-        """The windows of a block, one matrix `(N, K)` per position and group."""
-        loops.gather(len(buffer), buffer.numel(), self.image(), p, self.places(), self.shape(buffer))
-        return buffer.flatten(0, 1)
+    def windows(self) -> tuple[Tensor, Tensor]:
+        """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its cells, `(K)`."""
+        return cells_of(self.geometry, tuple(self.size[3 - self.geometry.dimensions :]), self.C)
 
-    def shape(self, buffer: Tensor) -> tuple[object, ...]:
-        """Windows of a block as an argument for a loop."""
-        T, U, V = self.kernel
-        return memory(buffer, len(buffer), self.groups, self.N, self.C, T * U, V)
-
-    def weights(self, p: int, positions: int) -> Tensor:
-        """The weights of a block, one matrix `(O, K)` per position and group: a view, if the weight is contiguous."""
-        w = self.w.flatten(0, self.y.ndim - 3)[p : p + positions]
-        return w.reshape(positions * self.groups, self.O, self.cells)
-
-    def gradients(self, p: int, positions: int) -> Tensor:
-        """The output gradient of a block, one matrix `(N, O)` per position and group."""
-        gy = self.y.flatten(2)[..., p : p + positions].unflatten(1, (self.groups, self.O))
-        return gy.permute(3, 1, 0, 2).reshape(positions * self.groups, self.N, self.O)
+    def interleaved(self, V: int) -> tuple[Tensor, tuple[object, ...], tuple[object, ...]]:
+        """Memory for images side by side, `(B, C, D, H, W, width)`, the same as an argument for a loop, and the zeros in front of them."""
+        padded, width = padded_size(self.geometry, self.size), V * LANES // self.x.itemsize
+        image = self.x.new_empty(-(-self.N // width), self.x.shape[1], *padded, width)
+        return image, memory(image, *image.shape), memory(self.grid[2], 3)
 
     def multiply_output(self, bias: Tensor | None) -> None:
         """Write `y`."""
-        for p, buffer in self.blocks():
-            found = torch.bmm(self.windows(p, buffer), self.weights(p, len(buffer)).mT).view(len(buffer), self.groups, self.N, self.O)
-            target = self.y.flatten(2)[..., p : p + len(buffer)].unflatten(1, (self.groups, self.O))
-            if bias is None:
-                target.copy_(found.permute(2, 1, 3, 0))
-            else:
-                b = bias.flatten(1)[:, p : p + len(buffer)].unflatten(0, (self.groups, self.O))
-                torch.add(found.permute(2, 1, 3, 0), b, out=target)
+        V, w, (start, cell) = self.registers(self.N), self.w.contiguous(), self.windows()
+        image, pixels, low = self.interleaved(V)
+        loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(), low, pixels)
+        b = self.y.new_empty(0, 0) if bias is None else bias.flatten(1).contiguous()
+        weight = memory(w, self.P, self.groups * self.O, self.cells), memory(b, *b.shape), self.groups
+        units = image.shape[0] * -(-self.P * w.itemsize // LANES)
+        loops.multiply(
+            units, self.y.numel() * self.cells, pixels, *weight, memory(start, self.P), memory(cell, self.cells), V, self.output()
+        )
 
     def multiply_input_gradient(self) -> None:
         """Write `x`."""
-        self.x.zero_()
-        for p, buffer in self.blocks():
-            torch.bmm(self.gradients(p, len(buffer)), self.weights(p, len(buffer)), out=buffer.flatten(0, 1))
-            loops.scatter(self.N * self.x.shape[1], buffer.numel(), self.shape(buffer), p, self.places(), self.image())
+        V, w, (start, cell) = self.registers(self.N), self.w.contiguous(), self.windows()
+        image, pixels, low = self.interleaved(V)
+        parts = min(image.shape[1], -(-torch.get_num_threads() // image.shape[0]))
+        weight = memory(w, self.P, self.groups * self.O, self.cells), self.groups
+        where = memory(start, self.P), memory(cell, self.cells), V, parts
+        loops.multiply_gradient(image.shape[0] * parts, self.y.numel() * self.cells, self.output(), *weight, *where, pixels)
+        loops.separate(image.shape[0] * image.shape[1], image.numel(), pixels, low, self.image())
 
     def multiply_weight_gradient(self) -> None:
         """Write `w`."""
-        for p, buffer in self.blocks():
-            torch.bmm(self.gradients(p, len(buffer)).mT, self.windows(p, buffer), out=self.weights(p, len(buffer)))
+        V, (start, cell) = self.registers(self.O), self.windows()
+        padded = padded_size(self.geometry, self.size)
+        overhang = [(low, n - low - size) for low, n, size in zip(self.grid[2].tolist(), padded, self.size, strict=True)]
+        x = pad(self.x.view(*self.x.shape[:2], *self.size), overhang).contiguous()
+        where = self.groups, memory(start, self.P), memory(cell, self.cells), V
+        weight = memory(self.w, self.P, self.groups * self.O, self.cells)
+        units = -(-self.P * self.w.itemsize // LANES)
+        loops.multiply_weights(units, self.y.numel() * self.cells, self.output(), memory(x, *x.shape), *where, weight)
+
+
+def padded_size(geometry: Geometry, size: Sequence[int]) -> tuple[int, ...]:
+    """The size of an image along d, h, w with zeros around, as far as windows see it."""
+    sides = grid(geometry, tuple(size[3 - geometry.dimensions :])).t().tolist()
+    return tuple(max(low + n, (P - 1) * s + (k - 1) * d + 1) for k, s, low, d, P, n in sides)
+
+
+@lru_cache(maxsize=256)
+def cells_of(geometry: Geometry, size: tuple[int, ...], C: int) -> tuple[Tensor, Tensor]:
+    """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its C*T*U*V cells."""
+    ones = (1,) * (3 - len(size))
+    padded, (kernel, stride, _, dilation, positions, _) = padded_size(geometry, (*ones, *size)), grid(geometry, size).tolist()
+    volume = prod(padded)
+
+    def pixels(counts: Sequence[int], steps: Sequence[int]) -> Tensor:
+        t, u, v = (torch.arange(n, device=CPU) * s for n, s in zip(counts, steps, strict=True))
+        return ((t[:, None, None] * padded[1] + u[:, None]) * padded[2] + v).flatten()
+
+    return pixels(positions, stride), (torch.arange(C, device=CPU)[:, None] * volume + pixels(kernel, dilation)).flatten()

@@ -65,6 +65,23 @@ def transpose(x, at, hop, rows, y, to, step_):
 
 
 @step
+def move(x, at, hop, y, to, step_, I, K, block):
+    """y[to + i*step_ + k] = x[at + k*hop + i], for I of the i and K of the k of a register; `block` holds a register of registers."""
+    lanes = LANES // x.itemsize
+    if at + (K - 1) * hop + lanes > x.size:
+        for i in range(I):
+            for k in range(K):
+                y[to + i * step_ + k] = x[at + k * hop + i]
+    elif I == K == lanes:
+        transpose(x, at, hop, K, y, to, step_)
+    else:
+        transpose(x, at, hop, K, block, 0, lanes)
+        for i in range(I):
+            for k in range(K):
+                y[to + i * step_ + k] = block[i * lanes + k]
+
+
+@step
 def fill(x, source, n, d, h, w, box, buffer, at):
     """buffer[at + ((t*U + u)*V + v)*C + c] = x[n, d + t, h + u, w + v, c], and 0 outside of the image; `box` holds T, U and V.
 

@@ -6,10 +6,14 @@
 
 for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` holds the geometry, one row each for the
 numbers of cells, the strides s, the low paddings p, the dilations d, the positions and the pixels, in three columns. The channels of group
-g are those from g*C/G on, so C below counts the channels of a group. `gather` and `scatter` are for many images and channels, where one
-matrix product per position does the arithmetic.
+g are those from g*C/G on, so C below counts the channels of a group. For many images and channels the
+sums are matrix products, one per position, by the tiles of `cnn425.kernels.product`, with images side by side in the vector registers.
 """
 
+import numpy as np
+
+from cnn425.kernels.box import LANES, move
+from cnn425.kernels.product import rows_of, tile_of
 from cnn425.kernels.threads import loop, step, sums
 
 
@@ -104,45 +108,137 @@ def weight_gradient(lo, hi, gy, x, groups, grid, gw):
                                     weight[start + v] += g * line[first + v * grid[3, 2]]
 
 
-@loop
-def gather(lo, hi, x, position, grid, windows):
-    """windows[p, g, n, (c,t,u,v)] = the pixel that the cell shows, zero outside: `x (N, G*C, D, H, W) -> (P, G, N, C, T*U, V)`, P from
-    `position` on; positions are shared out."""
-    N, _, D, H, W = x.shape
-    _, G, _, C, TU, V = windows.shape
-    for unit in range(lo, hi):
-        for u in range(TU):
-            d, h, first, start, cells = run(position + unit, u, V, grid, D, H, W, TU)
-            for g in range(G):
-                for n in range(N):
-                    for c in range(C):
-                        target = windows[unit, g, n, c, u]
-                        if cells < V:
-                            target[:] = 0
-                        if cells == 0:
-                            continue
-                        line = x[n, g * C + c, d, h]
-                        if grid[3, 2] == 1:
-                            pixels, part = line[first : first + cells], target[start : start + cells]
-                            for v in range(cells):
-                                part[v] = pixels[v]
-                        else:
-                            for v in range(cells):
-                                target[start + v] = line[first + v * grid[3, 2]]
+# ---- Many images and channels ------------------------------------------------------------------------------------------------------------
 
 
 @loop
-def scatter(lo, hi, windows, position, grid, gx):
-    """The adjoint of `gather`: windows added to their pixels, `(P, G, N, C, T*U, V) -> gx (N, G*C, D, H, W)`; planes are shared out."""
-    N, GC, D, H, W = gx.shape
-    P, _, _, C, TU, V = windows.shape
+def interleave(lo, hi, x, low, image):
+    """image[b, c, d, h, w, k] = x[b*width + k, c, d - low, h - low, w - low], zero outside: `x (N, C, D, H, W) -> (B, C, D, H, W, width)`.
+
+    Channels of blocks of images are shared out.
+    """
+    N, C, D, H, W = x.shape
+    _, _, _, height, across, width = image.shape
+    lanes, numbers, hop = LANES // x.itemsize, x.reshape(x.size), C * D * H * W
+    block = np.empty(lanes * lanes, x.dtype)
     for unit in range(lo, hi):
-        n, channel = unit // GC, unit % GC
-        for k in range(P):
-            for u in range(TU):
-                d, h, first, start, cells = run(position + k, u, V, grid, D, H, W, TU)
-                if cells == 0:
-                    continue
-                line, window = gx[n, channel, d, h], windows[k, channel // C, n, channel % C, u]
-                for v in range(cells):
-                    line[first + v * grid[3, 2]] += window[start + v]
+        b, c = unit // C, unit % C
+        plane = image[b, c].reshape(image[b, c].size)
+        plane[:] = 0
+        for line in range(D * H):
+            to = (((line // H + low[0]) * height + line % H + low[1]) * across + low[2]) * width
+            for k in range(b * width, min(N, (b + 1) * width), lanes):
+                for w in range(0, W, lanes):
+                    at = k * hop + (c * D * H + line) * W + w
+                    move(numbers, at, hop, plane, to + w * width + k - b * width, width, min(lanes, W - w), min(lanes, N - k), block)
+
+
+@loop
+def separate(lo, hi, image, low, x):
+    """The inverse of `interleave`: zeros around are left out."""
+    N, C, D, H, W = x.shape
+    _, _, _, height, across, width = image.shape
+    lanes, numbers, hop = LANES // x.itemsize, x.reshape(x.size), C * D * H * W
+    block = np.empty(lanes * lanes, x.dtype)
+    for unit in range(lo, hi):
+        b, c = unit // C, unit % C
+        plane = image[b, c].reshape(image[b, c].size)
+        for line in range(D * H):
+            at = (((line // H + low[0]) * height + line % H + low[1]) * across + low[2]) * width
+            for k in range(b * width, min(N, (b + 1) * width), lanes):
+                for w in range(0, W, lanes):
+                    to = k * hop + (c * D * H + line) * W + w
+                    move(plane, at + w * width + k - b * width, width, numbers, to, hop, min(lanes, N - k), min(lanes, W - w), block)
+
+
+@loop
+def multiply(lo, hi, image, w, b, groups, start, cell, V, y):
+    """The output: `image (B, C, D, H, W, width), w (P, G*O, K), b (G*O, P) or (0, 0) -> y (N, G*O, P)`.
+
+    `start (P)` is the pixel of every window's first cell, `cell (K)` the pixels from there to the others. Units are blocks of positions.
+    """
+    (P, GO, K), (N, _, _), (_, C, D, H, W, width) = w.shape, y.shape, image.shape
+    R, lanes, O, total = rows_of(V), LANES // w.itemsize, GO // groups, C * D * H * W
+    weights, pixels, result, blocks = w.reshape(w.size), image.reshape(image.size), y.reshape(y.size), (P + lanes - 1) // lanes
+    row, out = np.minimum(np.arange(O + R), O - 1) * K, np.minimum(np.arange(O + R), O - 1) * width
+    along, place, zeros = np.arange(K), cell * width, np.zeros(width, w.dtype)
+    part, block = np.empty((lanes + 1) * GO * width, w.dtype), np.empty(lanes * lanes, w.dtype)
+    for unit in range(lo, hi):
+        n, first = unit // blocks, unit % blocks * lanes
+        count = min(lanes, P - first)
+        for p in range(count * GO):
+            part[p * width : (p + 1) * width] = b[p % GO, first + p // GO] if b.size else 0
+        for p in range(count):
+            for g in range(groups):
+                panel = (n * total + g * (C // groups) * D * H * W + start[first + p]) * width
+                base, to = ((first + p) * GO + g * O) * K, (p * GO + g * O) * width
+                for o in range(0, O, R):
+                    tile_of(V, weights, base, row, o, along, 0, K, pixels, panel, place, part, to, out, zeros, 0, 1)
+        for o in range(GO):
+            for k in range(n * width, min(N, (n + 1) * width), lanes):
+                at, to = o * width + k - n * width, (k * GO + o) * P + first
+                move(part, at, GO * width, result, to, GO * P, min(lanes, N - k), count, block)
+
+
+@loop
+def multiply_gradient(lo, hi, gy, w, groups, start, cell, V, parts, image):
+    """The gradient of the image: `gy (N, G*O, P), w (P, G*O, K) -> image (B, C, D, H, W, width)`.
+
+    Blocks of images, and of each some channels, are shared out; every pixel adds up what its windows say in their order.
+    """
+    (P, GO, K), (N, _, _), (_, C, D, H, W, width) = w.shape, gy.shape, image.shape
+    R, lanes, O, each, volume = rows_of(V), LANES // w.itemsize, GO // groups, C // groups, D * H * W
+    weights, pixels, upstream, cells = w.reshape(w.size), image.reshape(image.size), gy.reshape(gy.size), K // each
+    across, place, zeros = np.arange(O) * K, np.arange(O) * width, np.zeros(width, w.dtype)
+    told, block = np.zeros((lanes + 1) * GO * width, w.dtype), np.empty(lanes * lanes, w.dtype)
+    for unit in range(lo, hi):
+        n, low, high = unit // parts, unit % parts * C // parts, (unit % parts + 1) * C // parts
+        pixels[(n * C + low) * volume * width : (n * C + high) * volume * width] = 0
+        for first in range(0, P, lanes):
+            count = min(lanes, P - first)
+            for o in range(low // each * O, ((high - 1) // each + 1) * O):
+                for k in range(n * width, min(N, (n + 1) * width), lanes):
+                    at, to = (k * GO + o) * P + first, o * width + k - n * width
+                    move(upstream, at, GO * P, told, to, GO * width, count, min(lanes, N - k), block)
+            for g in range(low // each, (high - 1) // each + 1):
+                begin, end = max(low - g * each, 0) * cells, min(high - g * each, each) * cells
+                row = np.minimum(np.arange(begin, end + R), end - 1)  # rows that are too many compute the last cell again
+                out = cell[row] * width
+                for p in range(count):
+                    base, to = ((first + p) * GO + g * O) * K, (n * C * volume + g * each * volume + start[first + p]) * width
+                    for k in range(0, end - begin, R):
+                        panel = (p * GO + g * O) * width
+                        tile_of(V, weights, base, row, k, across, 0, O, told, panel, place, pixels, to, out, zeros, 0, 1)
+
+
+@loop
+def multiply_weights(lo, hi, gy, x, groups, start, cell, V, gw):
+    """The gradient of the weight: `gy (N, G*O, P), x (N, C, D, H, W) with zeros around -> gw (P, G*O, K)`; blocks of positions."""
+    (P, GO, K), (N, C, D, H, W) = gw.shape, x.shape
+    R, lanes, O, volume = rows_of(V), LANES // gw.itemsize, GO // groups, D * H * W
+    width, numbers, upstream, result = V * lanes, x.reshape(x.size), gy.reshape(gy.size), gw.reshape(gw.size)
+    wide = (GO + lanes - 1) // lanes * lanes
+    row, out, images, place = (
+        cell[np.minimum(np.arange(K + R), K - 1)],
+        np.arange(K + R) * width,
+        np.arange(N) * (C * volume),
+        np.arange(N) * wide,
+    )
+    told, part = np.zeros(lanes * N * wide + width, gw.dtype), np.empty((K + R + lanes) * width, gw.dtype)
+    zeros, block = np.zeros(width, gw.dtype), np.empty(lanes * lanes, gw.dtype)
+    for unit in range(lo, hi):
+        first = unit * lanes
+        count = min(lanes, P - first)
+        for n in range(N):
+            for o in range(0, GO, lanes):
+                move(upstream, (n * GO + o) * P + first, P, told, n * wide + o, N * wide, count, min(lanes, GO - o), block)
+        for p in range(count):
+            for g in range(groups):
+                for o in range(0, O, width):
+                    base, panel = start[first + p] + g * (C // groups) * volume, p * N * wide + g * O + o
+                    for k in range(0, K, R):
+                        tile_of(V, numbers, base, row, k, images, 0, N, told, panel, place, part, 0, out, zeros, 0, 0)
+                    for q in range(o, min(O, o + width), lanes):
+                        for k in range(0, K, lanes):
+                            to = ((first + p) * GO + g * O + q) * K + k
+                            move(part, k * width + q - o, width, result, to, K, min(lanes, O - q), min(lanes, K - k), block)

@@ -37,10 +37,10 @@ def _tile():
     from numba.extending import intrinsic
     from numba.np.arrayobj import make_array
 
-    names = ("x", "base", "row", "p", "cell", "k", "stop", "w", "panel", "step", "y", "first", "out", "b", "bias", "add")
+    names = ("x", "base", "row", "p", "cell", "k", "stop", "w", "panel", "place", "y", "first", "out", "b", "bias", "add")
 
     @intrinsic(prefer_literal=True)
-    def tile(typing, x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, R, V, G, turned):
+    def tile(typing, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, R, V, G, turned):
         """See `tile` below."""
         if not all(isinstance(t, types.IntegerLiteral) for t in (R, V, G, turned)):
             return None
@@ -51,7 +51,7 @@ def _tile():
 
         def generate(context, builder, signature, values):
             numbers = dict(zip(names, values, strict=False))
-            arrays = {"x": 0, "row": 2, "cell": 4, "w": 7, "y": 10, "out": 12, "b": 13}
+            arrays = {"x": 0, "row": 2, "cell": 4, "w": 7, "place": 9, "y": 10, "out": 12, "b": 13}
             data = {name: make_array(signature.args[i])(context, builder, values[i]).data for name, i in arrays.items()}
             number = context.get_data_type(x.dtype)
             vector = ir.VectorType(number, lanes)
@@ -89,7 +89,7 @@ def _tile():
                 end = builder.add(begin, short)
                 end = builder.select(builder.icmp_signed("<", end, numbers["stop"]), end, numbers["stop"])
                 with cgutils.for_range_slice(builder, begin, end, word(1), word) as (k, _):
-                    offset, weights = builder.load(at("cell", k)), builder.add(numbers["panel"], builder.mul(k, numbers["step"]))
+                    offset, weights = builder.load(at("cell", k)), builder.add(numbers["panel"], builder.load(at("place", k)))
                     factors = [[load(at("w", weights, word((i * len(registers) + v) * lanes))) for v in registers] for i in range(inside)]
                     for r in rows:
                         pixel = builder.gep(starts[r // members], [offset])
@@ -121,17 +121,17 @@ def _tile():
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(x, i, row, i, cell, i, i, w, i, i, y, i, out, b, i, i, R, V, G, turned), generate
+        return types.void(x, i, row, i, cell, i, i, w, i, place, y, i, out, b, i, i, R, V, G, turned), generate
 
     return tile
 
 
 @machine_step(_tile)
-def tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, R, V, G, turned):
-    """y[first + out[p + r] + o] = (y or b[bias + o]) + sum over k to stop - 1 of x[base + row[p + r] + cell[k]] * w[panel + k*step_ + o].
+def tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, R, V, G, turned):
+    """y[first + out[p + r] + o] = (y or b[bias + o]) + sum over k to stop - 1 of x[base + row[p + r] + cell[k]] * w[panel + place[k] + o].
 
     For R rows r and the o of V registers; with `add` the sum is added to what `y` holds. Rows that write to one place write the same there.
-    With G, o sees the inputs i of its group: the sum is over k and i of x[base + row[p + r] + cell[k] + o//G*G + i] * w[panel + k*step_ +
+    With G, o sees the inputs i of its group: the sum is over k and i of x[base + row[p + r] + cell[k] + o//G*G + i] * w[panel + place[k] +
     i*width + o], or if it is `turned`, there is a row (r, i) for each i, and one w for them all.
     """
     width, inputs, found = V * LANES // x.itemsize, max(G, 1), []
@@ -143,7 +143,7 @@ def tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias
             short = np.zeros(width, x.dtype)
             for cell_ in range(begin, min(stop, begin + SHORT)):
                 for i in range(1 if turned else inputs):
-                    pixel, weight = start + cell[cell_], panel + cell_ * step_ + i * width
+                    pixel, weight = start + cell[cell_], panel + place[cell_] + i * width
                     shown = x[pixel + lane + (r % inputs if turned else i)] if G else x[pixel]
                     short += shown * w[weight : weight + width]
             total += short
@@ -160,24 +160,24 @@ def rows_of(V):
 
 
 @step
-def tile_of(V, x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add):
+def tile_of(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add):
     """The tile of V registers."""
     if GROUP == 1:
         if V == 2:
-            tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 5, 2, GROUP, TURNED)
+            tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 5, 2, GROUP, TURNED)
         else:
-            tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 5, 1, GROUP, TURNED)
+            tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 5, 1, GROUP, TURNED)
     elif GROUP:
         if TURNED:
-            tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 3, 1, GROUP, TURNED)
+            tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 3, 1, GROUP, TURNED)
         else:
-            tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 6, 1, GROUP, TURNED)
+            tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 6, 1, GROUP, TURNED)
     elif V == 4:
-        tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 5, 4, 0, 0)
+        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 5, 4, 0, 0)
     elif V == 2:
-        tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 6, 2, 0, 0)
+        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 6, 2, 0, 0)
     else:
-        tile(x, base, row, p, cell, k, stop, w, panel, step_, y, first, out, b, bias, add, 8, 1, 0, 0)
+        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 8, 1, 0, 0)
 
 
 @step
@@ -249,7 +249,7 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
     Q, K, width = w.shape
     R, C, lanes, wide, apart = rows_of(V), source[0, 4], LANES // x.itemsize, Q * width, target[1, 4]
     most = images * sides[2, 0] * sides[5, 1] * sides[2, 1] * sides[5, 2] * sides[2, 2]
-    weights, straight, step_ = w.reshape(w.size), apart == 1 and panels[1].min() == width, width * max(GROUP, 1)
+    weights, straight, steps = w.reshape(w.size), apart == 1 and panels[1].min() == width, np.arange(K) * (width * max(GROUP, 1))
     row, out, place = np.empty(most + R, np.int64), np.empty(most + R, np.int64), np.empty(most, np.int64)
     buffer, bias = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype), np.zeros(wide, x.dtype)
     for q in range(Q if b.size else 0):
@@ -271,7 +271,7 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
                 for k in range(start, max(end, start + 1), LONG):
                     for p in range(0, P, R):
                         stop, more = min(end, k + LONG), k - start
-                        tile_of(V, buffer, base, row, p, cell, k, stop, weights, panel, step_, result, first, out, bias, q * width, more)
+                        tile_of(V, buffer, base, row, p, cell, k, stop, weights, panel, steps, result, first, out, bias, q * width, more)
         for q in range(part * Q // parts, 0 if straight else (part + 1) * Q // parts):
             store(result, wide, q * width, found, place, apart, panels[0, q], panels[1, q], y)
 
@@ -286,6 +286,7 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
     row, place, out = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(rows) * width
     buffer = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype)
     upstream, zeros, result = np.zeros((most + lanes) * width, x.dtype), np.zeros(width, x.dtype), gw.reshape(gw.size)
+    steps = np.arange(most) * width
     for unit in range(lo, hi):
         part, q = unit // Q, unit % Q
         begin, end = part * boxes // parts, (part + 1) * boxes // parts
@@ -296,7 +297,7 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
             for p in range(0, P, SUM):
                 for k in range(0, phases[4, 0], R):
                     start, stop, more = (part * Q + q) * rows * width, min(P, p + SUM), box - begin + p
-                    tile_of(V, buffer, at + panels[2, q], cell, k, row, p, stop, upstream, 0, width, result, start, out, zeros, 0, more)
+                    tile_of(V, buffer, at + panels[2, q], cell, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, more)
 
 
 GROUPS = (0, 1, 2, 4, 8)  # of a GROUP
