@@ -30,7 +30,8 @@ from cnn425.lab import figures
 from cnn425.lab.errors import command
 from cnn425.lab.models import Layers, namespace
 from cnn425.lab.study import StudyOptions, at_least, parse, study
-from experiments.approximation_width import TARGETS, constructed, slope
+
+from .approximation_width import TARGETS, constructed, slope
 
 TINY = ("--deepest", "32")
 

@@ -27,7 +27,8 @@ from cnn425.autodiff.rules import sigmoid
 from cnn425.lab import figures
 from cnn425.lab.errors import command
 from cnn425.lab.study import StudyOptions, at_least, parse, study
-from experiments.derivatives import exponent, pushed_operations, seconds
+
+from .derivatives import exponent, pushed_operations, seconds
 
 TINY = ("--nodes", "1000", "--steps", "6", "--width", "8")
 

@@ -39,7 +39,8 @@ from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say, say_table, watched
 from cnn425.lab.study import at_least, parse, study
 from cnn425.nn import functional
-from experiments.samples import SmallOptions, accuracy, fit, small, subset
+
+from .samples import SmallOptions, accuracy, fit, small, subset
 
 TINY = ("--dataset", "bars", "--epochs", "1", "--drawings", "2", "--seeds", "1", "--test-examples", "40")
 

@@ -30,7 +30,8 @@ from cnn425.lab.pictures import Pictures, bars
 from cnn425.lab.progress import say_table, watched
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 from cnn425.nn import functional
-from experiments.shift import COLOURS, KINDS, Kind
+
+from .shift import COLOURS, KINDS, Kind
 
 TINY = ("--dataset", "bars", "--sizes", "8", "16", "--steps", "2", "--seeds", "1", "--test-examples", "40")
 
