@@ -30,7 +30,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler talks
 
@@ -46,17 +46,17 @@ from cnn425.agreement import TOLERANCES, compare, derivatives
 from cnn425.lab import pages, trained
 from cnn425.lab.errors import LabError
 from cnn425.lab.group import torch_device
-from cnn425.lab.models import build
+from cnn425.lab.models import Layers, build
 from cnn425.lab.progress import console
 from cnn425.lab.side_by_side import Layer, first_parting, parted, side_by_side
 from experiments import mnist
 
-Name = Literal[
-    *("conv1d", "conv2d", "conv3d", "local1d", "local2d", "local3d", "linear", "relu", "sigmoid", "softmax", "cross_entropy"),
-    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d"),
-    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-]
+Weighted = Literal["conv1d", "conv2d", "conv3d", "local1d", "local2d", "local3d", "linear"]
+Pointwise = Literal["relu", "sigmoid", "softmax", "cross_entropy"]
+Pool = Literal["max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d"]
+AdaptiveMax = Literal["adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"]
+AdaptiveAverage = Literal["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"]
+Name = Literal[Weighted, Pointwise, Pool, AdaptiveMax, AdaptiveAverage]
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def problem(name: str, o: Options) -> Pair:
 
 def weighted(name: str, o: Options, d: int, image: Tensor, draw: Callable[..., Tensor]) -> Pair:
     """A convolution or a local layer, with weights as large as torch would start them."""
-    arguments = {"stride": o.stride, "padding": o.padding, "dilation": o.dilation, "groups": o.groups}
+    arguments: Any = {"stride": o.stride, "padding": o.padding, "dilation": o.dilation, "groups": o.groups}
     if o.in_channels % o.groups or o.out_channels % o.groups:
         raise ImpossibleError(f"--groups {o.groups} must divide --in-channels {o.in_channels} and --out-channels {o.out_channels}")
     kernel, fan = [o.kernel_size] * d, o.in_channels // o.groups * o.kernel_size**d
@@ -211,7 +211,8 @@ def local_by_einsum(
     x = torch.nn.functional.pad(x, [padding] * 2 * d).unflatten(1, (groups, -1))
     for k in range(d):
         x = x.unfold(3 + k, dilation * (w.shape[d + 2 + k] - 1) + 1, stride)
-    x = x[(..., *[slice(None, None, dilation)] * d)]
+    thinned: tuple[Any, ...] = (..., *[slice(None, None, dilation)] * d)
+    x = x[thinned]
     i, u = "ijk"[:d], "uvw"[:d]
     y = torch.einsum(f"ngc{i}{u},{i}goc{u}->ngo{i}", x, w.unflatten(d, (groups, -1))).flatten(1, 2)
     return y if b is None else y + b
@@ -376,7 +377,7 @@ def networks(o: Options) -> tuple[str, str, list[Layer]]:
     against = o.against or ("torch" if mine.options["layers"] == "custom" else "custom")
     words = f"{mine.options['model']} of {mine.options['layers']} layers"
     if against in ("custom", "torch"):
-        other = build(mine.options["model"], against, 0, classes=len(mine.classes))
+        other = build(mine.options["model"], cast(Layers, against), 0, classes=len(mine.classes))
         other.load_state_dict(mine.model.state_dict())
         second = f"the same with {against} layers"
     elif against in ("float64", "bfloat16", "float16"):
