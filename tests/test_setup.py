@@ -138,6 +138,13 @@ def test_help_explains_and_does_nothing_else(name, words, project):
     assert run.stderr == ""
 
 
+@pytest.mark.parametrize("words", ["setup --torch", "setup --torch newest", "test --torch newest", "setup --torch 2.11 now"])
+def test_another_torch_is_named_by_its_version(words, project):
+    run = started(project, *f"scripts/{words}".split())
+    assert run.returncode == 2
+    assert "like 2.11" in run.stderr
+
+
 @pytest.mark.parametrize("name", ["demo", "setup", "check"])
 def test_unknown_arguments_are_refused(name, project):
     run = started(project, f"scripts/{name}", "--hlep")
