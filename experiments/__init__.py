@@ -6,6 +6,8 @@ Every file here has the same four parts, so that tests/test_experiments.py can r
     Options         a frozen dataclass (cnn425/lab/options.py) of every number that can change the result; it is also the `--help`
     main(argv=None) runs it, prints what a reader wants to see, and returns the verdict: a NamedTuple of numbers with `holds`
     TINY            the words of a command line that runs in seconds, often too small for the claim; the test adds `--log-dir`
+
+They are installed as `cnn425.experiments`, so they import one another relatively.
 """
 
 from cnn425.lab import figures as figures  # before any other import of matplotlib, which fails if MPLBACKEND names a notebook's backend

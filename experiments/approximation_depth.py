@@ -30,7 +30,8 @@ from cnn425.lab import figures
 from cnn425.lab.errors import command
 from cnn425.lab.models import Layers, namespace
 from cnn425.lab.study import StudyOptions, at_least, parse, study
-from experiments.approximation_width import TARGETS, constructed, slope
+
+from .approximation_width import TARGETS, constructed, slope
 
 TINY = ("--deepest", "32")
 
@@ -246,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> DepthVerdict:
         last = [values[-1] for values in errors.values()]
         right = all(abs(measured - wanted) < 0.25 for measured, wanted in zip(slopes, (-1, -2, -1), strict=True))
         holds = right and differ < 1e-9 and last[2] < limit <= min(errors["plain, one unit"])
-        return record.verdict(DepthVerdict(holds, *slopes, *last, limit, differ))
+        return record.verdict(DepthVerdict(holds, slopes[0], slopes[1], slopes[2], last[0], last[1], last[2], last[3], limit, differ))
 
 
 if __name__ == "__main__":

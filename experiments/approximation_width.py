@@ -103,12 +103,13 @@ def network(name: str, layers: Layers, width: int) -> nn.Sequential:
 def constructed(name: str, layers: Layers, width: int, f: Callable[[Tensor], Tensor]) -> nn.Sequential:
     """The network with its weights written down: unit k computes activation(steepness * (x - centre_k))."""
     model = network(name, layers, width)
+    weight, bias, outgoing, offset = model.parameters()
     corners = torch.arange(width + 1, dtype=torch.float64) / width
     steepness = {"sigmoid": 20.0 * width, "Gaussian": 0.8 * width}.get(name, 1.0)
     centres = corners[:-1] + (0 if name == "ReLU" else 0.5 / width)
     with torch.no_grad():
-        model[0].weight.fill_(steepness)
-        model[0].bias.copy_(-steepness * centres)
+        weight.fill_(steepness)
+        bias.copy_(-steepness * centres)
         if name == "sigmoid":
             heights, start = f(corners).diff(), f(corners[:1])
         elif name == "ReLU":
@@ -118,8 +119,8 @@ def constructed(name: str, layers: Layers, width: int, f: Callable[[Tensor], Ten
             hidden = torch.cat([model[1](model[0](GRID[:, None])), torch.ones_like(GRID)[:, None]], 1)
             *heights, start = torch.linalg.lstsq(hidden, f(GRID)[:, None], driver="gelsd").solution[:, 0]
             heights = torch.stack(heights)
-        model[2].weight.copy_(heights[None])
-        model[2].bias.copy_(start)
+        outgoing.copy_(heights[None])
+        offset.copy_(start)
     return model
 
 
@@ -234,8 +235,12 @@ def main(argv: Sequence[str] | None = None) -> WidthVerdict:
         return record.verdict(
             WidthVerdict(
                 holds,
-                *slopes,
-                *(errors[name][-1] for name in ("sigmoid", "ReLU", "Gaussian", "square")),
+                slopes[0],
+                slopes[1],
+                errors["sigmoid"][-1],
+                errors["ReLU"][-1],
+                errors["Gaussian"][-1],
+                errors["square"][-1],
                 floors["square"],
                 errors["cube"][-1],
                 floors["cube"],

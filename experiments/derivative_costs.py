@@ -15,6 +15,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,7 +28,8 @@ from cnn425.autodiff.rules import sigmoid
 from cnn425.lab import figures
 from cnn425.lab.errors import command
 from cnn425.lab.study import StudyOptions, at_least, parse, study
-from experiments.derivatives import exponent, pushed_operations, seconds
+
+from .derivatives import exponent, pushed_operations, seconds
 
 TINY = ("--nodes", "1000", "--steps", "6", "--width", "8")
 
@@ -116,7 +118,7 @@ def depth(largest: int, most_bytes: int) -> tuple[list[int], list[float], list[f
         gc.enable()
         gc.collect()
         if nodes <= most_bytes:
-            sizes.append(peak_bytes(lambda nodes=nodes: chain_of(nodes)))
+            sizes.append(peak_bytes(partial(chain_of, nodes)))
     return counts, times, sizes
 
 
@@ -124,7 +126,8 @@ def by_scalars(W: Any, x: Any, b: Any) -> Any:
     """The gradient by W of the sum of sigmoid(W x + b), from scalar nodes."""
     trace = Trace()
     w, v, c = ([[trace.variable(a) for a in row] for row in np.atleast_2d(array)] for array in (W, x, b))
-    found = reverse.adjoints(sum(dense_of_scalars(w, v[0], c[0]), start=0.0))
+    total: Any = sum(dense_of_scalars(w, v[0], c[0]), start=0.0)
+    found = reverse.adjoints(total)
     return np.array([[found[node.index] for node in row] for row in w])
 
 
@@ -160,16 +163,21 @@ def grain(width: int) -> tuple[list[int], dict[str, list[float]], dict[str, list
         random = np.random.default_rng(0)
         layer = (random.standard_normal((n, n)), random.standard_normal(n), random.standard_normal(n))
         for name, gradient in GRAINS.items():
-            times[name].append(seconds(lambda gradient=gradient, layer=layer: gradient(*layer)))
+            times[name].append(seconds(partial(gradient, *layer)))
         trace = Trace()
         z = trace.variable(layer[0]) @ trace.variable(layer[1])
         s = sigmoid(z)
         for name, node in (("W", z), ("sigmoid", s)):
             pull, y, operands = node.rule.pull[0], node.value, [getattr(o, "value", o) for o in node.operands]
             whole = "Jacobian of W x by W" if name == "W" else "Jacobian of sigmoid"
-            memory[whole].append(peak_bytes(lambda node=node, g=layer[2]: g @ local_jacobian(node, 0)))
-            memory[f"product by {name}"].append(peak_bytes(lambda pull=pull, g=layer[2], y=y, o=operands: pull(g, y, *o)))
+            memory[whole].append(peak_bytes(partial(by_jacobian, layer[2], node)))
+            memory[f"product by {name}"].append(peak_bytes(partial(pull, layer[2], y, *operands)))
     return widths, times, memory
+
+
+def by_jacobian(adjoint: Any, node: Any) -> Any:
+    """The adjoint of a node's first operand, by the whole Jacobian."""
+    return adjoint @ local_jacobian(node, 0)
 
 
 def peak_bytes(call: Callable[[], Any]) -> float:
@@ -198,11 +206,11 @@ def draw(
     made = figures.figure(13, 9)
     (swelling, depths), (grain_of, jacobians) = made.subplots(2, 2)
 
-    for (name, values), (colour, style) in zip(
+    for (name, counts), (colour, style) in zip(
         swollen.items(), (("#8c2f39", "o-"), ("#d1495b", "o-"), ("#edae49", "-"), ("#00798c", "o")), strict=True
     ):
         width = 4 if style == "-" else 1.5
-        swelling.semilogy(range(1, len(values) + 1), values, style, color=colour, linewidth=width, markersize=4, label=name)
+        swelling.semilogy(range(1, len(counts) + 1), counts, style, color=colour, linewidth=width, markersize=4, label=name)
     swelling.set(xlabel="steps of the map l -> 4 l (1 - l)", ylabel="operations in the derivative", title="Written out, formulas swell")
     swelling.set_xticks(range(0, len(swollen["shared"]) + 1, 4))
     swelling.legend(fontsize=9)
@@ -265,9 +273,9 @@ def main(argv: Sequence[str] | None = None) -> CostVerdict:
         width = options.width * (1 + options.full)
         swollen, chain, grains = swell(options.steps), depth(options.nodes, options.nodes // (1 if options.full else 10)), grain(width)
         verdict = judged(swollen, chain, grains, same_gradients(min(width, 32)))
-        for name, values in swollen.items():
-            record.curve(f"operations by steps/{name}", range(1, len(values) + 1), values)
-            print(f"after {len(values)} steps, {name}: {values[-1]:,} operations")
+        for name, counts in swollen.items():
+            record.curve(f"operations by steps/{name}", range(1, len(counts) + 1), counts)
+            print(f"after {len(counts)} steps, {name}: {counts[-1]:,} operations")
         record.curve("by nodes/seconds", chain[0], chain[1])
         record.curve("by nodes/bytes", chain[0][: len(chain[2])], chain[2])
         for k, (nodes, spent) in enumerate(zip(*chain[:2], strict=True)):

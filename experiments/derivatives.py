@@ -18,6 +18,7 @@ through deep graphs, is the claim of experiments/derivative_costs.py.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -129,9 +130,7 @@ def by_layers(layers: Any, parameters: Sequence[float]) -> list[float]:
     model = torch.nn.Sequential(ours.Linear(3, 4), ours.Sigmoid(), ours.Linear(4, 2)).double()
     values = torch.tensor(parameters, dtype=torch.float64)
     with torch.no_grad():
-        for layer, (first, rows, columns) in zip((model[0], model[2]), ((0, 4, 3), (16, 2, 4)), strict=True):
-            layer.weight.copy_(values[first : first + rows * columns].view(rows, columns))
-            layer.bias.copy_(values[first + rows * columns :][:rows])
+        torch.nn.utils.vector_to_parameters(values, model.parameters())
     loss = ours.CrossEntropyLoss()(model(torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64)), torch.tensor([1]))
     return [float(g) for gradient in torch.autograd.grad(loss, list(model.parameters())) for g in gradient.flatten()]
 
@@ -230,11 +229,11 @@ def passes_against_inputs(largest: int) -> tuple[list[int], dict[str, list[tuple
 
     for m in counts:
         x, direction = np.linspace(0, 1, m), np.eye(1, m)[0]
-        one = {"numerical": seconds(lambda x=x: f(x)) * 2 * m, "forward": seconds(lambda x=x, d=direction: forward.jvp(f, (x,), (d,))) * m}
+        one = {"numerical": seconds(partial(f, x)) * 2 * m, "forward": seconds(partial(forward.jvp, f, (x,), (direction,))) * m}
         for way, module in (("numerical", numerical), ("forward", forward)):
             measure = one[way] < 1
-            found[way].append((seconds(lambda x=x, g=module.gradient: g(f, x)) if measure else one[way], measure))
-        found["reverse"].append((seconds(lambda x=x: reverse.gradient(f, x)), True))
+            found[way].append((seconds(partial(module.gradient, f, x)) if measure else one[way], measure))
+        found["reverse"].append((seconds(partial(reverse.gradient, f, x)), True))
     return counts, found
 
 
@@ -287,7 +286,8 @@ def judged(
         alike and last["reverse"] < min(last["forward"], last["numerical"]),
         disagreement,
         rough,
-        *slopes,
+        slopes[0],
+        slopes[1],
         best_step=steps[int(np.argmin(central))],
         error_at_1e_6=central[int(np.argmin(np.abs(np.log10(steps) + 6)))],
         inputs=passes[0][-1],

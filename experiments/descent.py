@@ -104,9 +104,9 @@ class Landscape:
         away = places - self.best
         return 0.5 * ((away @ self.curvature) * away).sum(-1)
 
-    def model(self) -> nn.Module:
+    def model(self) -> nn.Linear:
         """The unit at the start."""
-        unit = namespace(self.layers).Linear(1, 1).double()
+        unit: nn.Linear = namespace(self.layers).Linear(1, 1).double()
         unit.load_state_dict({"weight": torch.tensor([[START[0]]]), "bias": torch.tensor([START[1]])})
         return unit
 
@@ -133,7 +133,8 @@ def descent_step(unit: nn.Module, x: Tensor, y: Tensor, lr: float) -> None:
     backward(unit, x, y)
     with torch.no_grad():
         for p in unit.parameters():
-            p -= lr * p.grad
+            assert p.grad is not None
+            p.sub_(lr * p.grad)
 
 
 def rule_difference(landscape: Landscape, lr: float) -> float:
@@ -157,6 +158,7 @@ def cost(landscape: Landscape, batch: int, repeats: int = 30) -> tuple[float, fl
         start = time.perf_counter()
         backward(unit, x, y)
         seconds.append(time.perf_counter() - start)
+        assert unit.weight.grad is not None
         slopes.append(unit.weight.grad.item())
     return 1000 * sorted(seconds)[repeats // 2], float(torch.tensor(slopes).std())
 
@@ -255,7 +257,22 @@ def main(argv: Sequence[str] | None = None) -> DescentVerdict:
             and floors["one"] / 2 < predicted < floors["one"] * 2
             and 10 * floors["all"] < predicted
         )
-        return record.verdict(DescentVerdict(holds, same, limit, below, above, *examples.values(), *floors.values(), predicted))
+        return record.verdict(
+            DescentVerdict(
+                holds,
+                same,
+                limit,
+                below,
+                above,
+                examples["all"],
+                examples["mini"],
+                examples["one"],
+                floors["all"],
+                floors["mini"],
+                floors["one"],
+                predicted,
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from cnn425.lab import trained
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.explorer import explore
 from cnn425.lab.options import parse_any
-from experiments import mnist
+
+from . import mnist
 
 SUBJECTS = {"fashion": "clothes", "kmnist": "Japanese characters", "emnist-letters": "letters", "patterns": "three patterns"}
 WORDS = {"conv": "convolutional", "local": "locally connected", "mlp": "two-layer", "linear": "linear"}

@@ -88,8 +88,7 @@ class FilterVerdict(NamedTuple):
 
 def photograph() -> Tensor:
     """Grace Hopper in grey, at half the size of the file, brightness 0 to 1: `(1, 1, 300, 256)`, float64."""
-    with cbook.get_sample_data("grace_hopper.jpg") as file:
-        colours = torch.from_numpy(image.imread(file, format="jpg").copy()).double() / 255
+    colours = torch.from_numpy(image.imread(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).copy()).double() / 255
     grey = (colours @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64))[None, None]
     return functional.avg_pool2d(grey, 2)
 

@@ -39,7 +39,8 @@ from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say, say_table, watched
 from cnn425.lab.study import at_least, parse, study
 from cnn425.nn import functional
-from experiments.samples import SmallOptions, accuracy, fit, small, subset
+
+from .samples import SmallOptions, accuracy, fit, small, subset
 
 TINY = ("--dataset", "bars", "--epochs", "1", "--drawings", "2", "--seeds", "1", "--test-examples", "40")
 
@@ -203,9 +204,17 @@ def main(argv: Sequence[str] | None = None) -> LadderVerdict:
         record.figure("ladder", draw(reached, others, counts))
         better = gains.mean(1)
         sure = better / error.clamp(min=1e-12)
-        numbers = (tuple(row.tolist()) for row in (mean, spread, others.mean(1), better, sure))
-        weights, joined = (tuple(pair[side] for pair in counts) for side in (1, 0))
-        verdict = LadderVerdict(bool((better > 0).all()), bool((sure[2:] > 2).all()), *numbers, weights, joined)
+        verdict = LadderVerdict(
+            holds=bool((better > 0).all()),
+            sharing_helps=bool((sure[2:] > 2).all()),
+            accuracy=tuple(mean.tolist()),
+            spread=tuple(spread.tolist()),
+            others=tuple(others.mean(1).tolist()),
+            steps=tuple(better.tolist()),
+            sure=tuple(sure.tolist()),
+            weights=tuple(pair[1] for pair in counts),
+            connections=tuple(pair[0] for pair in counts),
+        )
         say(in_words(verdict))
         return record.verdict(verdict)
 

@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cnn425.lab import digits
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.group import is_first
-from cnn425.lab.loop import default_folder, say, show_board, train
+from cnn425.lab.loop import default_folder, show_board, train
 from cnn425.lab.models import build
 from cnn425.lab.options import Options, meaning, parse
 from cnn425.lab.pictures import Pictures, pattern_images
+from cnn425.lab.progress import say
 from cnn425.lab.seeds import write_spread
 
 TINY = ("--dataset", "patterns", "--examples", "96", "--batch-size", "32")
@@ -99,8 +100,10 @@ def with_seeds(options: DigitOptions) -> DigitVerdict:
         write_spread(parent / "mean", [Path(verdict.folder) for verdict in verdicts], meaning(options))
     accuracies = [verdict.test_accuracy for verdict in verdicts]
     say(f"{options.seeds} seeds: {fmean(accuracies):.2%} of the test pictures on average, {min(accuracies):.2%} to {max(accuracies):.2%}")
-    means = [fmean(column) for column in zip(*(verdict[1:5] for verdict in verdicts), strict=True)]
-    return DigitVerdict(all(v.holds for v in verdicts), *means, verdicts[0].parameters, verdicts[0].steps, str(parent))
+    means: dict[str, Any] = {
+        name: fmean(getattr(v, name) for v in verdicts) for name in ("test_accuracy", "test_loss", "train_accuracy", "train_loss")
+    }
+    return verdicts[0]._replace(holds=all(v.holds for v in verdicts), folder=str(parent), **means)
 
 
 def with_seed(options: DigitOptions) -> DigitVerdict:

@@ -76,9 +76,9 @@ def network(name: str, layers: Layers, hidden: int, seed: int) -> nn.Sequential:
 
 def collapsed(model: nn.Sequential) -> tuple[Tensor, Tensor]:
     """The one matrix and the one bias that linear layers without activation amount to: W2 W1 and W2 b1 + b2, and so on for more layers."""
-    W, b = model[0].weight.detach(), model[0].bias.detach()
-    for layer in list(model)[1:]:
-        W, b = layer.weight.detach() @ W, layer.weight.detach() @ b + layer.bias.detach()
+    W, b, *others = (parameter.detach() for parameter in model.parameters())
+    for W2, b2 in zip(others[::2], others[1::2], strict=True):
+        W, b = W2 @ W, W2 @ b + b2
     return W, b
 
 
@@ -137,7 +137,7 @@ def draw(best: dict[str, tuple[list[float], float, nn.Sequential]]) -> Any:
     axes.set(xlabel="step", ylabel="loss [nats]", ylim=(0, None), title="Learning XOR")
     axes.legend(fontsize=9)
     linear = best["two layers, no activation"][2]
-    W1, W2 = linear[0].weight.detach(), linear[1].weight.detach()
+    W1, W2 = (linear.get_parameter(name).detach() for name in ("0.weight", "1.weight"))
     largest = float(max(W1.abs().max(), W2.abs().max()))
     for axes, matrix, title, sign in zip(cells[1:], (W2 @ W1, W2, W1), ("$W$", "$W_2$", "$W_1$"), " =·", strict=True):
         axes.imshow(matrix.numpy(), cmap="PuOr", vmin=-1.3 * largest, vmax=1.3 * largest)

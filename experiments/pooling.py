@@ -122,12 +122,12 @@ def tried(options: PoolingOptions, record: Study) -> PoolingVerdict:
         print(f"  {name:12} {pool:8} " + "  ".join(f"{value:6.1%}" for value in values))
     falling = all(a > b for pool in pools for a, b in zip(steps["convolution", pool], steps["convolution", pool][1:], strict=False))
     vanishes = max(steps["convolution", pool][-1] for pool in pools) < 1e-12 < 0.05 < min(steps["local layer", pool][-1] for pool in pools)
-    for (name, pool, side), values in curves.items():
-        record.curve(f"change by shift/{name}, {pool} {side}x{side}", range(FURTHEST + 1), values)
+    for (name, pool, side), change_by_shift in curves.items():
+        record.curve(f"change by shift/{name}, {pool} {side}x{side}", range(FURTHEST + 1), change_by_shift)
     record.figure("pooling", draw_tolerance(layers, curves, pools))
     record.figure("gradients", draw_gradients(pools))
     holds = exchanged[0] < 1e-12 and exchanged[1] > 0.1 and falling and vanishes
-    return record.verdict(PoolingVerdict(holds, *exchanged, *steps.values()))
+    return record.verdict(PoolingVerdict(holds, exchanged[0], exchanged[1], *steps.values()))
 
 
 # ---- The figures -------------------------------------------------------------------------------------------------------------------------
@@ -180,12 +180,12 @@ def draw_tolerance(
     first.set_title("The larger the pool, the more it tolerates", fontsize=10)
     dots = range(4, 20)
     second.axvspan(7.5, 15.5, color="#eeeeee")
-    for label, pool, colour in (
+    for label, module, colour in (
         ("no pool: the unit at column 11", None, "#444444"),
         ("max over 8x8", pools["max"](8), "#d1495b"),
         ("average over 8x8", pools["average"](8), "#00798c"),
     ):
-        second.plot(dots, passing(pool), "o-", markersize=4, color=colour, label=label)
+        second.plot(dots, passing(module), "o-", markersize=4, color=colour, label=label)
     second.text(11.5, 1.03, "the pool's window", ha="center", fontsize=8, color="#666666")
     second.text(16, 0.05, "1/64", fontsize=8, color="#00798c")
     second.set(xlabel="column of a bright dot, pixels", ylabel="answer of one unit", ylim=(-0.04, 1.4), xticks=range(4, 20, 3))

@@ -20,7 +20,8 @@ from PIL import Image
 from cnn425.lab import trained
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.options import parse_any
-from experiments import mnist
+
+from . import mnist
 
 CLOSE = 1e-4  # largest difference that an exported program may have from the model: float32 sums in another order
 

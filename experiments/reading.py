@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from cnn425.lab import digits, figures
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.folder import claim, write_whole
-from cnn425.lab.loop import default_folder, say, show_board, train
+from cnn425.lab.loop import default_folder, show_board, train
 from cnn425.lab.models import build
 from cnn425.lab.options import Options, parse
 from cnn425.lab.pictures import Pictures, pattern_images
+from cnn425.lab.progress import say
 from cnn425.lab.training import settings
 
 TINY = ("--dataset", "patterns", "--examples", "64", "--test-examples", "40", "--batch-size", "32")

@@ -29,7 +29,8 @@ from cnn425.lab.models import local_layer
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say_table, watched
 from cnn425.lab.study import at_least, parse, study
-from experiments.samples import SIDE, SmallOptions, accuracy, fit, network, small, subset
+
+from .samples import SIDE, SmallOptions, accuracy, fit, network, small, subset
 
 TINY = (
     "--dataset",

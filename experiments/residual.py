@@ -24,7 +24,8 @@ from cnn425.lab.errors import command
 from cnn425.lab.models import namespace
 from cnn425.lab.progress import Reporter
 from cnn425.lab.study import StudyOptions, at_least, parse, study
-from experiments.approximation_depth import Residual
+
+from .approximation_depth import Residual
 
 TINY = ("--depths", "1", "--steps", "3", "--seeds", "1")
 

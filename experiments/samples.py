@@ -14,7 +14,7 @@ Two stages are needed: with the first alone (and its maximum, and the linear lay
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple, cast, get_args
 
 import torch
 from matplotlib.figure import Figure
@@ -30,7 +30,8 @@ from cnn425.lab.pictures import Pictures, bars
 from cnn425.lab.progress import say_table, watched
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 from cnn425.nn import functional
-from experiments.shift import COLOURS, KINDS, Kind
+
+from .shift import COLOURS, KINDS, Kind
 
 TINY = ("--dataset", "bars", "--sizes", "8", "16", "--steps", "2", "--seeds", "1", "--test-examples", "40")
 
@@ -102,7 +103,7 @@ def small(options: SmallOptions) -> tuple[Pictures, Pictures]:
         return bars(6000, seed=options.seed), bars(options.test_examples or 1000, seed=options.seed + 1)
     if options.dataset not in get_args(digits.Dataset):
         raise LabError(f"--dataset is {options.dataset}; it must be bars or one of {', '.join(get_args(digits.Dataset))}", 2)
-    training, test = digits.load(options.dataset, options.data_dir)
+    training, test = digits.load(cast(digits.Dataset, options.dataset), options.data_dir)
     test = test.first(options.test_examples or len(test.labels))
 
     def shrunk(pictures: Pictures) -> Pictures:
@@ -214,7 +215,8 @@ def main(argv: Sequence[str] | None = None) -> SampleVerdict:
         record.figure("samples", draw(options, reached, [parameters(network(kind, options.layers, 0, classes)) for kind in KINDS]))
         leads = tuple((float(mean[2, s] - mean[1, s]), float(mean[1, s] - mean[0, s])) for s in range(len(options.sizes)))
         holds = all(lead > 0 for pair in leads for lead in pair)
-        return record.verdict(SampleVerdict(holds, *(tuple(row) for row in mean.tolist()), leads))
+        full, local, convolution = (tuple(row) for row in mean.tolist())
+        return record.verdict(SampleVerdict(holds, full, local, convolution, leads))
 
 
 def draw(options: SampleOptions, reached: Tensor, counts: Sequence[int]) -> Figure:

@@ -66,11 +66,12 @@ def lit(shape: Sequence[int]) -> Tensor:
 
 def connections(layer: nn.Module, shape: Sequence[int]) -> Tensor:
     """Which weight (from 1) joins output r and pixel c, 0 if they are not joined: `(outputs, pixels)`, float64."""
-    before = layer.weight.detach().clone()
+    weight = layer.get_parameter("weight")
+    before = weight.detach().clone()
     with torch.no_grad():
-        layer.weight.copy_(torch.arange(1.0, before.numel() + 1).reshape(before.shape))
+        weight.copy_(torch.arange(1.0, before.numel() + 1).reshape(before.shape))
         answers = layer(lit(shape)).flatten(1).T
-        layer.weight.copy_(before)
+        weight.copy_(before)
     return answers
 
 
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> SharingVerdict:
         random = torch.Generator().manual_seed(options.seed)
         differences = torch.tensor([equalities(options.layers, random) for _ in range(draws)], dtype=torch.float64)
         full, *windowed = example
-        joined = [connections(full[1], (16,)), *(connections(layer, (1, 4, 4)) for layer in windowed)]
+        joined = [connections(full.get_submodule("1"), (16,)), *(connections(layer, (1, 4, 4)) for layer in windowed)]
         counts = [len(owners[owners > 0].unique()) for owners in joined]
         for kind, owners, count in zip(KINDS, joined, counts, strict=True):
             print(f"{kind}: {int((owners > 0).sum())} connections, {count} weights")
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> SharingVerdict:
         record.figure("sharing", draw_connections(joined, counts))
         record.figure("equal", draw_equalities(example, differences, options.seed))
         worst = float(differences.max())
-        return record.verdict(SharingVerdict(counts == [64, 36, 9] and worst < 100, *counts, worst))
+        return record.verdict(SharingVerdict(counts == [64, 36, 9] and worst < 100, counts[0], counts[1], counts[2], worst))
 
 
 # ---- The figures -------------------------------------------------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ from cnn425.lab import figures
 from cnn425.lab.errors import command
 from cnn425.lab.folder import claim, home, locked
 from cnn425.lab.group import is_first
-from cnn425.lab.loop import default_folder, say, show_board, train
+from cnn425.lab.loop import default_folder, show_board, train
 from cnn425.lab.models import Layers, local_layer, namespace
 from cnn425.lab.options import Options, digest, meaning, parse
 from cnn425.lab.pictures import Pictures, bars
-from cnn425.lab.progress import say_table
+from cnn425.lab.progress import say, say_table
 
 TINY = ("--epochs", "1", "--examples", "64", "--test-examples", "40")
 
@@ -96,7 +96,7 @@ def accuracy(model: nn.Module, pictures: Pictures) -> float:
 
 def change(model: nn.Module, before: nn.Module) -> Tensor:
     """How much the first layer's weights moved, by place: by pixel, by position, or for the one shared window; `(H, W)`."""
-    now, then = (figures.first_layer(m).weight.detach() for m in (model, before))
+    now, then = (figures.first_layer(m).get_parameter("weight").detach() for m in (model, before))
     moved = (now - then).abs()
     if moved.ndim == 2:
         return moved.mean(0).reshape(SIZE, SIZE)
@@ -134,7 +134,8 @@ def run(options: ShiftOptions, folder: Path) -> ShiftVerdict:
             draw(claim(folder, picture.name), results, models, options, training, right)
         say(f"figure: {picture}")
         show_board(folder)
-    return ShiftVerdict(holds, *results, figure=str(picture))
+    full, local, convolution = results
+    return ShiftVerdict(holds, full, local, convolution, str(picture))
 
 
 def show(results: Sequence[ShiftResult]) -> None:

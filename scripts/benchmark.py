@@ -344,7 +344,7 @@ def convolution(case: Conv, options: Options, rates: tuple[float, float]) -> dic
     y = theirs.__dict__[f"conv{d}d"](x, w, **arguments)
     operations = 2 * y.numel() * w[0].numel()
     bytes_moved = (x.numel() + w.numel() + y.numel()) * x.element_size()
-    row = {"name": case.name, "case": asdict(case), "ms": race(rivals, options.seconds)}
+    row: dict[str, Any] = {"name": case.name, "case": asdict(case), "ms": race(rivals, options.seconds)}
     row["MB"] = {side: peak_megabytes(runs["both"]) for side, runs in rivals.items()}
     row["MB allowed"] = bytes_moved / 2**20 + 16
     fastest = min(v for k, v in row["ms"]["both"].items() if k.startswith("ours"))
@@ -443,14 +443,14 @@ def keras_rival(x: Tensor, w: Tensor) -> dict[str, Callable[[], Any]]:
     layer(images)
     forward = tf.function(layer)
 
-    @tf.function
     def gradients(images: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(images)
             y = layer(images)
         return tape.gradient(y, [images, layer.kernel])
 
-    return whole_runs(lambda: forward(images).numpy(), lambda: [g.numpy() for g in gradients(images)])
+    both = tf.function(gradients)
+    return whole_runs(lambda: forward(images).numpy(), lambda: [g.numpy() for g in both(images)])
 
 
 def whole_runs(forward: Callable[[], Any], both: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
@@ -471,7 +471,7 @@ def local(case: Conv, options: Options, rates: tuple[float, float]) -> dict[str,
         for name, rival in (("JAX", jax_rival), ("tf_keras", keras_rival)):
             if runs := rival(x, w):
                 rivals[name] = runs
-    row = {"name": case.name, "ms": race(rivals, options.seconds), "MB": {"ours": peak_megabytes(rivals["ours"]["both"])}}
+    row: dict[str, Any] = {"name": case.name, "ms": race(rivals, options.seconds), "MB": {"ours": peak_megabytes(rivals["ours"]["both"])}}
     numbers = x.numel() + w.numel() + case.shape[0] * case.outputs * math.prod(positions)
     row["MB allowed"] = numbers * x.element_size() / 2**20 + 16
     operations, moved = 2 * case.shape[0] * w.numel(), numbers * x.element_size()
@@ -633,9 +633,9 @@ def main(options: Options) -> dict[str, Any]:
         results["local"] = [local(c, options, rates) for c in track(cases, "local layers", console=console)]
         console.print(versus_others(results["local"]))
         console.print(means_of_others(results["local"]))
-    for what, cases in (("small", SMALL), ("rows", ROWS)):
+    for what, functions in (("small", SMALL), ("rows", ROWS)):
         if what in options.what:
-            chosen = [c for c in cases if options.only in c[0]]
+            chosen = [c for c in functions if options.only in c[0]]
             results[what] = [function_of(c, options) for c in track(chosen, what, console=console)]
             for part in versus_torch(f"{what}, ours / torch", results[what]):
                 console.print(part)

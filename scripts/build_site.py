@@ -75,7 +75,7 @@ def copy_sources(folder: Path) -> None:
         ["git", "ls-files", "cnn425", "experiments", "scripts", "tests"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     for name in listed.stdout.split():
-        if not name.endswith(".npz"):
+        if (ROOT / name).is_file() and not name.endswith(".npz"):
             copy = folder / f"{name}.txt"
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy)

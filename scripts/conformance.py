@@ -154,7 +154,7 @@ def modules(layer: str, o: Options) -> Check:
     wanted = words.get(layer, layer.replace("_", "")).lower()
     for info in module_db:
         kind = info.module_cls
-        if kind.__name__.lower() != wanted or kind is not getattr(torch.nn, kind.__name__, None):
+        if kind is None or kind.__name__.lower() != wanted or kind not in vars(torch.nn).values():
             continue
         ours = getattr(nn, kind.__name__)
         inputs = info.module_inputs_func(info, device=o.device, dtype=torch.float64, requires_grad=True, training=True)

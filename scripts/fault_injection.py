@@ -35,6 +35,7 @@ import cnn425.nn  # noqa: F401 - before the first fork, so that all runs use the
 from cnn425.lab import checkpoint
 from cnn425.lab.board import scalars
 from cnn425.lab.errors import command
+from cnn425.lab.folder import write_whole
 from cnn425.lab.progress import say_table
 from experiments import mnist
 
@@ -203,15 +204,14 @@ def die_in(name: str, place: int) -> None:
         return calls[0] == place
 
     if name == "write":
-        whole = checkpoint.write_whole
 
-        def write_whole(path: Path, content: bytes) -> None:
+        def half(path: Path, content: bytes) -> None:
             if count():
                 (path.parent / f".{path.name}.{os.getpid()}.part").write_bytes(content[: len(content) // 2])
                 os.kill(os.getpid(), signal.SIGKILL)
-            whole(path, content)
+            write_whole(path, content)
 
-        checkpoint.write_whole = write_whole  # type: ignore[attr-defined]
+        checkpoint.write_whole = half  # type: ignore[attr-defined]
         return
     home, attribute = (Path, "unlink") if name == "unlink" else (os, name)
     real = getattr(home, attribute)

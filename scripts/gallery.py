@@ -70,10 +70,8 @@ def sources(name: str) -> list[Path]:
             continue
         known.append(path)
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module == "experiments":
-                waiting += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("experiments."):
-                waiting.append(str(node.module).split(".")[1])
+            if isinstance(node, ast.ImportFrom) and node.level == 1:  # `from . import mnist`, `from .mnist import data`
+                waiting += [node.module] if node.module else [alias.name for alias in node.names]
     return sorted(known)
 
 

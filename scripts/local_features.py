@@ -84,12 +84,12 @@ LOCAL: tuple[tuple[str, Callable[[], bool], str, str, str], ...] = (
 def local_features() -> list[tuple[str, str, str, str, str]]:
     """The feature table of locally connected layers, ours tried now."""
     rows = []
-    for name, check, *others in LOCAL:
+    for name, check, flax, keras, forum in LOCAL:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 ours = "yes" if check() else "no"
             except Exception as error:
                 ours = f"no: {describe(error)}"
-        rows.append((name, ours, *others))
+        rows.append((name, ours, flax, keras, forum))
     return rows

@@ -9,6 +9,7 @@ has them.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,11 +37,14 @@ FLAX = {
 }
 
 
+Arrays = dict[str, np.ndarray]
+
+
 def normal(*shape: int) -> np.ndarray:
     return RANDOM.normal(size=shape).astype(np.float32)
 
 
-def keras_case(d, implementation, data_format, kernel, stride, padding):
+def keras_case(d: int, implementation: int, data_format: str, kernel: Any, stride: Any, padding: str) -> Arrays:
     import tf_keras
 
     first = data_format == "channels_first"
@@ -55,7 +59,7 @@ def keras_case(d, implementation, data_format, kernel, stride, padding):
     return {"x": x, "y": y if first else np.moveaxis(y, -1, 1), "kernel": kernel_array, "bias": bias}
 
 
-def flax_case(d, kernel, stride, padding, dilation):
+def flax_case(d: int, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Arrays:
     import flax.linen
     import jax
 
@@ -67,7 +71,7 @@ def flax_case(d, kernel, stride, padding, dilation):
     return {"x": x, "y": np.moveaxis(y, -1, 1), "kernel": params["params"]["kernel"], "bias": params["params"]["bias"]}
 
 
-def forum_case():
+def forum_case() -> Arrays:
     """discuss.pytorch.org/t/locally-connected-layers/26979: weight (1, O, C, I, J, k*k), one window per position, summed over C and k*k."""
     x, kernel, bias = normal(2, 2, 6, 7), normal(1, 3, 2, 2, 3, 9), normal(1, 3, 2, 3)
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (2, 3))[:, :, ::2, ::2].reshape(2, 2, 2, 3, 9)
@@ -79,7 +83,8 @@ def main() -> None:
     arrays |= {name: keras_case(*case) for name, case in KERAS.items()}
     arrays |= {name: flax_case(*case) for name, case in FLAX.items()}
     TARGET.parent.mkdir(exist_ok=True)
-    np.savez_compressed(TARGET, **{f"{name}/{part}": np.asarray(array) for name, case in arrays.items() for part, array in case.items()})
+    parts: Any = {f"{name}/{part}": np.asarray(array) for name, case in arrays.items() for part, array in case.items()}
+    np.savez_compressed(TARGET, **parts)
     print(f"{TARGET.name}: {len(arrays)} cases, {TARGET.stat().st_size / 1024:.0f} KiB")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STRANGE = (0, -1, 1.5, "a", None, True, (1,), (2, 2), (1, 2, 3), (1, 2, 3, 4), [2], [], torch.tensor(2))
+STRANGE: tuple[Any, ...] = (0, -1, 1.5, "a", None, True, (1,), (2, 2), (1, 2, 3), (1, 2, 3, 4), [2], [], torch.tensor(2))
 DTYPES = (torch.float32,) * 6 + (torch.float64,) * 4 + (torch.int64, torch.bool, torch.complex64)
 
 
@@ -166,7 +166,7 @@ def loss_arguments(draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
         target = torch.randint(
             -1 if draw.random() < 0.1 else 0, classes + (draw.random() < 0.1), (size[:1] if len(size) > 1 else []) + size[2:]
         )
-    named = {"reduction": draw.choice(("mean", "sum", "none")), "label_smoothing": draw.choice((0.0, 0.0, 0.1, 1.0, 1.5))}
+    named: dict[str, Any] = {"reduction": draw.choice(("mean", "sum", "none")), "label_smoothing": draw.choice((0.0, 0.0, 0.1, 1.0, 1.5))}
     named |= {"ignore_index": draw.choice((-100, 0, 1))} | ({"weight": torch.rand(classes).to(x.dtype)} if draw.random() < 0.4 else {})
     return (x, target), named
 

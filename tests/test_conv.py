@@ -245,7 +245,12 @@ def test_jacobians_and_hessians():
     torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize(("d", "dynamic"), [(1, False), (2, False), (3, False), (1, True), (2, True)])
+loses_sizes = pytest.mark.xfail(torch.__version__.startswith("2.11."), raises=AssertionError, reason="its compiler, where sizes are equal")
+
+
+@pytest.mark.parametrize(
+    ("d", "dynamic"), [(1, False), (2, False), (3, False), *(pytest.param(d, True, marks=loses_sizes) for d in (1, 2))]
+)
 def test_compiles_in_one_graph(d, dynamic):
     tensors, arguments = problem(d, stride=2, padding=1)
     torch._dynamo.reset()

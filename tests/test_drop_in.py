@@ -483,3 +483,38 @@ def test_a_trace_holds_nothing_that_the_older_onnx_exporter_lacks(name):
         trace = torch.jit.trace(function, (torch.randn(2, 2, *[8] * (ndim - 2)),), check_trace=False)
     used = {node.kind() for node in trace.inlined_graph.nodes()}
     assert not used & {"aten::as_strided", "aten::copy", "aten::copy_"}
+
+
+# ---- Half precision: sums that pass 65504 on their way
+
+
+def falling(*size):
+    """300 in the first half of the elements, -300 in the second: products with 300 add up to far more than float16 holds, then to 0."""
+    x = torch.full(size, 300.0)
+    x.view(-1)[x.numel() // 2 :] *= -1
+    return x
+
+
+BEYOND = {
+    "conv2d": (F.conv2d, torch.full((2, 8, 6, 6), 300.0), falling(8, 3, 3).expand(4, 8, 3, 3), torch.ones(4)),
+    "depthwise": (lambda x, w: F.conv2d(x, w, groups=4), torch.full((2, 4, 6, 6), 300.0), falling(2, 4).expand(4, 1, 2, 4)),
+    "local": (F.locally_connected2d, torch.full((2, 8, 4, 4), 300.0), falling(8, 3, 3).expand(2, 2, 4, 8, 3, 3)),
+    "linear": (F.linear, torch.full((64, 64), 300.0), falling(64).expand(5, 64), torch.ones(5)),
+    "avg_pool2d": (lambda x: F.avg_pool2d(x, 3, 1), torch.full((2, 3, 6, 6), 60000.0)),
+    "adaptive_avg_pool2d": (lambda x: F.adaptive_avg_pool2d(x, 1), torch.full((2, 3, 6, 6), 60000.0)),
+    "max_pool2d": (lambda x: F.max_pool2d(x, 3, 1), torch.full((2, 3, 6, 6), 60000.0)),
+    "softmax": (lambda x: F.softmax(x, 1), torch.full((4, 5000), 60000.0)),
+    "cross_entropy": (lambda x: F.cross_entropy(x, torch.arange(4096) % 3), 20000 * falling(3, 4096).sign().T),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_sums_beyond_the_range_of_float16_are_finite_where_their_result_is(name):
+    function, *tensors = BEYOND[name]
+    half = [t.to(torch.float16).requires_grad_() for t in tensors]
+    exact = [t.detach().double().requires_grad_() for t in half]
+    y, expected = function(*half), function(*exact)
+    upstream = (100 * falling(*y.shape) if y.ndim else torch.tensor(1.0)).to(torch.float16)
+    gradients = torch.autograd.grad(y, half, upstream), torch.autograd.grad(expected, exact, upstream.double())
+    for mine, right in zip((y, *gradients[0]), (expected, *gradients[1]), strict=True):
+        torch.testing.assert_close(mine, right.to(torch.float16), rtol=2e-3, atol=1e-3)  # also where the result itself is too large

@@ -44,7 +44,7 @@ def gallery(tmp_path, monkeypatch):
     (tmp_path / "docs").mkdir()
     (folder / "__init__.py").touch()
     (folder / "first.py").write_text(
-        EXPERIMENT.format(name="first", what="four", holds=True) + "\n\ndef later():\n    from experiments.second import main\n"
+        EXPERIMENT.format(name="first", what="four", holds=True) + "\n\ndef later():\n    from .second import main\n"
     )
     (folder / "second.py").write_text(EXPERIMENT.format(name="second", what="five", holds=False))
     for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:

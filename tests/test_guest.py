@@ -264,7 +264,7 @@ def test_a_changed_loop_is_compiled_anew(package):
     run("assert not right(one); print('fine')", root=package)
     file.write_text(text)
     run(COMPILED, root=package)
-    file = package / "cnn425/kernels/threads.py"  # what shares a loop out is in the same machine code
+    file = package / "cnn425/kernels/machine_code.py"  # what shares a loop out is in the same machine code
     text = file.read_text()
     assert text.count("kernel(0, units, *made)") == 1
     file.write_text(text.replace("kernel(0, units, *made)", "kernel(0, units // 2, *made)"))

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
 import setuptools.build_meta
+import torch
 
 import cnn425
 
@@ -25,9 +27,9 @@ def checkout(tmp_path_factory):
     """A copy of what git tracks or would track."""
     folder = tmp_path_factory.mktemp("checkout")
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(lambda name: (ROOT / name).is_file(), listed.split("\n")):
+    for name in filter(lambda name: (ROOT / name).is_file() or (ROOT / name).is_symlink(), listed.split("\n")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
+        shutil.copyfile(ROOT / name, folder / name, follow_symlinks=False)
     return folder
 
 
@@ -37,12 +39,41 @@ def built(checkout, folder, how):
         return zipfile.ZipFile(folder / getattr(setuptools.build_meta, how)(str(folder)))
 
 
-@pytest.mark.filterwarnings("ignore")  # setuptools' own
-def test_a_wheel_holds_cnn425_and_nothing_else(checkout, tmp_path):
-    names = built(checkout, tmp_path, "build_wheel").namelist()
+@pytest.fixture(scope="module")
+def wheel(checkout, tmp_path_factory):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # setuptools' own
+        return built(checkout, tmp_path_factory.mktemp("wheel"), "build_wheel")
+
+
+def test_a_wheel_holds_cnn425_and_nothing_else(wheel):
+    names = wheel.namelist()
     assert {name.split("/")[0] for name in names} == {"cnn425", f"cnn425-{PROJECT['version']}.dist-info"}
     assert "cnn425/py.typed" in names
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "cnn425").rglob("*.py")} <= set(names)
+    assert {f"cnn425/experiments/{path.name}" for path in (ROOT / "experiments").glob("*.py")} <= set(names)
+
+
+def test_experiments_run_beside_another_package_of_that_name(wheel, tmp_path):
+    wheel.extractall(tmp_path / "site")
+    project = tmp_path / "project"
+    (project / "experiments").mkdir(parents=True)
+    (project / "experiments/__init__.py").write_text("mine = True")
+    path = os.pathsep.join(map(str, (tmp_path / "site", Path(torch.__file__).parents[1])))
+
+    def python(*words):  # -S: without the link of the editable install
+        return subprocess.run(
+            [sys.executable, "-S", *words], cwd=project, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+        )
+
+    run = python("-m", "cnn425.experiments.predict", "--help")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("usage: python -m cnn425.experiments.predict ")
+    names = [path.stem for path in (ROOT / "experiments").glob("*.py") if not path.stem.startswith("__")]
+    run = python(
+        "-c", f"from cnn425.experiments import {', '.join(names)}; import experiments as e; assert e.mine and not hasattr(e, 'mnist')"
+    )
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -75,6 +106,7 @@ def test_experiments_start_where_another_backend_is_named_for_figures():
     for backend in ("module://matplotlib_inline.backend_inline", "nonsense", ""):
         run = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "MPLBACKEND": backend})
         assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith("usage: python -m experiments.relaxing "), "the name under which it was started"
 
 
 # ---- Scripts
@@ -104,6 +136,13 @@ def test_help_explains_and_does_nothing_else(name, words, project):
     assert len(run.stdout) > 80
     assert not {"#", "set -euo", "BASH_SOURCE"} & set(run.stdout.split())
     assert run.stderr == ""
+
+
+@pytest.mark.parametrize("words", ["setup --torch", "setup --torch newest", "test --torch newest", "setup --torch 2.11 now"])
+def test_another_torch_is_named_by_its_version(words, project):
+    run = started(project, *f"scripts/{words}".split())
+    assert run.returncode == 2
+    assert "like 2.11" in run.stderr
 
 
 @pytest.mark.parametrize("name", ["demo", "setup", "check"])

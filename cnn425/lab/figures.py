@@ -48,8 +48,8 @@ def save(figure: Figure, path: Path, dpi: float = 100) -> None:
         figure.savefig(path, dpi=dpi)
 
 
-def figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """An empty figure of so many inches, drawn without a window system."""
+def figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Any:
+    """An empty `Figure` of so many inches, drawn without a window system; `Any`: its `subfigures` are declared to be one, not an array."""
     made = Figure(figsize=(width, height), dpi=100, layout=layout)
     FigureCanvasAgg(made)
     return made

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,9 +134,17 @@ def parse_any(kind: type[Anything], argv: Sequence[str] | None, description: str
     more: dict[str, Any] = {} if begun is None else {"default": begun}
     state = random.getstate()  # tyro draws from it, and it may be a notebook's
     try:
-        return with_paths(tyro.cli(kind, args=None if argv is None else list(argv), description=description, **more), expanded)
+        words = None if argv is None else list(argv)
+        return with_paths(tyro.cli(kind, args=words, prog=program(kind), description=description, **more), expanded)
     finally:
         random.setstate(state)
+
+
+def program(kind: type) -> str | None:
+    """What starts the experiment with these options, `python -m experiments.mnist`; None: it is a script, named by its file."""
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    module = kind.__module__ if kind.__module__ != "__main__" else main and main.name.removesuffix(".__main__")
+    return module and f"python -m {module}"
 
 
 def with_paths(options: Anything, change: Callable[[Path], Path]) -> Anything:

@@ -33,7 +33,7 @@ def load(path: Path) -> Trained:
     if path.is_dir():
         found = checkpoint.checkpoints(path)
         if not found:
-            raise LabError(f"there is no checkpoint in {path}; train one with `python -m experiments.mnist --log-dir {path}`")
+            raise LabError(f"there is no checkpoint in {path}; train one with `python -m cnn425.experiments.mnist --log-dir {path}`")
         path = found[0]
     state = checkpoint.read(path)
     options = state.get("options", {})
