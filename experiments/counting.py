@@ -10,6 +10,11 @@ and how often each weight is used, which is what sharing means: once in a fully 
 convolution. Sharing saves memory, not work: the convolution has as many multiply-adds as the local layer. (Pixels of the zero padding are
 counted like any other.) Everything is counted on torch's
 meta device, where a layer has shapes but no numbers, so 6.4 GB of weights cost nothing.
+
+Figures:
+
+    counting.png    The slide's layers are counted on torch's meta device, weights and multiply-adds apart. Look at the lowest two pairs of
+                    bars: sharing shortens the bar of the weights and leaves that of the work as it is.
 """
 
 import re
@@ -60,14 +65,32 @@ class CountingVerdict(NamedTuple):
 
     holds: bool
     neurons_3_4_2: int
+    """neurons of the network of 3 inputs, 4 and 2 units"""
     weights_3_4_2: int
+    """its weights"""
     parameters_3_4_2: int
+    """its weights and biases"""
     fully_connected_weights: int
+    """weights of 40,000 units on 200x200 pixels, fully connected"""
     locally_connected_weights: int
+    """the same, locally connected to 10x10 pixels"""
     convolution_parameters: int
+    """the same, as one convolution, with its bias"""
     twenty_filters_weights: int
+    """weights of a convolution with twenty filters"""
     model_parameters: int
+    """parameters of the chosen model"""
     model_multiply_adds: int
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"40,000 units on 200x200 pixels have {self.fully_connected_weights:,} weights fully connected, "
+            f"{self.locally_connected_weights:,} locally connected, and {self.convolution_parameters:,} weights and biases as one "
+            "convolution"
+        )
+
+    """its multiply-adds for one image"""
 
 
 class Count(NamedTuple):
@@ -244,9 +267,7 @@ def draw(examples: dict[str, list[Count]], title: str, counts: Sequence[Count]) 
 
 def main(argv: Sequence[str] | None = None) -> CountingVerdict:
     """Count the slides' networks and the chosen model; the verdict."""
-    options = parse(
-        CountingOptions, argv, "neurons, weights, parameters, multiply-adds and memory of the slides' networks and of any model"
-    )
+    options = parse(CountingOptions, argv)
     title, counts = chosen(options.model, options.size, options.layers)
     with study("counting", options) as record:
         examples = slides(options.layers)

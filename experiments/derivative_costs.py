@@ -8,6 +8,11 @@ depth     reverse mode through a chain of up to a million nodes, without recursi
 grain     one layer sigmoid(W x + b) as scalar nodes, as three vector nodes, as one complex node: the same gradient, other seconds
 Jacobian  the local Jacobian |y| x |x| of a node, built, against the product with an adjoint that reverse mode computes instead: the
           cube against the square of the width for W, the square against the width for sigmoid
+
+Figures:
+
+    derivative_costs.png    Operations, seconds and bytes are counted while formulas, chains and layers grow. Look for the steepest line in
+                            each panel: the formula written out, the scalar nodes, the Jacobian that is built.
 """
 
 import gc
@@ -58,15 +63,34 @@ class CostVerdict(NamedTuple):
 
     holds: bool
     swell_written: int
+    """operations in the derivative of the logistic map, written out"""
     swell_simplified: int
+    """the same, simplified"""
     swell_shared: int
+    """the same, every distinct subexpression once"""
     chain_seconds: float
+    """seconds of reverse mode through the longest chain"""
     bytes_per_node: float
+    """bytes per node of a chain"""
     time_exponent: float
+    """exponent of the seconds against the nodes"""
     memory_exponent: float
+    """exponent of the bytes against the nodes"""
     largest_disagreement: float
+    """largest relative difference between the gradients of all grains"""
     jacobian_bytes: float
+    """bytes of the Jacobian of the widest layer by its weights"""
     product_bytes: float
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"written out, the derivative of the iterated logistic map has {self.swell_written:,} operations, as a graph "
+            f"{self.swell_shared:,}; the Jacobian of a layer by its weights takes {self.jacobian_bytes / 1e6:.2g} MB, the product that "
+            f"reverse mode computes {self.product_bytes / 1e6:.2g} MB"
+        )
+
+    """bytes of the product with an adjoint instead"""
 
 
 def swell(steps: int) -> dict[str, list[int]]:
@@ -260,7 +284,7 @@ def judged(swollen: dict[str, list[int]], chain: tuple[list[int], list[float], l
 
 def main(argv: Sequence[str] | None = None) -> CostVerdict:
     """Measure swell, depth, grain and Jacobians; the verdict."""
-    options = parse(CostOptions, argv, "a derivative costs what is written down for it")
+    options = parse(CostOptions, argv)
     with study("derivative_costs", options) as record:
         width = options.width * (1 + options.full)
         swollen, chain, grains = swell(options.steps), depth(options.nodes, options.nodes // (1 if options.full else 10)), grain(width)

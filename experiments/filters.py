@@ -13,6 +13,13 @@ On a photograph, with our convolution:
 
 The photograph is Grace Hopper's official portrait (J. S. Davis, United States Navy, 1984): a work of the US government, in the public
 domain; it comes with matplotlib. tests/test_filters.py compares every response with SciPy's.
+
+Figures:
+
+    filters.png     A photograph through four filters, and the filters that least squares finds again from the photograph and its four
+                    pictures. Compare each pair of squares: given and learnt are the same.
+    template.png    A part of the photograph is looked for with three kinds of answers; a circle marks the largest of each. Look at the last
+                    map: only the normalised answer finds the part where it was cut out.
 """
 
 from collections.abc import Sequence
@@ -69,7 +76,9 @@ class Match(NamedTuple):
     row: int
     column: int
     response: float
+    """answer"""
     pixels_off: float
+    """pixels off"""
 
 
 class FilterVerdict(NamedTuple):
@@ -80,10 +89,23 @@ class FilterVerdict(NamedTuple):
 
     holds: bool
     neuron_difference: float
+    """largest difference between one neuron, moved, and the convolution"""
     learnt_difference: float
+    """largest difference between learnt and true weights"""
     raw: Match
+    """where the convolution finds the template"""
     centred: Match
+    """where the template without its mean finds it"""
     normalised: Match
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"one neuron moved over the image differs from the convolution by at most {self.neuron_difference:.1g}; the sum of products "
+            f"is largest {self.raw.pixels_off:.0f} pixels from the template's place, its normalised form {self.normalised.pixels_off:.0f}"
+        )
+
+    """where normalised cross-correlation finds it"""
 
 
 def photograph() -> Tensor:
@@ -149,7 +171,7 @@ def best(response: Tensor, place: Sequence[int]) -> Match:
 
 def main(argv: Sequence[str] | None = None) -> FilterVerdict:
     """The three parts of the claim on the photograph; the verdict."""
-    options = parse(FilterOptions, argv, "a convolution is one neuron shifted over the image, and its weights are a template")
+    options = parse(FilterOptions, argv)
     with study("filters", options) as record:
         return tried(options, record)
 

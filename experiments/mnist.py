@@ -6,6 +6,11 @@
 
 The files of MNIST are looked for in `--data-dir`, else in CNN425_DATA_DIR; without either they are downloaded once into the user's cache.
 A run that was ended goes on with the same command, or with `--resume` and its folder.
+
+Figures:
+
+    mnist.png    The convolutional network learns all 60,000 digits once and is tested with 10,000 others. Look at the first hundred steps,
+                 in which most is learnt, and at the digits that it gets wrong.
 """
 
 from collections.abc import Sequence
@@ -22,6 +27,7 @@ from cnn425.lab.models import build
 from cnn425.lab.options import Options, meaning, parse
 from cnn425.lab.pictures import Pictures, pattern_images
 from cnn425.lab.seeds import write_spread
+from cnn425.lab.verdict import conclude, percent
 
 TINY = ("--dataset", "patterns", "--examples", "96", "--batch-size", "32")
 
@@ -59,12 +65,25 @@ class DigitVerdict(NamedTuple):
 
     holds: bool
     test_accuracy: float
+    """test digits recognised [%]"""
     test_loss: float
+    """mean loss on the test digits, in nats"""
     train_accuracy: float
+    """training digits recognised in the last epoch, while learning [%]"""
     train_loss: float
+    """their mean loss, in nats"""
     parameters: int
+    """weights and biases"""
     steps: int
+    """steps"""
     folder: str
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"{percent(self.test_accuracy, 2)} of the test pictures are recognised after {self.steps:,} steps, by {self.parameters:,} "
+            "weights and biases"
+        )
 
 
 def data(options: DigitOptions) -> tuple[Pictures, Pictures]:
@@ -80,10 +99,15 @@ def data(options: DigitOptions) -> tuple[Pictures, Pictures]:
 
 def main(argv: Sequence[str] | None = None) -> DigitVerdict:
     """Train one model on one data set; the verdict."""
-    options = parse(DigitOptions, argv, "networks made of our own layers read handwritten digits")
+    options = parse(DigitOptions, argv)
     verdict = with_seeds(options) if options.seeds > 1 else with_seed(options)
+    several = options.seeds > 1
+    conclude(verdict, None if options.dry_run else Path(verdict.folder, "mean") if several else Path(verdict.folder))
     if not options.dry_run:
         show_board(options.log_dir or Path(verdict.folder).parent)
+        run = Path(verdict.folder, f"seed-{options.seed}") if several else verdict.folder
+        say(f"      python -m experiments.predict --checkpoint {run} digit.png     (a picture of your own)")
+        say(f"      python -m experiments.explore --checkpoint {run}     (every number of the network, on a page)")
     return verdict
 
 

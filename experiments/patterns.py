@@ -5,6 +5,11 @@
 The patterns are a falling diagonal, a vertical and a horizontal bar, all through the centre (the pictures of the slides are not in the
 lecture's text; these are our choice). Before the first step every one of the 30 derivatives is compared with a central difference,
 (L(w + h) - L(w - h)) / 2h with h = 1e-6.
+
+Figures:
+
+    weights.png    Above, the three patterns; below, the nine weights of each unit after 100 steps. Look at the red pixels: they are those
+                   of the unit's own pattern.
 """
 
 from collections.abc import Sequence
@@ -23,6 +28,7 @@ from cnn425.lab.loop import default_folder, say, show_board, train
 from cnn425.lab.models import build, namespace
 from cnn425.lab.options import Options, parse
 from cnn425.lab.pictures import PATTERNS, drawn, patterns
+from cnn425.lab.verdict import conclude, percent
 
 TINY = ("--epochs", "2")
 
@@ -56,10 +62,21 @@ class PatternVerdict(NamedTuple):
 
     holds: bool
     accuracy: float
+    """clean patterns recognised [%]"""
     gradient_error: float
+    """largest error of a derivative, relative to the largest derivative"""
     parameters: int
+    """weights and biases"""
     steps: int
+    """steps of gradient descent"""
     folder: str
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"after {self.steps} steps the network recognises {percent(self.accuracy)} of the three patterns; its derivatives differ from "
+            f"central differences by at most {self.gradient_error:.1g} of the largest"
+        )
 
 
 def gradient_error(model: nn.Module, loss: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -104,7 +121,7 @@ def show(weights: Tensor, folder: Path | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> PatternVerdict:
     """Check the gradient, train, show the weights; the verdict."""
-    options = parse(PatternOptions, argv, "the smallest network learns three patterns")
+    options = parse(PatternOptions, argv)
     training = patterns(options.copies, options.noise, options.seed)
     clean = patterns()
     model = build("smallest", options.layers, options.seed, size=(3, 3), classes=3).double()
@@ -118,10 +135,11 @@ def main(argv: Sequence[str] | None = None) -> PatternVerdict:
         with figures.own_style():
             show(weights, None if options.dry_run else result.folder)
     holds = result.held_out_accuracy == 1.0 and error < 1e-6
-    say(f"{result.held_out_accuracy:.0%} of the three patterns after {result.steps} steps with {result.parameters} parameters")
+    verdict = PatternVerdict(holds, result.held_out_accuracy, error, result.parameters, result.steps, str(result.folder))
+    conclude(verdict, None if options.dry_run else result.folder)
     if not options.dry_run:
         show_board(options.log_dir or folder.parent)
-    return PatternVerdict(holds, result.held_out_accuracy, error, result.parameters, result.steps, str(result.folder))
+    return verdict
 
 
 if __name__ == "__main__":

@@ -12,6 +12,13 @@ A letter slides over an image of 32x32 pixels, through 16 random 5x5 filters, Re
     the gradient    the maximum sends all of it to the winner, the average to everyone alike
 
 Changes are |f(shifted) - f(image)| / |f(image)|, averaged over eight places where the letter may start, because windows make a grid.
+
+Figures:
+
+    pooling.png      A letter slides over the image, and the answer is compared before and after. Look at the curves from top to bottom: the
+                     larger the pool, the less changes.
+    gradients.png    The gradient that four pools send back to a small image, as colours and bold numbers. Compare the first two: the
+                     maximum sends all to one pixel, the average the same to each.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,6 +34,7 @@ from cnn425.lab.errors import command
 from cnn425.lab.models import local_layer, namespace
 from cnn425.lab.pictures import drawn
 from cnn425.lab.study import Study, StudyOptions, at_least, parse, study
+from cnn425.lab.verdict import percent
 
 TINY = ("--channels", "2")
 
@@ -59,11 +67,27 @@ class PoolingVerdict(NamedTuple):
 
     holds: bool
     convolution_exchanged: float
+    """relative change if shift and convolution are exchanged"""
     local_exchanged: float
+    """relative change if shift and local layer are exchanged"""
     convolution_max: tuple[float, ...]
+    """change by one pixel of shift: convolution, max pools of 1, 2, 4, 8 pixels and of the whole image [%]"""
     convolution_average: tuple[float, ...]
+    """the same, average pools [%]"""
     local_max: tuple[float, ...]
+    """the same, local layer, max pools [%]"""
     local_average: tuple[float, ...]
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"shift and convolution can be exchanged (to {self.convolution_exchanged:.1g}), shift and local layer cannot "
+            f"({percent(self.local_exchanged)} apart); a shift by one pixel changes what a convolution answers by "
+            f"{percent(self.convolution_max[0])}, and by {percent(self.convolution_max[-1])} under one pool over the whole image, behind "
+            f"a local layer by {percent(self.local_max[-1])}"
+        )
+
+    """the same, local layer, average pools [%]"""
 
 
 def letter(column: int) -> Tensor:
@@ -92,7 +116,7 @@ def behind(layer: nn.Module, pool: nn.Module, relu: nn.Module) -> Network:
 
 def main(argv: Sequence[str] | None = None) -> PoolingVerdict:
     """Slide the letter; the verdict."""
-    options = parse(PoolingOptions, argv, "a convolution moves with its image, and pooling forgets by how much")
+    options = parse(PoolingOptions, argv)
     with study("pooling", options) as record:
         return tried(options, record)
 

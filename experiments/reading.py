@@ -13,13 +13,19 @@ A convolutional network (16 and 32 filters of 5x5 pixels) learns MNIST's digits;
     confusion       which digits it takes for which
 
 TensorBoard's projector shows the last layer's space with a picture of each digit.
+
+Figures:
+
+    reading.png       One digit passes through the trained network; below, which pixels the score of its true class rests on. Look at the
+                      red strokes: they lie where the digit differs from others.
+    neighbours.png    Five test digits with the nearest training digits in two spaces, and the confusion matrix. Look for rows in which the
+                      pixels' neighbours are of another class and the last layer's are not.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from matplotlib import image
@@ -34,6 +40,7 @@ from cnn425.lab.models import build
 from cnn425.lab.options import Options, parse
 from cnn425.lab.pictures import Pictures, pattern_images
 from cnn425.lab.training import settings
+from cnn425.lab.verdict import conclude, percent
 
 TINY = ("--dataset", "patterns", "--examples", "64", "--test-examples", "40", "--batch-size", "32")
 
@@ -75,11 +82,25 @@ class ReadingVerdict(NamedTuple):
 
     holds: bool
     accuracy: float
+    """test pictures recognised [%]"""
     without_important: float
+    """the same, 30 important pixels wiped out [%]"""
     without_others: float
+    """the same, 30 others wiped out [%]"""
     neighbours_in_features: float
+    """recognised by neighbours in the last layer's space [%]"""
     neighbours_in_pixels: float
+    """recognised by neighbours in the space of pixels [%]"""
     folder: str
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"the network recognises {percent(self.accuracy, 1)} of the test digits, {percent(self.without_important, 1)} without their "
+            f"{WIPED} most important pixels and {percent(self.without_others, 1)} without {WIPED} others; nearest neighbours recognise "
+            f"{percent(self.neighbours_in_features, 1)} in its last layer's space, {percent(self.neighbours_in_pixels, 1)} among the "
+            "pixels"
+        )
 
 
 def data(options: ReadingOptions) -> tuple[Pictures, Pictures]:
@@ -150,7 +171,7 @@ def project(folder: Path, features: Tensor, pictures: Pictures) -> None:
 
 def main(argv: Sequence[str] | None = None) -> ReadingVerdict:
     """Train, then read; the verdict."""
-    options = parse(ReadingOptions, argv, "a trained network can be read")
+    options = parse(ReadingOptions, argv)
     training, test = data(options)
     model = build("conv", options.layers, options.seed, classes=len(training.classes))
     folder = options.log_dir or default_folder("reading", "conv", options)
@@ -187,13 +208,13 @@ def read(options: ReadingOptions, model: nn.Sequential, training: Pictures, test
         }
         for name, figure in drawn.items():
             figures.save(figure, claim(folder, name), dpi=110)
-            say(f"figure: {folder / name}")
     verdict = ReadingVerdict(
         accuracy >= 0.9 and without < others and in_features > in_pixels, accuracy, without, others, in_features, in_pixels, str(folder)
     )
+    conclude(verdict, None if options.dry_run else folder)
     if not options.dry_run:
-        words: dict[str, Any] = verdict._asdict()
-        write_whole(claim(folder, "verdict.json"), json.dumps(words, indent=2).encode() + b"\n")
+        for name in drawn:
+            say(f"figure: {folder / name}")
         show_board(folder)
     return verdict
 

@@ -1,8 +1,5 @@
 """Pictures of what a network learnt: filters, activations, mistakes, the confusion matrix; brightness from 0 to 1."""
 
-import contextlib
-import os
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,30 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from cnn425.lab.backend import Figure, FigureCanvasAgg, context
 from cnn425.lab.errors import about
 from cnn425.lab.models import looked_at
 from cnn425.lab.pictures import Pictures
-
-
-def _matplotlib() -> Any:
-    """Import matplotlib, whose import fails if MPLBACKEND names a backend that is not installed: a notebook's, in another environment."""
-    wanted = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
-    try:
-        import matplotlib
-    finally:
-        if wanted is not None:
-            os.environ["MPLBACKEND"] = wanted
-    if wanted:
-        with contextlib.suppress(ValueError):  # for whoever opens windows: here figures are drawn by Agg
-            matplotlib.rcParams["backend"] = wanted
-    return matplotlib
-
-
-matplotlib = _matplotlib()
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.style import context  # noqa: E402
 
 
 def own_style() -> AbstractContextManager[None]:

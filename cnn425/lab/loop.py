@@ -32,9 +32,9 @@ def default_folder(experiment: str, name: str, options: Options) -> Path:
 
 
 def show_board(folder: Path) -> None:
-    """The line that opens TensorBoard on what was just written."""
+    """The line that opens TensorBoard on what was just written: what to do next."""
     near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    say(f"tensorboard --logdir {shlex.quote(str(near))}")
+    say(f"next: tensorboard --logdir {shlex.quote(str(near))}     (then open http://localhost:6006)")
 
 
 def train(options: Options, model: nn.Sequential, training: Pictures, held_out: Pictures, folder: Path, title: str = "training") -> Verdict:

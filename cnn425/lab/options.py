@@ -7,7 +7,9 @@ An experiment inherits `Options` and adds its own fields, or changes a default:
         noise: float = 0.0
         '''Standard deviation of the noise added to every pixel, in units of pixel brightness (0 to 1).'''
 
-    options = parse(PatternOptions, argv, "the smallest network learns three patterns")
+    options = parse(PatternOptions, argv)
+
+`--help` shows the docstring of the experiment, and once the options are read its first line is said: the claim.
 """
 
 import dataclasses
@@ -22,6 +24,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 import tyro
 
 from cnn425.lab.errors import LabError, expanded
+from cnn425.lab.progress import module_of, say
 
 SPEED_ONLY = (
     "log_dir",
@@ -97,13 +100,13 @@ SomeOptions = TypeVar("SomeOptions", bound=Options)
 Anything = TypeVar("Anything")
 
 
-def parse(kind: type[SomeOptions], argv: Sequence[str] | None, description: str) -> SomeOptions:
+def parse(kind: type[SomeOptions], argv: Sequence[str] | None) -> SomeOptions:
     """The options typed on the command line (`None`) or given as a list of words; `--resume` brings those of a run that was begun."""
-    options = parse_any(kind, argv, description)
+    options = parse_any(kind, argv)
     if options.resume is None:
         return options
     begun = dataclasses.replace(begun_with(kind, options.resume), log_dir=options.resume, resume=options.resume)
-    options = parse_any(kind, argv, description, begun)
+    options = parse_any(kind, argv, begun)
     if options.log_dir != options.resume:
         raise LabError(f"--resume {options.resume} and --log-dir {options.log_dir} name two run folders; leave out one", 2)
     return options
@@ -128,14 +131,18 @@ def begun_with(kind: type[SomeOptions], folder: Path) -> SomeOptions:
     return kind(**kept)
 
 
-def parse_any(kind: type[Anything], argv: Sequence[str] | None, description: str, begun: Anything | None = None) -> Anything:
+def parse_any(kind: type[Anything], argv: Sequence[str] | None, begun: Anything | None = None) -> Anything:
     """The options typed on the command line (`None`) or given as words, for any dataclass; `begun`: what is not typed stays as it is."""
-    more: dict[str, Any] = {} if begun is None else {"default": begun}
+    name, words = module_of(kind)
+    more: dict[str, Any] = {"prog": f"python -m {name}", "description": words} | ({} if begun is None else {"default": begun})
     state = random.getstate()  # tyro draws from it, and it may be a notebook's
     try:
-        return with_paths(tyro.cli(kind, args=None if argv is None else list(argv), description=description, **more), expanded)
+        options = with_paths(tyro.cli(kind, args=None if argv is None else list(argv), **more), expanded)
     finally:
         random.setstate(state)
+    if begun is None:
+        say(f"Claim: {words.partition(chr(10))[0]}\n")
+    return options
 
 
 def with_paths(options: Anything, change: Callable[[Path], Path]) -> Anything:

@@ -47,6 +47,13 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+def module_of(kind: type) -> tuple[str, str]:
+    """Name and docstring of the module that defines a class, also when that module runs as a command."""
+    module = sys.modules[kind.__module__]
+    spec = getattr(module, "__spec__", None)
+    return (spec.name if spec else kind.__module__), module.__doc__ or ""
+
+
 class Reporter:
     """Tells how far something has come; a context manager, so that the terminal is left clean on any exit."""
 

@@ -1,16 +1,15 @@
 """A study: an experiment that is no training run, with its options, its run folder, its figures and its verdict, all shown by TensorBoard.
 
-    options = parse(WidthOptions, argv, "error falls with width")
+    options = parse(WidthOptions, argv)
     with study("width", options) as record:
         record.curve("error/sigmoid", widths, errors)
         record.figure("width", drawn)               width.png in the run folder, and the same picture in TensorBoard
-        return record.verdict(WidthVerdict(...))    verdict.json, one number per tag `verdict/...`, and where to look
+        return record.verdict(WidthVerdict(...))    said in a sentence; verdict.json, one number per tag `verdict/...`, and where to look
 
 A study is made afresh each time: what an earlier one made in the same folder is replaced, and nothing else.
 """
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from cnn425.lab import figures
 from cnn425.lab.board import Board, event_files
 from cnn425.lab.errors import LabError
-from cnn425.lab.folder import claim, describe, home, locked, own, write_whole
+from cnn425.lab.folder import claim, describe, home, locked, own
 from cnn425.lab.loop import show_board
 from cnn425.lab.options import as_words, digest, meaning, parse_any, with_paths
 from cnn425.lab.progress import say
 from cnn425.lab.training import settings
+from cnn425.lab.verdict import conclude
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ SomeOptions = TypeVar("SomeOptions", bound=StudyOptions)
 SomeVerdict = TypeVar("SomeVerdict", bound=NamedTuple)
 
 
-def parse(kind: type[SomeOptions], argv: Sequence[str] | None, description: str) -> SomeOptions:
+def parse(kind: type[SomeOptions], argv: Sequence[str] | None) -> SomeOptions:
     """The options typed on the command line (`None`) or given as a list of words."""
-    return parse_any(kind, argv, description)
+    return parse_any(kind, argv)
 
 
 class Study:
     """The open run folder of a study: whatever is handed in is on the disk and in TensorBoard."""
 
-    def __init__(self, folder: Path, board: Board):
-        self.folder, self.board = folder, board
+    def __init__(self, folder: Path, board: Board, dry: bool = False):
+        self.folder, self.board, self.dry = folder, board, dry
 
     def curve(self, tag: str, steps: Iterable[int], values: Iterable[float]) -> None:
         """A curve, a point per pair; TensorBoard wants whole numbers on the horizontal axis (a width, a depth, a step)."""
@@ -86,10 +86,9 @@ class Study:
         figures.save(figure, claim(self.folder, f"{name}.svg"))
 
     def verdict(self, verdict: SomeVerdict) -> SomeVerdict:
-        """The verdict itself, once it is written down."""
-        words: dict[str, Any] = verdict._asdict()
-        write_whole(claim(self.folder, "verdict.json"), json.dumps(words, indent=2).encode() + b"\n")
-        for name, value in words.items():
+        """The verdict itself, once it is said and written down."""
+        conclude(verdict, None if self.dry else self.folder)
+        for name, value in verdict._asdict().items():
             if isinstance(value, bool | int | float):
                 self.board.scalar(f"verdict/{name}", float(value), 0)
         return verdict
@@ -113,7 +112,7 @@ def study(name: str, options: StudyOptions) -> Iterator[Study]:
             stale.unlink()
         describe(folder, as_words(with_paths(anything, Path.absolute)))
         with contextlib.closing(Board(folder)) as board:
-            yield Study(folder, board)
+            yield Study(folder, board, options.dry_run)
             board.flush()
         if not options.dry_run:
             shown = shown if shown.absolute() == folder else folder
