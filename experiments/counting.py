@@ -25,6 +25,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, get_args
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -212,29 +213,17 @@ def in_bytes(number: float) -> str:
 
 
 def table(title: str, rows: Sequence[tuple[str, Sequence[Count]]], shape: bool = False) -> Table:
-    """A row per entry, which may sum up several layers."""
-    made = Table(title=title)
-    for column in (
-        "layer" if shape else "network",
-        *(["output"] if shape else []),
-        "units",
-        "weights",
-        "parameters",
-        "multiply-adds",
-        "uses",
-    ):
-        made.add_column(column, justify="left" if column in ("layer", "network") else "right")
-    made.add_column("parameters", justify="right")
-    made.add_column("outputs", justify="right")
+    """A row per entry, which may sum up several layers; 80 characters wide. `shape`: the shape of the output in place of its units."""
+    made = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made.add_column("layer" if shape else "network", max_width=18)
+    for column in ("output" if shape else "units", "weights", "parameters", "multiply-adds", "uses"):
+        made.add_column(column, justify="right", no_wrap=True)
     for name, counts in rows:
         units, weights, parameters, work = total(counts)
-        cells = ["x".join(map(str, counts[-1].output))] if shape else []
-        cells += [f"{number:,}" if number else "" for number in (units, weights, parameters, work)]
-        cells += [
-            f"{work / weights:,.0f}" if weights and sum(c.weights > 0 for c in counts) == 1 else "",
-            in_bytes(BYTES * parameters) if parameters else "",
-        ]
-        made.add_row(name, *cells, in_bytes(BYTES * sum(c.units for c in counts)))
+        cells = [f"{number:,}" if number else "" for number in (units, weights, parameters, work)]
+        if shape:
+            cells[0] = "x".join(map(str, counts[-1].output))
+        made.add_row(name, *cells, f"{work / weights:,.0f}" if weights and sum(c.weights > 0 for c in counts) == 1 else "")
     return made
 
 
@@ -271,12 +260,13 @@ def main(argv: Sequence[str] | None = None) -> CountingVerdict:
     title, counts = chosen(options.model, options.size, options.layers)
     with study("counting", options) as record:
         examples = slides(options.layers)
-        say_table(table("the slides, in float32", list(examples.items())))
+        print("each parameter and each output takes 4 bytes in float32")
+        say_table(table("the slides", list(examples.items())))
         tables = [(title, counts)]
         if options.full:
             tables += [chosen(name, None, options.layers) for name in (*OURS, "alexnet", "vgg16", "resnet18")]
         for name, layers in tables:
-            say_table(table(f"{name}, one image, float32", [*((c.layer, [c]) for c in layers), ("all", layers)], shape=True))
+            say_table(table(f"{name}, one image", [*((c.layer, [c]) for c in layers), ("all", layers)], shape=True))
         for name, layers in examples.items():
             record.curve(f"weights/{name}", [0], [total(layers)[1]])
         record.figure("counting", draw(examples, title, counts))

@@ -31,6 +31,7 @@ from cnn425.autodiff.jacobians import adjoints_by_jacobians, dense, dense_of_sca
 from cnn425.autodiff.rules import sigmoid
 from cnn425.lab import figures
 from cnn425.lab.errors import command
+from cnn425.lab.progress import watched
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 from experiments.derivatives import exponent, pushed_operations, seconds
 
@@ -131,7 +132,7 @@ def depth(largest: int, most_bytes: int) -> tuple[list[int], list[float], list[f
     """
     counts = [int(c) for c in np.logspace(np.log10(largest) - 2, np.log10(largest), 5).round()]
     times, sizes = [], []
-    for nodes in counts:
+    for nodes in watched(counts, "chains", len(counts)):
         gc.collect()
         gc.disable()
         begin = time.process_time()
@@ -180,7 +181,7 @@ def grain(width: int) -> tuple[list[int], dict[str, list[float]], dict[str, list
     widths = [width >> k for k in range(width.bit_length() - 3, -1, -1)]
     times: dict[str, list[float]] = {name: [] for name in GRAINS}
     memory: dict[str, list[float]] = {"Jacobian of W x by W": [], "Jacobian of sigmoid": [], "product by W": [], "product by sigmoid": []}
-    for n in widths:
+    for n in watched(widths, "layers", len(widths)):
         random = np.random.default_rng(0)
         layer = (random.standard_normal((n, n)), random.standard_normal(n), random.standard_normal(n))
         for name, gradient in GRAINS.items():

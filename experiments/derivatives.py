@@ -46,7 +46,7 @@ from cnn425.lab import figures, pages
 from cnn425.lab.errors import LabError, command, first_line
 from cnn425.lab.expressions import derivation, parsed, point
 from cnn425.lab.models import namespace
-from cnn425.lab.progress import say_table
+from cnn425.lab.progress import say_table, watched
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 
 TINY = ("--largest", "200")
@@ -258,7 +258,7 @@ def passes_against_inputs(largest: int) -> tuple[list[int], dict[str, list[tuple
     def f(x: Any) -> Any:
         return (autodiff.sin(x) * x).sum()
 
-    for m in counts:
+    for m in watched(counts, "numbers of inputs", len(counts)):
         x, direction = np.linspace(0, 1, m), np.eye(1, m)[0]
         one = {"numerical": seconds(lambda x=x: f(x)) * 2 * m, "forward": seconds(lambda x=x, d=direction: forward.jvp(f, (x,), (d,))) * m}
         for way, module in (("numerical", numerical), ("forward", forward)):
@@ -343,13 +343,13 @@ def say(verdict: DerivativeVerdict) -> None:
 def show(title: str, ways: dict[str, Way], expected: Sequence[float]) -> None:
     """The five ways as a table in the terminal."""
     table = Table(title=title)
-    for name in ("way", "first two slopes", "error", "passes", "operations", "milliseconds"):
+    for name in ("way", "first two slopes", "error", "passes", "operations", "ms"):
         table.add_column(name, justify="left" if name in ("way", "passes") else "right")
     for name, way in ways.items():
-        slopes = ", ".join(f"{slope:.9f}" for slope in way.gradient[:2])
+        slopes = ", ".join(f"{slope:.6f}" for slope in way.gradient[:2])
         error = f"{relative(way.gradient, expected):.1e}"
         table.add_row(name, slopes, error, way.passes, f"{way.operations:,}" if way.operations else "", f"{way.seconds * 1e3:.3f}")
-    say_table(table, width=120)
+    say_table(table)
 
 
 def small_network(layers: Any) -> Any:
@@ -384,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> DerivativeVerdict | PageVerdict:
     with study("derivatives", options) as record:
         torch.manual_seed(options.seed)
         table, theirs = traces(slide, 2, 5), small_network(options.layers)
-        say_table(table, width=130)
+        say_table(table)
         at, exact = start(options.seed), [5.5, float(2 - np.cos(5.0))]
         simple, layered = five_ways(slide, (2.0, 5.0)), five_ways(network, at)
         layered[f"{options.layers} layers"] = Way(

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from cnn425.lab import figures
 from cnn425.lab.errors import command
 from cnn425.lab.models import Layers, local_layer, namespace
+from cnn425.lab.progress import watched
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 
 TINY = ("--draws", "2")
@@ -148,7 +149,9 @@ def main(argv: Sequence[str] | None = None) -> SharingVerdict:
         torch.manual_seed(options.seed)
         example = three_layers(options.layers, 1, 1, (4, 4), 3, 1, 0)
         random = torch.Generator().manual_seed(options.seed)
-        differences = torch.tensor([equalities(options.layers, random) for _ in range(draws)], dtype=torch.float64)
+        differences = torch.tensor(
+            [equalities(options.layers, random) for _ in watched(range(draws), "geometries", draws)], dtype=torch.float64
+        )
         full, *windowed = example
         joined = [connections(full[1], (16,)), *(connections(layer, (1, 4, 4)) for layer in windowed)]
         counts = [len(owners[owners > 0].unique()) for owners in joined]

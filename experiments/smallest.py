@@ -30,6 +30,7 @@ from cnn425.lab import figures
 from cnn425.lab.errors import command
 from cnn425.lab.models import build, namespace
 from cnn425.lab.pictures import PATTERNS, drawn, patterns
+from cnn425.lab.progress import watched
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 from cnn425.lab.verdict import percent
 
@@ -157,7 +158,7 @@ def unseen() -> Tensor:
 def moved_bars(options: SmallestOptions, images: Tensor, labels: Tensor) -> list[bool]:
     """Whether each moved bar is recognised, by networks trained from different initial weights."""
     right = []
-    for seed in range(options.seed, options.seed + options.seeds):
+    for seed in watched(range(options.seed, options.seed + options.seeds), "initial weights", options.seeds):
         model = network(options, seed)
         learn(model, options, images, labels)
         called = dict(zip(UNSEEN, model(unseen()).argmax(1).tolist(), strict=True))

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from test_training import surroundings
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "experiments").glob("*.py") if not path.stem.startswith("__"))
@@ -27,6 +28,8 @@ def test_experiment_runs_and_returns_a_verdict(name, tmp_path, capsys):
     assert isinstance(verdict.holds, bool)
     told = capsys.readouterr().out
     assert f"Claim: {claim}\n" in told
+    assert "…" not in told, "a table that left out digits"
+    assert all(cell_len(line) <= 80 for line in told.splitlines() if {*line} & {*"│┃━─"}), "of a table"
     if name not in TASKS:
         assert f"\n{'Holds' if verdict.holds else 'Does not hold'}: {verdict.sentence()}.\n" in told
         assert "\nnext: tensorboard --logdir " in told
