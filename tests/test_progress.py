@@ -67,7 +67,7 @@ def test_a_table_leaves_out_no_digit(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     table = Table(*"abcde")
     table.add_row(*["1,600,000,000"] * 5)
-    say_table(table)
+    progress.say_table(table)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 40
     assert sum(line.count("6") for line in lines) == 5
