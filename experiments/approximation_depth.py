@@ -235,13 +235,15 @@ def draw(options: DepthOptions, depths: Sequence[int], errors: dict[str, list[fl
     axes.legend(fontsize=9, loc="lower left")
     shown = [(name, depth) for name in ("two units", "residual, one unit", "three units") for depth in (depths[2], depths[-1])]
     shown[4:] = [("three units", depths[1]), ("plain, one unit", depths[-1])]
-    for axes, (name, depth) in zip(right.subplots(2, 3, sharex=True, sharey=True).T.flat, shown, strict=True):
+    for axes, (name, depth) in zip(right.subplots(2, 3, sharex=True).T.flat, shown, strict=True):
         model = BUILDERS[name](options.layers, depth, f)
         axes.plot(POINTS, f(POINTS), color="#bbbbbb", linewidth=4)
-        axes.plot(POINTS, model(POINTS[:, None])[:, 0].detach(), color=COLOURS[name], linewidth=1.2)
+        answer = model(POINTS[:, None])[:, 0].detach()
+        axes.plot(POINTS, answer, color=COLOURS[name], linewidth=0.8 if name.startswith("residual") else 1.2)
         axes.set_title(f"{name}, depth {depth}", fontsize=10)
         middle, half = float(f(POINTS).max() + f(POINTS).min()) / 2, float(f(POINTS).max() - f(POINTS).min()) / 2
-        axes.set(xlim=(0, 1), xticks=[0, 0.5, 1], ylim=(middle - 1.4 * half, middle + 1.4 * half))
+        low, high = (float(bound) for bound in answer.aminmax())
+        axes.set(xlim=(0, 1), xticks=[0, 0.5, 1], ylim=(min(middle - 1.4 * half, 1.05 * low), max(middle + 1.4 * half, 1.05 * high)))
     right.supxlabel("input x", fontsize=10)
     right.suptitle("grey: target   coloured: network")
     return made

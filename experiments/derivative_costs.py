@@ -233,22 +233,27 @@ def draw(
     swelling.legend(fontsize=9)
 
     nodes, times, sizes = chain
-    depths.loglog(nodes, times, "o-", color="#00798c", label="CPU seconds: evaluation and reverse sweep")
-    depths.loglog(nodes[: len(sizes)], [size / 1e8 for size in sizes], "s-", color="#edae49", label="hundreds of megabytes at the peak")
-    depths.loglog(nodes, [times[0] * n / nodes[0] for n in nodes], ":", color="0.6", label="linear")
-    depths.set(xlabel="nodes in a chain", ylabel="seconds, hundreds of megabytes", title="Reverse mode is linear in depth")
-    depths.legend(fontsize=9)
+    memory_of = depths.twinx()
+    depths.loglog(nodes, times, "o-", color="#00798c")
+    depths.loglog(nodes, [times[0] * n / nodes[0] for n in nodes], ":", color="0.6")
+    depths.text(nodes[-1], times[0] * nodes[-1] / nodes[0] / 1.6, "dotted: linear", ha="right", va="top", fontsize=9, color="0.4")
+    memory_of.loglog(nodes[: len(sizes)], [size / 1e6 for size in sizes], "s--", color="#b36b00")
+    depths.set(xlabel="nodes in a chain", title="Reverse mode is linear in depth")
+    depths.set_ylabel("CPU seconds, evaluation and sweep (solid)", color="#00798c")
+    memory_of.set_ylabel("megabytes at the peak (dashed)", color="#b36b00")
 
     widths, durations, memory = grains
     for (name, values), colour in zip(durations.items(), ("#8c2f39", "#edae49", "#00798c", "#d1495b"), strict=True):
         grain_of.loglog(widths, values, "o-", markersize=4, color=colour, label=name)
-    grain_of.set(xlabel="inputs and units of a layer, n", ylabel="seconds for its gradient", title="One layer in four grains")
+    grain_of.set(
+        xlabel="inputs and units of a layer, n", ylabel="seconds for its gradient", title="Scalar nodes are slow, vector nodes are not"
+    )
     grain_of.legend(fontsize=9)
 
     styles = (("#8c2f39", "o-"), ("#d1495b", "o-"), ("#8c2f39", "s--"), ("#d1495b", "s--"))
     for (name, values), (colour, style) in zip(memory.items(), styles, strict=True):
         jacobians.loglog(widths, values, style, markersize=4, color=colour, label=name)
-    jacobians.set(xlabel="inputs and units of a layer, n", ylabel="bytes at the peak", title="Build the Jacobian, or only its product")
+    jacobians.set(xlabel="inputs and units of a layer, n", ylabel="bytes at the peak", title="A Jacobian takes far more than its product")
     jacobians.legend(fontsize=9)
     for axes in (grain_of, jacobians):
         axes.set_xticks(widths, [str(n) for n in widths])

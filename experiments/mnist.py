@@ -9,21 +9,28 @@ A run that was ended goes on with the same command, or with `--resume` and its f
 
 Figures:
 
-    mnist.png    The convolutional network learns all 60,000 digits once and is tested with 10,000 others. Look at the first hundred steps,
-                 in which most is learnt, and at the digits that it gets wrong.
+    mnist.png       The convolutional network learns all 60,000 digits once, and is asked about 10,000 others before and after. Look at the
+                    first hundred steps, in which most is learnt.
+    mistakes.png    The first test digits that it takes for others, with the true class and the one it names. Some of them would puzzle a
+                    reader, too.
 """
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Literal, NamedTuple
 
-from cnn425.lab import digits
+import torch
+from torch import nn
+
+from cnn425.lab import digits, figures
 from cnn425.lab.errors import LabError, command
+from cnn425.lab.folder import claim
 from cnn425.lab.group import is_first
 from cnn425.lab.loop import default_folder, say, show_board, train
-from cnn425.lab.models import build
+from cnn425.lab.models import build, looked_at
 from cnn425.lab.options import Options, meaning, parse
 from cnn425.lab.pictures import Pictures, pattern_images
 from cnn425.lab.seeds import write_spread
@@ -133,6 +140,8 @@ def with_seed(options: DigitOptions) -> DigitVerdict:
     model = build(options.model, options.layers, options.seed, classes=len(training.classes))
     folder = options.log_dir or default_folder("mnist", options.model, options)
     result = train(options, model, training, test, folder, title=f"{options.model} ({options.layers})")
+    if not (options.dry_run or options.shard) and is_first():
+        draw(options, model, test, result.folder)
     goal = GOALS[options.model] if options.dataset == "mnist" and not (options.examples or options.dry_run) else 0.0
     holds = result.held_out_accuracy >= goal
     say(
@@ -150,6 +159,31 @@ def with_seed(options: DigitOptions) -> DigitVerdict:
         result.steps,
         str(result.folder),
     )
+
+
+def draw(options: DigitOptions, model: nn.Sequential, test: Pictures, folder: Path) -> None:
+    """Loss and accuracy against the step, as mnist.png, and the pictures that are taken for something else, as mistakes.png."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    device = next(model.parameters()).device
+    with torch.no_grad(), looked_at(model):
+        batches = torch.arange(len(test.labels)).split(1000)
+        predictions = torch.cat([model(test.batch(part)[0].to(device)).argmax(1).cpu() for part in batches])
+    with figures.own_style():
+        made = figures.figure(9, 4)
+        right = float((predictions == test.labels.cpu()).double().mean())
+        made.suptitle(f"{options.model} of {options.layers} layers: {percent(right, 2)} of {len(test.labels):,} test pictures", fontsize=12)
+        for axes, name, label in zip(made.subplots(1, 2), ("loss", "accuracy"), ("loss [nats]", "recognised [%]"), strict=True):
+            scale = 100 if name == "accuracy" else 1
+            for kind, colour, style in (("train", "#bbbbbb", "-"), ("held_out", "#d1495b", "o--")):
+                points = [(row["step"], scale * row[f"{kind}_{name}"]) for row in rows if f"{kind}_{name}" in row]
+                axes.plot(*zip(*points, strict=True), style, color=colour, label=kind.replace("held_out", "test").replace("train", "batch"))
+            axes.set(xlabel="step", ylabel=label, ylim=(0, None))
+            axes.legend()
+        figures.save(made, claim(folder, "mnist.png"), dpi=110)
+        wrong = figures.mistakes_figure(test, predictions)
+        if wrong is not None:
+            figures.save(wrong, claim(folder, "mistakes.png"), dpi=90)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def draw(best: dict[str, tuple[list[float], float, nn.Sequential]]) -> Any:
     W1, W2 = linear[0].weight.detach(), linear[1].weight.detach()
     largest = float(max(W1.abs().max(), W2.abs().max()))
     for axes, matrix, title, sign in zip(cells[1:], (W2 @ W1, W2, W1), ("$W$", "$W_2$", "$W_1$"), " =·", strict=True):
-        axes.imshow(matrix.numpy(), cmap="PuOr", vmin=-1.3 * largest, vmax=1.3 * largest)
+        axes.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-1.3 * largest, vmax=1.3 * largest)
         axes.set(title=title, xticks=[], yticks=[])
         axes.set_ylabel(sign, rotation=0, fontsize=22, labelpad=14, va="center")
         few = matrix if matrix.numel() <= 16 else matrix[:0]

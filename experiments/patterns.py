@@ -104,18 +104,27 @@ def as_text(picture: Tensor) -> list[str]:
     return ["".join(2 * SHADES[min(9, int(value * 10))] for value in row) for row in picture.tolist()]
 
 
-def show(weights: Tensor, folder: Path | None) -> None:
-    """The weights of the three units as 3x3 pictures: characters in the terminal, weights.png in the run folder."""
+def show(learnt: Tensor, folder: Path | None) -> None:
+    """The weights `(3, 3, 3)` of the three units as pictures: characters in the terminal, weights.png in the run folder."""
+    weights, limit = figures.stretched(learnt), float(learnt.abs().max())
     print("learnt weights, one picture per unit (dark: negative, bright: positive):")
     print("   " + "   ".join(f"{name:10}" for name in PATTERNS))
     for row in zip(*map(as_text, weights), strict=True):
         print("   " + "   ".join(f"{cells:10}" for cells in row))
     if folder:
-        made = figures.figure(6, 4)
+        made = figures.figure(7, 4.6)
+        made.suptitle("Each unit's largest weights are the pixels of its own pattern", fontsize=12)
+        cells = made.subplots(2, 3)
         for column, (name, rows) in enumerate(PATTERNS.items()):
-            for line, (picture, title) in enumerate(((drawn(rows), f"pattern: {name}"), (weights[column], "learnt weights"))):
-                axes = made.add_subplot(2, 3, 3 * line + column + 1, title=title, xticks=[], yticks=[])
-                axes.imshow(picture.numpy(), cmap="gray_r" if line == 0 else "RdBu_r", vmin=0, vmax=1)
+            for axes, picture in zip(cells[:, column], (drawn(rows), learnt[column]), strict=True):
+                ink = axes is cells[0, column]
+                shown = axes.imshow(
+                    picture.numpy(), cmap="gray_r" if ink else "RdBu_r", vmin=0 if ink else -limit, vmax=1 if ink else limit
+                )
+                axes.set(xticks=[], yticks=[], title=name if ink else "")
+        for axes, words in zip(cells[:, 0], ("pattern", "weights learnt"), strict=True):
+            axes.set_ylabel(words, fontsize=11)
+        made.colorbar(shown, ax=cells[1], label="weight")
         figures.save(made, claim(folder, "weights.png"))
 
 
@@ -130,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> PatternVerdict:
     say(f"step 0: the 30 derivatives differ from central differences (h = {STEP:g}) by at most {error:.1e} of the largest one")
     folder = options.log_dir or default_folder("patterns", "smallest", options)
     result = train(options, model, training, clean, folder, title=f"smallest ({options.layers})")
-    weights = figures.stretched(figures.filters(model, (3, 3)))
+    weights = figures.filters(model, (3, 3))
     if is_first():
         with figures.own_style():
             show(weights, None if options.dry_run else result.folder)

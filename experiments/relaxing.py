@@ -205,7 +205,13 @@ def mean_of(rows: Sequence[Sequence[float]]) -> list[float]:
 
 def draw(courses: dict[str, list[Courses]], example: nn.Sequential) -> Figure:
     """Accuracy and distance against steps, and the filters of one map after relaxing, each at its place in the image."""
-    made = figures.figure(13, 4.6)
+    made = figures.figure(11, 4.4)
+    ends = [mean_of([[c.accuracy[-1]] for c in seen])[0] for seen in courses.values()]
+    made.suptitle(
+        f"Unshared on the way {percent(max(ends[1:-1]), 1)}, shared throughout {percent(ends[0], 1)}, "
+        f"free from the start {percent(ends[-1], 1)}",
+        fontsize=13,
+    )
     left, middle, right = made.subplots(1, 3, width_ratios=[1.25, 1.25, 1])
     colours = ["#00798c", "#66a182", "#a5be00", "#6a4c93", "#444444"][: len(courses) - 1] + ["#edae49"]
     for (name, seen), colour in zip(courses.items(), colours, strict=True):
@@ -219,10 +225,10 @@ def draw(courses: dict[str, list[Courses]], example: nn.Sequential) -> Figure:
     left.yaxis.set_major_formatter(PercentFormatter(1.0))
     left.grid(color="#e5e5e5")
     left.legend(fontsize=8, loc="lower right")
-    left.set_title("Test accuracy (mean; shade: all seeds)", fontsize=11)
+    left.set_title("Test accuracy (shade: all seeds)", fontsize=11)
     middle.set(xlabel="step", ylabel="|filter - mean filter| / |mean filter|", yscale="log", ylim=(0.02, None))
     middle.grid(color="#e5e5e5")
-    middle.set_title("How far the positions' filters are apart (shared: 0)", fontsize=11)
+    middle.set_title("Distance of the positions' filters", fontsize=11)
     places = 6
     filters = figures.filters(example, (SIDE, SIDE))[0, 5 * 5 : (5 + places) * 5, 5 * 5 : (5 + places) * 5]  # in the middle of the image
     right.imshow(figures.stretched(filters).numpy(), cmap="RdBu_r", vmin=0, vmax=1)
@@ -230,7 +236,7 @@ def draw(courses: dict[str, list[Courses]], example: nn.Sequential) -> Figure:
     right.set(xticks=cells, yticks=cells, xticklabels=[], yticklabels=[])
     right.tick_params(length=0)
     right.grid(color="white", linewidth=3)
-    right.set_title("One filter after relaxing, at 6x6 positions", fontsize=11)
+    right.set_title("One filter, unshared, at 6x6 positions\n(red: positive)", fontsize=11)
     return made
 
 

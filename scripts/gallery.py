@@ -148,17 +148,20 @@ def run(name: str) -> dict[str, Any]:
     start = time.monotonic()
     verdict = module.main(["--log-dir", str(folder)])
     seconds = time.monotonic() - start
+    if "\n    film: bool" in source(name).read_text():
+        module.main(["--film", "--log-dir", str(folder)])
     pictures().mkdir(parents=True, exist_ok=True)
-    for old in [*pictures().glob(f"{name}.png"), *pictures().glob(f"{name}--*.png")]:
+    for old in [*pictures().glob(f"{name}.png"), *pictures().glob(f"{name}--*")]:
         old.unlink()
-    drawn = sorted(folder.glob("*.png"), key=lambda path: (path.stem != name, path.name))
+    drawn = sorted([*folder.glob("*.png"), *folder.glob("*.gif")], key=lambda path: (path.stem != name, path.name))
     figures = {}
     for path in drawn:
         if path.stem == "sprites":  # of TensorBoard's projector
             continue
-        target = pictures() / (f"{name}.png" if path.stem == name else f"{name}--{path.stem}.png")
+        target = pictures() / (f"{name}.png" if path.stem == name else f"{name}--{path.name}")
         shutil.copyfile(path, target)
-        shrink(target)
+        if path.suffix == ".png":
+            shrink(target)
         figures[target.name] = fingerprint(target)
     return {
         "digest": before,
@@ -254,7 +257,7 @@ def captions(name: str) -> dict[str, str]:
     """By picture, what was done and what to look at: the lines of the docstring that begin with the name of a picture."""
     docstring = ast.get_docstring(ast.parse(source(name).read_text())) or ""
     figures = docstring.partition("\nFigures:\n")[2]
-    return {m[1]: " ".join(m[2].split()) for m in re.finditer(r"^    (\S+\.png) +(.*(?:\n {6,}.*)*)", figures, re.M)}
+    return {m[1]: " ".join(m[2].split()) for m in re.finditer(r"^    (\S+\.(?:png|gif)) +(.*(?:\n {6,}.*)*)", figures, re.M)}
 
 
 def rows(verdict: dict[str, Any], words: dict[str, str]) -> Iterator[tuple[str, str]]:

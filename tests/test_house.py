@@ -296,6 +296,7 @@ def test_readme_tree_is_true():
 
 # Modules that are tested under the name of what they are a part of.
 TESTED_BY = {
+    "backend": "setup",
     "functional": "drop_in",
     "local_arguments": "local",
     "local_conversion": "local",

@@ -1,11 +1,12 @@
 """Pictures of what a network learnt: filters, activations, mistakes, the confusion matrix; brightness from 0 to 1."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from cnn425.lab.backend import Figure, FigureCanvasAgg, context
@@ -23,6 +24,18 @@ def save(figure: Figure, path: Path, dpi: float = 100) -> None:
     """Write a figure in the format of the file's name; an error names the file."""
     with about(path):
         figure.savefig(path, dpi=dpi)
+
+
+def film(frames: Iterable[Figure], path: Path, seconds: float = 0.4) -> None:
+    """Write figures of one size as a GIF that starts again after its last picture; an error names the file."""
+    pictures = []
+    for made in frames:
+        made.canvas.draw()
+        shown = Image.frombuffer("RGBA", made.canvas.get_width_height(), bytes(made.canvas.buffer_rgba()), "raw", "RGBA", 0, 1)  # type: ignore[attr-defined]
+        pictures.append(shown.convert("RGB").quantize(128, dither=Image.Dither.NONE))
+    shown_for = [round(1000 * seconds)] * (len(pictures) - 1) + [2500]  # milliseconds
+    with about(path):
+        pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=shown_for, loop=0)
 
 
 def figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:

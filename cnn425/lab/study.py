@@ -81,6 +81,10 @@ class Study:
         figures.save(figure, claim(self.folder, f"{name}.png"), dpi=120)
         self.board.figure(name, figure, 0)
 
+    def film(self, name: str, frames: Iterable[Any], seconds: float = 0.4) -> None:
+        """Matplotlib figures, one after the other, as `<name>.gif`."""
+        figures.film(frames, claim(self.folder, f"{name}.gif"), seconds)
+
     def drawing(self, name: str, figure: Any) -> None:
         """A matplotlib figure as `<name>.svg` too, which can be enlarged."""
         figures.save(figure, claim(self.folder, f"{name}.svg"))
@@ -116,6 +120,6 @@ def study(name: str, options: StudyOptions) -> Iterator[Study]:
             board.flush()
         if not options.dry_run:
             shown = shown if shown.absolute() == folder else folder
-            for picture in sorted(name for name in own(folder) or () if name.endswith(".png") and (folder / name).exists()):
+            for picture in sorted(name for name in own(folder) or () if name.endswith((".png", ".gif")) and (folder / name).exists()):
                 say(f"figure: {shown / picture}")
             show_board(shown)
