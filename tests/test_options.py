@@ -1,12 +1,13 @@
 import json
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from cnn425.lab.errors import LabError
-from cnn425.lab.options import Options, as_words, difference, digest, meaning, parse
+from cnn425.lab.options import Options, as_words, changed, difference, digest, meaning, parse, run_name
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ def test_digest_changes_with_meaning_and_not_with_place():
     assert base == digest(meaning(More(log_dir=Path("x"), checkpoint_seconds=1)))
     for change in ({"lr": 0.1}, {"seed": 1}, {"noise": 0.1}, {"device": "cuda"}, {"threads": 2}, {"amp": "bf16"}):
         assert base != digest(meaning(More(**change))), change
+
+
+def test_a_run_is_called_by_what_differs():
+    assert run_name(More(), "conv") == "conv-custom-seed-0"
+    assert run_name(More(layers="torch", seed=3, lr=0.1, compile=True, log_dir=Path("x")), "conv") == "conv-torch-seed-3-lr-0.1-compile"
+    odd = run_name(More(device="cuda:1"), "conv")
+    assert re.fullmatch(r"conv-custom-[0-9a-f]{8}", odd), "what makes no folder's name is told apart by a digest"
+    assert changed(More(lr=0.1)) == {"lr": 0.1}
 
 
 def test_difference_names_what_changed():

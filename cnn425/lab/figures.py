@@ -104,7 +104,7 @@ def confusion(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
 
 def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Any:
     """The confusion matrix with its counts; rows are coloured by their share, so that rare classes count too."""
-    side = max(3.0, 0.55 * len(classes) + 1)
+    side = max(3.0, 0.4 * len(classes) + 0.8)  # so small that its numbers can be read on TensorBoard's cards
     made = figure(side, side)
     axes = made.subplots()
     axes.imshow((counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy(), cmap="Blues", vmin=0, vmax=1)
@@ -125,7 +125,7 @@ def mistakes_figure(held_out: Pictures, predictions: Tensor, most: int = 24) -> 
     if not len(wrong):
         return None
     images, labels = held_out.batch(wrong.to(held_out.labels.device))
-    columns, (h, w) = min(8, len(wrong)), images.shape[-2:]
+    columns, (h, w) = min(6, len(wrong)), images.shape[-2:]  # as many as can be read on TensorBoard's cards
     rows = -(-len(wrong) // columns)
     made = figure(1.1 * columns, 1.35 * rows, layout=None)
     axes = made.add_axes((0, 0, 1, 1), xlim=(0, columns), ylim=(rows, 0))  # one pair of axes for all: a pair for each is ten times slower
@@ -141,7 +141,7 @@ def mistakes_figure(held_out: Pictures, predictions: Tensor, most: int = 24) -> 
             top + 0.2,
             words if len(words) < 14 else words.replace(", ", "\n"),
             ha="center",
-            fontsize=8 if len(words) < 14 else 6,
+            fontsize=9 if len(words) < 14 else 7,
         )
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     return made

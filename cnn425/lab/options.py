@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,24 @@ def as_words(options: Options) -> dict[str, Any]:
 def meaning(options: Options) -> dict[str, Any]:
     """The options that can change the result; a run may be resumed only if all of them are the same."""
     return {name: value for name, value in as_words(options).items() if name not in SPEED_ONLY}
+
+
+def changed(options: Options) -> dict[str, Any]:
+    """The options that can change the result and are not the experiment's defaults."""
+    usual = meaning(type(options)())
+    return {name: value for name, value in meaning(options).items() if value != usual[name]}
+
+
+def run_name(options: Options, *first: str) -> str:
+    """What a run is called: the words, whose layers, the seed, then every other option that was changed: `conv-custom-seed-0-lr-0.01`."""
+    words = [*first, options.layers, "seed", str(options.seed)]
+    for name, value in changed(options).items():
+        if name not in ("layers", "seed", *first) and value not in first:
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            words += [name.replace("_", "-"), *map(str, values)]
+    name = "-".join(words)
+    plain = re.fullmatch(r"[\w.+-]{1,80}", name, re.ASCII) is not None
+    return name if plain else f"{'-'.join((*first, options.layers))}-{digest(meaning(options))}"
 
 
 def digest(words: dict[str, Any]) -> str:

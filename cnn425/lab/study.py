@@ -21,7 +21,7 @@ from cnn425.lab.board import Board, event_files
 from cnn425.lab.errors import LabError
 from cnn425.lab.folder import claim, describe, home, locked, own
 from cnn425.lab.loop import show_board
-from cnn425.lab.options import as_words, digest, meaning, parse_any, with_paths
+from cnn425.lab.options import as_words, digest, meaning, parse_any, run_name, with_paths
 from cnn425.lab.progress import say
 from cnn425.lab.training import settings
 from cnn425.lab.verdict import conclude
@@ -70,9 +70,11 @@ class Study:
 
     def __init__(self, folder: Path, board: Board, dry: bool = False):
         self.folder, self.board, self.dry = folder, board, dry
+        self.charts: dict[str, dict[str, list[Any]]] = {}
 
     def curve(self, tag: str, steps: Iterable[int], values: Iterable[float]) -> None:
         """A curve, a point per pair; TensorBoard wants whole numbers on the horizontal axis (a width, a depth, a step)."""
+        self.charts.setdefault(tag.partition("/")[0], {"all": ["Multiline", []]})["all"][1].append(tag)  # compared in one chart
         for step, value in zip(steps, values, strict=True):
             self.board.scalar(tag, value, step)
 
@@ -100,13 +102,13 @@ class Study:
 
 @contextlib.contextmanager
 def study(name: str, options: StudyOptions) -> Iterator[Study]:
-    """The run folder `runs/<name>/<layers>-<digest>`, or `--log-dir`; at the end, where to find what was drawn."""
+    """The run folder `runs/<name>/<layers>-seed-<seed>-...`, or `--log-dir`; at the end, where to find what was drawn."""
     anything: Any = options  # the lab's functions about options want every field of a training run, and use those that are there
     with contextlib.ExitStack() as stack:
         if options.dry_run:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
-            folder = options.log_dir or Path("runs", name, f"{options.layers}-{digest(meaning(anything))}")
+            folder = options.log_dir or Path("runs", name, run_name(anything))
         if (folder / "metrics.csv").exists():
             raise LabError(f"{folder} holds a training run, whose logs a study would replace; choose another --log-dir", 2)
         shown, folder = folder, home(folder, "study", f"{name}-{digest(meaning(anything))}")
@@ -116,7 +118,9 @@ def study(name: str, options: StudyOptions) -> Iterator[Study]:
             stale.unlink()
         describe(folder, as_words(with_paths(anything, Path.absolute)))
         with contextlib.closing(Board(folder)) as board:
-            yield Study(folder, board, options.dry_run)
+            record = Study(folder, board, options.dry_run)
+            yield record
+            board.layout(record.charts)
             board.flush()
         if not options.dry_run:
             shown = shown if shown.absolute() == folder else folder
