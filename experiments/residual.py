@@ -147,7 +147,9 @@ def draw(
     """The figure: what the best network of each kind and depth calls the disc, and how all of them learnt."""
     made = figures.figure(2.9 * len(best) + 0.9, 6.2)
     closed = {kind: sum(many for (other, _), many in ends.items() if other == kind) for kind in KINDS}
-    made.suptitle(f"{closed[KINDS[1]]} residual networks fence the disc in, {closed[KINDS[0]]} plain ones do", fontsize=13)
+    tried = {kind: sum(len(runs) for (other, _), runs in courses.items() if other == kind) for kind in KINDS}
+    words = [f"{closed[kind]} of {tried[kind]} {kind.partition(',')[0]} networks" for kind in (KINDS[1], KINDS[0])]
+    made.suptitle(f"{words[0]} fence the disc in, {words[1]}", fontsize=13)
     side = torch.linspace(-5, 5, 201, dtype=torch.float64)
     plane = torch.cartesian_prod(side, side)
     cells = made.subplots(2, len(best), squeeze=False, sharey="row", height_ratios=[1.5, 1])
@@ -161,7 +163,7 @@ def draw(
         for losses in courses[kind, depth]:
             below.plot(losses, color="#00798c", linewidth=1)
         below.axhline(math.log(2), color="#888888", linewidth=0.8, linestyle="--")
-        below.text(0, math.log(2) + 0.02, "guessing", fontsize=8, color="#666666")
+        below.text(len(courses[kind, depth][0]), math.log(2) + 0.02, "guessing", ha="right", fontsize=8, color="#666666")
         below.set(xlabel="step", ylim=(0, 1))
         below.set_title(f"{len(courses[kind, depth])} seeds, {ends[kind, depth]} of them closed", fontsize=10)
     cells[0, 0].set_ylabel("$x_2$")

@@ -194,7 +194,7 @@ def shrink(path: Path) -> None:
         picture = opened.convert("RGB")
     colours = 256
     while path.stat().st_size > LARGEST:
-        picture.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+        picture.quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
         if colours > 64:
             colours //= 2
         else:

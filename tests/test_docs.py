@@ -6,14 +6,17 @@ import os
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import tyro
 from PIL import Image
 
+from cnn425 import nn
 from cnn425.lab.options import Options
 from cnn425.lab.study import StudyOptions
+from cnn425.nn import importers
 from experiments import explore, mnist, predict
 
 ROOT = Path(__file__).parents[1]
@@ -31,10 +34,15 @@ def commands(page):
 CASES = [(page.name, command) for page in PAGES for command in dict.fromkeys(commands(page))]
 
 
+def keras_weights():
+    """Those of Keras's LocallyConnected2D(8, 3, strides=2) on 32x32 pixels in three channels."""
+    return importers.keras_weights(nn.LocallyConnected2d(3, 8, 32, 3, stride=2), implementation=1)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": page.stem}
+    names = {"__name__": page.stem, "keras_layer": SimpleNamespace(get_weights=keras_weights)}  # what the reader has already
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
         exec(block, names)
 
