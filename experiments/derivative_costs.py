@@ -236,8 +236,11 @@ def draw(
     memory_of = depths.twinx()
     depths.loglog(nodes, times, "o-", color="#00798c")
     depths.loglog(nodes, [times[0] * n / nodes[0] for n in nodes], ":", color="0.6")
-    depths.text(nodes[-1], times[0] * nodes[-1] / nodes[0] / 1.6, "dotted: linear", ha="right", va="top", fontsize=9, color="0.4")
+    depths.text(0.98, 0.04, "dotted: linear", ha="right", fontsize=9, color="0.4", transform=depths.transAxes)
     memory_of.loglog(nodes[: len(sizes)], [size / 1e6 for size in sizes], "s--", color="#b36b00")
+    decades = [bound * sizes[0] / times[0] / 3e6 for bound in depths.get_ylim()]  # as many on both sides, so that slopes compare
+    memory_of.set_ylim(*decades)
+    memory_of.minorticks_off()
     depths.set(xlabel="nodes in a chain", title="Reverse mode is linear in depth")
     depths.set_ylabel("CPU seconds, evaluation and sweep (solid)", color="#00798c")
     memory_of.set_ylabel("megabytes at the peak (dashed)", color="#b36b00")
