@@ -14,8 +14,8 @@ the dip there). Curves: test accuracy, and how far the filters of the positions 
 
 Figures:
 
-    relaxing.png    A convolution is unshared after a part of the steps, and then every position learns weights of its own. Look at the left
-                    ends of the purple bands on the right: filters come apart, while the accuracy on the left stays level.
+    relaxing.png    A convolution is unshared after a part of the steps, and then every position learns weights of its own. Look at the green
+                    curves in the middle: the filters come apart once they are unshared, while the accuracy on the left stays level.
 """
 
 from collections.abc import Sequence
@@ -236,7 +236,7 @@ def draw(courses: dict[str, list[Courses]], example: nn.Sequential) -> Figure:
     right.set(xticks=cells, yticks=cells, xticklabels=[], yticklabels=[])
     right.tick_params(length=0)
     right.grid(color="white", linewidth=3)
-    right.set_title("One filter, unshared, at 6x6 positions\n(red: positive)", fontsize=11)
+    right.set_title("One filter at 6x6 positions\n(red: positive)", fontsize=11)
     return made
 
 
