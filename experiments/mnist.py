@@ -15,7 +15,6 @@ Figures:
                     reader, too.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 from torch import nn
 
 from cnn425.lab import digits, figures
+from cnn425.lab.board import scalars
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.folder import claim
 from cnn425.lab.group import is_first
@@ -163,8 +163,7 @@ def with_seed(options: DigitOptions) -> DigitVerdict:
 
 def draw(options: DigitOptions, model: nn.Sequential, test: Pictures, folder: Path) -> None:
     """Loss and accuracy against the step, as mnist.png, and the pictures that are taken for something else, as mistakes.png."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    written = {(tag, step): value for tag, step, value in scalars(folder)}
     device = next(model.parameters()).device
     with torch.no_grad(), looked_at(model):
         batches = torch.arange(len(test.labels)).split(1000)
@@ -175,9 +174,11 @@ def draw(options: DigitOptions, model: nn.Sequential, test: Pictures, folder: Pa
         made.suptitle(f"{options.model} of {options.layers} layers: {percent(right, 2)} of {len(test.labels):,} test pictures", fontsize=12)
         for axes, name, label in zip(made.subplots(1, 2), ("loss", "accuracy"), ("loss [nats]", "recognised [%]"), strict=True):
             scale = 100 if name == "accuracy" else 1
-            for kind, colour, style in (("train", "#bbbbbb", "-"), ("held_out", "#d1495b", "o--")):
-                points = [(row["step"], scale * row[f"{kind}_{name}"]) for row in rows if f"{kind}_{name}" in row]
-                axes.plot(*zip(*points, strict=True), style, color=colour, label=kind.replace("held_out", "test").replace("train", "batch"))
+            for kind, colour, style in (("train", "#bbbbbb", "-"), ("held-out", "#d1495b", "o-")):
+                points = [(step, scale * value) for (tag, step), value in sorted(written.items()) if tag == f"{name}/{kind}"]
+                label_of = {"train": "batch", "held-out": "test digits"}[kind]
+                if points:  # --epochs 0 trains nothing
+                    axes.plot(*zip(*points, strict=True), style, markersize=4, color=colour, label=label_of)
             axes.set(xlabel="step", ylabel=label, ylim=(0, None))
             axes.legend()
         figures.save(made, claim(folder, "mnist.png"), dpi=110)

@@ -14,8 +14,8 @@ the dip there). Curves: test accuracy, and how far the filters of the positions 
 
 Figures:
 
-    relaxing.png    A convolution is unshared after a part of the steps, and then every position learns weights of its own. Look at the green
-                    curves in the middle: the filters come apart once they are unshared, while the accuracy on the left stays level.
+    relaxing.png    A convolution is unshared after a part of the steps, and then every position learns weights of its own. Look at the
+                    green curves in the middle: the filters come apart once they are unshared, while the accuracy on the left stays level.
 """
 
 from collections.abc import Sequence
