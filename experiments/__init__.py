@@ -1,13 +1,18 @@
-"""One file, one claim of the lecture.
+"""One file, one claim of the lecture; `python -m experiments` lists them.
 
 Every file here has the same four parts, so that tests/test_experiments.py can run each one it finds:
 
-    docstring       its first line is the claim; then the command and how long it takes on a laptop CPU
-    Options         a frozen dataclass (cnn425/lab/options.py) of every number that can change the result; it is also the `--help`
-    main(argv=None) runs it, prints what a reader wants to see, and returns the verdict: a NamedTuple of numbers with `holds`
+    docstring       its first line is the claim; then the command and how long it takes on a laptop CPU; it is also the head of the `--help`
+    Options         a frozen dataclass (cnn425/lab/options.py) of every number that can change the result; the rest of the `--help`
+    main(argv=None) runs it, prints what a reader wants to see, and returns the verdict: a NamedTuple of numbers with `holds` and `sentence`
     TINY            the words of a command line that runs in seconds, often too small for the claim; the test adds `--log-dir`
 
 They are installed as `cnn425.experiments`, so they import one another relatively.
 """
 
-from cnn425.lab import figures as figures  # before any other import of matplotlib, which fails if MPLBACKEND names a notebook's backend
+from cnn425.lab import backend as backend  # before any other import of matplotlib, which fails if MPLBACKEND names a notebook's backend
+
+ORDER = (  # of the lecture; what is not named here follows in the order of the alphabet
+    "nonlinearity", "approximation_width", "approximation_depth", "residual", "counting", "descent", "smallest", "patterns", "derivatives",
+    "derivative_costs", "sharing", "shift", "samples", "ladder", "filters", "pooling", "relaxing", "reading", "mnist", "predict", "explore",
+)  # fmt: skip

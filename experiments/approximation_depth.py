@@ -17,6 +17,12 @@ For d = 1 input in [0, 1] and ReLU; all weights are written down, none is traine
 The error is the mean absolute difference, as in Lu et al. 2017, "The expressive power of neural networks: a view from the width", who show
 that width d + 4 is enough and width d is not for any d, and as in Lin and Jegelka. Between two steps the residual network runs through
 other heights in a narrow spike, so its largest error does not fall; neither does the theorem promise that.
+
+Figures:
+
+    approximation_depth.png    Narrow networks of growing depth are written down, and the mean error is measured on 20,000 points. Look at
+                               the red line: plain layers of one unit stay above the best of all monotone functions, the others fall; a
+                               residual network runs through narrow spikes, which are drawn whole.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,14 +69,32 @@ class DepthVerdict(NamedTuple):
 
     holds: bool
     two_units_slope: float
+    """exponent of the error against the depth, two units per layer"""
     three_units_slope: float
+    """exponent of the error against the depth, three units per layer"""
     residual_slope: float
+    """exponent of the error against the depth, residual blocks of one unit"""
     two_units_error: float
+    """error of two units per layer at the greatest depth"""
     three_units_error: float
+    """error of three units per layer at the greatest depth"""
     residual_error: float
+    """error of residual blocks at the greatest depth"""
     one_unit_error: float
+    """error of plain layers of one unit at the greatest depth"""
     monotone_floor: float
+    """error below which no monotone function comes"""
     polygons_differ: float
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"the error falls as depth^{self.two_units_slope:.2f} with two units per layer, as depth^{self.three_units_slope:.2f} with "
+            f"three and as depth^{self.residual_slope:.2f} with residual blocks of one unit; plain layers of one unit stay at "
+            f"{self.one_unit_error:.2g}"
+        )
+
+    """largest difference between the deep polygon and the wide one"""
 
 
 class Residual(nn.Module):
@@ -212,13 +236,15 @@ def draw(options: DepthOptions, depths: Sequence[int], errors: dict[str, list[fl
     axes.legend(fontsize=9, loc="lower left")
     shown = [(name, depth) for name in ("two units", "residual, one unit", "three units") for depth in (depths[2], depths[-1])]
     shown[4:] = [("three units", depths[1]), ("plain, one unit", depths[-1])]
-    for axes, (name, depth) in zip(right.subplots(2, 3, sharex=True, sharey=True).T.flat, shown, strict=True):
+    for axes, (name, depth) in zip(right.subplots(2, 3, sharex=True).T.flat, shown, strict=True):
         model = BUILDERS[name](options.layers, depth, f)
         axes.plot(POINTS, f(POINTS), color="#bbbbbb", linewidth=4)
-        axes.plot(POINTS, model(POINTS[:, None])[:, 0].detach(), color=COLOURS[name], linewidth=1.2)
+        answer = model(POINTS[:, None])[:, 0].detach()
+        axes.plot(POINTS, answer, color=COLOURS[name], linewidth=0.8 if name.startswith("residual") else 1.2)
         axes.set_title(f"{name}, depth {depth}", fontsize=10)
         middle, half = float(f(POINTS).max() + f(POINTS).min()) / 2, float(f(POINTS).max() - f(POINTS).min()) / 2
-        axes.set(xlim=(0, 1), xticks=[0, 0.5, 1], ylim=(middle - 1.4 * half, middle + 1.4 * half))
+        low, high = (float(bound) for bound in answer.aminmax())
+        axes.set(xlim=(0, 1), xticks=[0, 0.5, 1], ylim=(min(middle - 1.4 * half, 1.05 * low), max(middle + 1.4 * half, 1.05 * high)))
     right.supxlabel("input x", fontsize=10)
     right.suptitle("grey: target   coloured: network")
     return made
@@ -226,7 +252,7 @@ def draw(options: DepthOptions, depths: Sequence[int], errors: dict[str, list[fl
 
 def main(argv: Sequence[str] | None = None) -> DepthVerdict:
     """Construct four kinds of networks of growing depth, measure; the verdict."""
-    options = parse(DepthOptions, argv, "depth approximates with hardly any width")
+    options = parse(DepthOptions, argv)
     f = TARGETS[options.target]
     deepest = options.deepest * (8 if options.full else 1)
     depths = [deepest >> k for k in range(deepest.bit_length() - 4, -1, -1)]

@@ -10,6 +10,11 @@ and how often each weight is used, which is what sharing means: once in a fully 
 convolution. Sharing saves memory, not work: the convolution has as many multiply-adds as the local layer. (Pixels of the zero padding are
 counted like any other.) Everything is counted on torch's
 meta device, where a layer has shapes but no numbers, so 6.4 GB of weights cost nothing.
+
+Figures:
+
+    counting.png    The slide's layers are counted on torch's meta device, weights and multiply-adds apart. Look at the lowest two pairs of
+                    bars: sharing shortens the bar of the weights and leaves that of the work as it is.
 """
 
 import re
@@ -20,6 +25,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, get_args
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -60,14 +66,32 @@ class CountingVerdict(NamedTuple):
 
     holds: bool
     neurons_3_4_2: int
+    """neurons of the network of 3 inputs, 4 and 2 units"""
     weights_3_4_2: int
+    """its weights"""
     parameters_3_4_2: int
+    """its weights and biases"""
     fully_connected_weights: int
+    """weights of 40,000 units on 200x200 pixels, fully connected"""
     locally_connected_weights: int
+    """the same, locally connected to 10x10 pixels"""
     convolution_parameters: int
+    """the same, as one convolution, with its bias"""
     twenty_filters_weights: int
+    """weights of a convolution with twenty filters"""
     model_parameters: int
+    """parameters of the chosen model"""
     model_multiply_adds: int
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"40,000 units on 200x200 pixels have {self.fully_connected_weights:,} weights fully connected, "
+            f"{self.locally_connected_weights:,} locally connected, and {self.convolution_parameters:,} weights and biases as one "
+            "convolution"
+        )
+
+    """its multiply-adds for one image"""
 
 
 class Count(NamedTuple):
@@ -189,29 +213,17 @@ def in_bytes(number: float) -> str:
 
 
 def table(title: str, rows: Sequence[tuple[str, Sequence[Count]]], shape: bool = False) -> Table:
-    """A row per entry, which may sum up several layers."""
-    made = Table(title=title)
-    for column in (
-        "layer" if shape else "network",
-        *(["output"] if shape else []),
-        "units",
-        "weights",
-        "parameters",
-        "multiply-adds",
-        "uses",
-    ):
-        made.add_column(column, justify="left" if column in ("layer", "network") else "right")
-    made.add_column("parameters", justify="right")
-    made.add_column("outputs", justify="right")
+    """A row per entry, which may sum up several layers; 80 characters wide. `shape`: the shape of the output in place of its units."""
+    made = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made.add_column("layer" if shape else "network", max_width=18)
+    for column in ("output" if shape else "units", "weights", "parameters", "multiply-adds", "uses"):
+        made.add_column(column, justify="right", no_wrap=True)
     for name, counts in rows:
         units, weights, parameters, work = total(counts)
-        cells = ["x".join(map(str, counts[-1].output))] if shape else []
-        cells += [f"{number:,}" if number else "" for number in (units, weights, parameters, work)]
-        cells += [
-            f"{work / weights:,.0f}" if weights and sum(c.weights > 0 for c in counts) == 1 else "",
-            in_bytes(BYTES * parameters) if parameters else "",
-        ]
-        made.add_row(name, *cells, in_bytes(BYTES * sum(c.units for c in counts)))
+        cells = [f"{number:,}" if number else "" for number in (units, weights, parameters, work)]
+        if shape:
+            cells[0] = "x".join(map(str, counts[-1].output))
+        made.add_row(name, *cells, f"{work / weights:,.0f}" if weights and sum(c.weights > 0 for c in counts) == 1 else "")
     return made
 
 
@@ -244,18 +256,17 @@ def draw(examples: dict[str, list[Count]], title: str, counts: Sequence[Count]) 
 
 def main(argv: Sequence[str] | None = None) -> CountingVerdict:
     """Count the slides' networks and the chosen model; the verdict."""
-    options = parse(
-        CountingOptions, argv, "neurons, weights, parameters, multiply-adds and memory of the slides' networks and of any model"
-    )
+    options = parse(CountingOptions, argv)
     title, counts = chosen(options.model, options.size, options.layers)
     with study("counting", options) as record:
         examples = slides(options.layers)
-        say_table(table("the slides, in float32", list(examples.items())))
+        print("each parameter and each output takes 4 bytes in float32")
+        say_table(table("the slides", list(examples.items())))
         tables = [(title, counts)]
         if options.full:
             tables += [chosen(name, None, options.layers) for name in (*OURS, "alexnet", "vgg16", "resnet18")]
         for name, layers in tables:
-            say_table(table(f"{name}, one image, float32", [*((c.layer, [c]) for c in layers), ("all", layers)], shape=True))
+            say_table(table(f"{name}, one image", [*((c.layer, [c]) for c in layers), ("all", layers)], shape=True))
         for name, layers in examples.items():
             record.curve(f"weights/{name}", [0], [total(layers)[1]])
         record.figure("counting", draw(examples, title, counts))

@@ -8,6 +8,11 @@ depth     reverse mode through a chain of up to a million nodes, without recursi
 grain     one layer sigmoid(W x + b) as scalar nodes, as three vector nodes, as one complex node: the same gradient, other seconds
 Jacobian  the local Jacobian |y| x |x| of a node, built, against the product with an adjoint that reverse mode computes instead: the
           cube against the square of the width for W, the square against the width for sigmoid
+
+Figures:
+
+    derivative_costs.png    Operations, seconds and bytes are counted while formulas, chains and layers grow. Look for the steepest line in
+                            each panel: the formula written out, the scalar nodes, the Jacobian that is built.
 """
 
 import gc
@@ -27,6 +32,7 @@ from cnn425.autodiff.jacobians import adjoints_by_jacobians, dense, dense_of_sca
 from cnn425.autodiff.rules import sigmoid
 from cnn425.lab import figures
 from cnn425.lab.errors import command
+from cnn425.lab.progress import watched
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 
 from .derivatives import exponent, pushed_operations, seconds
@@ -60,15 +66,34 @@ class CostVerdict(NamedTuple):
 
     holds: bool
     swell_written: int
+    """operations in the derivative of the logistic map, written out"""
     swell_simplified: int
+    """the same, simplified"""
     swell_shared: int
+    """the same, every distinct subexpression once"""
     chain_seconds: float
+    """seconds of reverse mode through the longest chain"""
     bytes_per_node: float
+    """bytes per node of a chain"""
     time_exponent: float
+    """exponent of the seconds against the nodes"""
     memory_exponent: float
+    """exponent of the bytes against the nodes"""
     largest_disagreement: float
+    """largest relative difference between the gradients of all grains"""
     jacobian_bytes: float
+    """bytes of the Jacobian of the widest layer by its weights"""
     product_bytes: float
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"written out, the derivative of the iterated logistic map has {self.swell_written:,} operations, as a graph "
+            f"{self.swell_shared:,}; the Jacobian of a layer by its weights takes {self.jacobian_bytes / 1e6:.2g} MB, the product that "
+            f"reverse mode computes {self.product_bytes / 1e6:.2g} MB"
+        )
+
+    """bytes of the product with an adjoint instead"""
 
 
 def swell(steps: int) -> dict[str, list[int]]:
@@ -109,7 +134,7 @@ def depth(largest: int, most_bytes: int) -> tuple[list[int], list[float], list[f
     """
     counts = [int(c) for c in np.logspace(np.log10(largest) - 2, np.log10(largest), 5).round()]
     times, sizes = [], []
-    for nodes in counts:
+    for nodes in watched(counts, "chains", len(counts)):
         gc.collect()
         gc.disable()
         begin = time.process_time()
@@ -159,7 +184,7 @@ def grain(width: int) -> tuple[list[int], dict[str, list[float]], dict[str, list
     widths = [width >> k for k in range(width.bit_length() - 3, -1, -1)]
     times: dict[str, list[float]] = {name: [] for name in GRAINS}
     memory: dict[str, list[float]] = {"Jacobian of W x by W": [], "Jacobian of sigmoid": [], "product by W": [], "product by sigmoid": []}
-    for n in widths:
+    for n in watched(widths, "layers", len(widths)):
         random = np.random.default_rng(0)
         layer = (random.standard_normal((n, n)), random.standard_normal(n), random.standard_normal(n))
         for name, gradient in GRAINS.items():
@@ -216,22 +241,30 @@ def draw(
     swelling.legend(fontsize=9)
 
     nodes, times, sizes = chain
-    depths.loglog(nodes, times, "o-", color="#00798c", label="CPU seconds: evaluation and reverse sweep")
-    depths.loglog(nodes[: len(sizes)], [size / 1e8 for size in sizes], "s-", color="#edae49", label="hundreds of megabytes at the peak")
-    depths.loglog(nodes, [times[0] * n / nodes[0] for n in nodes], ":", color="0.6", label="linear")
-    depths.set(xlabel="nodes in a chain", ylabel="seconds, hundreds of megabytes", title="Reverse mode is linear in depth")
-    depths.legend(fontsize=9)
+    memory_of = depths.twinx()
+    depths.loglog(nodes, times, "o-", color="#00798c")
+    depths.loglog(nodes, [times[0] * n / nodes[0] for n in nodes], ":", color="0.6")
+    depths.text(0.98, 0.04, "dotted: linear", ha="right", fontsize=9, color="0.4", transform=depths.transAxes)
+    memory_of.loglog(nodes[: len(sizes)], [size / 1e6 for size in sizes], "s--", color="#b36b00")
+    decades = [bound * sizes[0] / times[0] / 3e6 for bound in depths.get_ylim()]  # as many on both sides, so that slopes compare
+    memory_of.set_ylim(*decades)
+    memory_of.minorticks_off()
+    depths.set(xlabel="nodes in a chain", title="Reverse mode is linear in depth")
+    depths.set_ylabel("CPU seconds, evaluation and sweep (solid)", color="#00798c")
+    memory_of.set_ylabel("megabytes at the peak (dashed)", color="#b36b00")
 
     widths, durations, memory = grains
     for (name, values), colour in zip(durations.items(), ("#8c2f39", "#edae49", "#00798c", "#d1495b"), strict=True):
         grain_of.loglog(widths, values, "o-", markersize=4, color=colour, label=name)
-    grain_of.set(xlabel="inputs and units of a layer, n", ylabel="seconds for its gradient", title="One layer in four grains")
+    grain_of.set(
+        xlabel="inputs and units of a layer, n", ylabel="seconds for its gradient", title="Scalar nodes are slow, vector nodes are not"
+    )
     grain_of.legend(fontsize=9)
 
     styles = (("#8c2f39", "o-"), ("#d1495b", "o-"), ("#8c2f39", "s--"), ("#d1495b", "s--"))
     for (name, values), (colour, style) in zip(memory.items(), styles, strict=True):
         jacobians.loglog(widths, values, style, markersize=4, color=colour, label=name)
-    jacobians.set(xlabel="inputs and units of a layer, n", ylabel="bytes at the peak", title="Build the Jacobian, or only its product")
+    jacobians.set(xlabel="inputs and units of a layer, n", ylabel="bytes at the peak", title="A Jacobian takes far more than its product")
     jacobians.legend(fontsize=9)
     for axes in (grain_of, jacobians):
         axes.set_xticks(widths, [str(n) for n in widths])
@@ -268,7 +301,7 @@ def judged(swollen: dict[str, list[int]], chain: tuple[list[int], list[float], l
 
 def main(argv: Sequence[str] | None = None) -> CostVerdict:
     """Measure swell, depth, grain and Jacobians; the verdict."""
-    options = parse(CostOptions, argv, "a derivative costs what is written down for it")
+    options = parse(CostOptions, argv)
     with study("derivative_costs", options) as record:
         width = options.width * (1 + options.full)
         swollen, chain, grains = swell(options.steps), depth(options.nodes, options.nodes // (1 if options.full else 10)), grain(width)

@@ -13,6 +13,16 @@ functions: y = ln x1 + x1 x2 - sin x2 of the slides at (2, 5), and the cross ent
 
 Ways that would take longer than a second are timed for one pass and multiplied (dotted lines). What a derivative costs in memory, and
 through deep graphs, is the claim of experiments/derivative_costs.py.
+
+Figures:
+
+    derivatives.png      Left, the error of a difference quotient against its step; right, seconds for a whole gradient against the number
+                         of inputs, dotted where one pass was timed and multiplied. Look at the right ends: reverse mode stays below a
+                         second where the others take hours.
+    network_graph.png    The graph that torch recorded for a small convolutional network, in the slides' notation. Read it from left to
+                         right, and the arrows backwards for the gradient.
+    slide_graph.png      The graph of the slides' function at (2, 5), with the value and the adjoint of every node. Follow the adjoints from
+                         right to left: each is the sum over the arrows that leave its node.
 """
 
 import time
@@ -37,7 +47,7 @@ from cnn425.lab import figures, pages
 from cnn425.lab.errors import LabError, command, first_line
 from cnn425.lab.expressions import derivation, parsed, point
 from cnn425.lab.models import namespace
-from cnn425.lab.progress import say_table
+from cnn425.lab.progress import say_table, watched
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 
 TINY = ("--largest", "200")
@@ -75,19 +85,39 @@ class DerivativeVerdict(NamedTuple):
 
     holds: bool
     disagreement: float
+    """largest relative difference of the exact ways from torch"""
     numerical_error: float
+    """the same of differences with h = 1e-6"""
     forward_slope: float
+    """exponent of the error against h, forward differences"""
     central_slope: float
+    """exponent of the error against h, central differences"""
     best_step: float
+    """the best step of central differences"""
     error_at_1e_6: float
+    """relative error of central differences at h = 1e-6"""
     inputs: int
+    """inputs of the function that is timed"""
     reverse_seconds: float
+    """seconds for its gradient, reverse mode"""
     forward_seconds: float
+    """seconds for its gradient, forward mode"""
     numerical_seconds: float
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"the exact ways differ by at most {self.disagreement:.1g}; for a gradient by {self.inputs:,} inputs reverse mode takes "
+            f"{self.reverse_seconds:.2g} s, forward mode {self.forward_seconds:,.1f} s, differences {self.numerical_seconds:,.1f} s"
+        )
+
+    """seconds for its gradient, differences"""
 
 
 class PageVerdict(NamedTuple):
     """Where the page is, the value, and the gradient; holds if forward and reverse mode agree to 1e-12 of the largest slope."""
+
+    MUST_HOLD = True  # a task, not a claim
 
     holds: bool
     page: str
@@ -227,7 +257,7 @@ def passes_against_inputs(largest: int) -> tuple[list[int], dict[str, list[tuple
     def f(x: Any) -> Any:
         return (autodiff.sin(x) * x).sum()
 
-    for m in counts:
+    for m in watched(counts, "numbers of inputs", len(counts)):
         x, direction = np.linspace(0, 1, m), np.eye(1, m)[0]
         one = {"numerical": seconds(partial(f, x)) * 2 * m, "forward": seconds(partial(forward.jvp, f, (x,), (direction,))) * m}
         for way, module in (("numerical", numerical), ("forward", forward)):
@@ -313,13 +343,13 @@ def say(verdict: DerivativeVerdict) -> None:
 def show(title: str, ways: dict[str, Way], expected: Sequence[float]) -> None:
     """The five ways as a table in the terminal."""
     table = Table(title=title)
-    for name in ("way", "first two slopes", "error", "passes", "operations", "milliseconds"):
+    for name in ("way", "first two slopes", "error", "passes", "operations", "ms"):
         table.add_column(name, justify="left" if name in ("way", "passes") else "right")
     for name, way in ways.items():
-        slopes = ", ".join(f"{slope:.9f}" for slope in way.gradient[:2])
+        slopes = ", ".join(f"{slope:.6f}" for slope in way.gradient[:2])
         error = f"{relative(way.gradient, expected):.1e}"
         table.add_row(name, slopes, error, way.passes, f"{way.operations:,}" if way.operations else "", f"{way.seconds * 1e3:.3f}")
-    say_table(table, width=120)
+    say_table(table)
 
 
 def small_network(layers: Any) -> Any:
@@ -348,13 +378,13 @@ def write_page(options: DerivativeOptions) -> PageVerdict:
 
 def main(argv: Sequence[str] | None = None) -> DerivativeVerdict | PageVerdict:
     """Differentiate in five ways, measure error and passes; the verdict. With `--page`, write a page instead."""
-    options = parse(DerivativeOptions, argv, "five ways lead to the same gradient, and only reverse mode gets there in one pass")
+    options = parse(DerivativeOptions, argv)
     if options.page:
         return write_page(options)
     with study("derivatives", options) as record:
         torch.manual_seed(options.seed)
         table, theirs = traces(slide, 2, 5), small_network(options.layers)
-        say_table(table, width=130)
+        say_table(table)
         at, exact = start(options.seed), [5.5, float(2 - np.cos(5.0))]
         simple, layered = five_ways(slide, (2.0, 5.0)), five_ways(network, at)
         layered[f"{options.layers} layers"] = Way(

@@ -13,6 +13,11 @@ everywhere here:
                        above the least loss, by about lr * noise^2 * trace(H) / (2 B) if lr is small, where noise is that of the data
 
 Here every method uses one step size. Seconds are measured and depend on the machine; no verdict hangs on them.
+
+Figures:
+
+    descent.png    One linear unit with two parameters descends with three step sizes (above) and three batch sizes (below). Look at the
+                   middle below: the whole set gets furthest down, but single examples are near long before it has taken its second step.
 """
 
 import time
@@ -67,16 +72,36 @@ class DescentVerdict(NamedTuple):
 
     holds: bool
     rule_difference: float
+    """largest difference between the rule by hand and torch.optim.SGD"""
     step_limit: float
+    """step size at which full-batch descent turns from shrinking to growing"""
     below_limit: float
+    """loss 1 % below that, after 200 steps, where the start is 1"""
     above_limit: float
+    """loss 1 % above it"""
     examples_all: int
+    """examples looked at until a hundredth of the start is left, whole set"""
     examples_mini: int
+    """the same, mini-batches"""
     examples_one: int
+    """the same, single examples"""
     floor_all: float
+    """loss at the end, whole set, where the start is 1"""
     floor_mini: float
+    """loss at the end, mini-batches"""
     floor_one: float
+    """loss at the end, single examples"""
     floor_one_predicted: float
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"1 % below a step size of {self.step_limit:.3f} the loss shrinks to {self.below_limit:.1g} of its start, 1 % above it grows "
+            f"to {self.above_limit:.1g}; to a hundredth of the start it takes {self.examples_one:,} single examples, or "
+            f"{self.examples_all:,} in sums over the whole set"
+        )
+
+    """the same by the formula lr noise^2 trace(H) / 2"""
 
 
 class Path(NamedTuple):
@@ -214,7 +239,7 @@ def draw(landscape: Landscape, sizes: dict[str, Path], batches: dict[str, Path],
 
 def main(argv: Sequence[str] | None = None) -> DescentVerdict:
     """The rule, the step sizes, the batches; the verdict."""
-    options = parse(DescentOptions, argv, "gradient descent: step sizes and batch sizes on a loss with two parameters")
+    options = parse(DescentOptions, argv)
     with study("descent", options) as record:
         landscape = Landscape(options)
         many, few = len(landscape.x), max(8, options.steps // 8)

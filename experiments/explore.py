@@ -52,6 +52,8 @@ class ExploreOptions:
 class ExploreVerdict(NamedTuple):
     """Where the page is, its bytes and images; holds if all pictures could be read and the page knows every layer."""
 
+    MUST_HOLD = True  # a task, not a claim
+
     holds: bool
     page: str
     size: int
@@ -84,7 +86,7 @@ def examples(model: trained.Trained, count: int, data_dir: Path | None) -> tuple
 
 def main(argv: Sequence[str] | None = None) -> ExploreVerdict:
     """Write the page; the verdict."""
-    options = parse_any(ExploreOptions, argv, "look inside a trained network")
+    options = parse_any(ExploreOptions, argv)
     model = trained.load(options.checkpoint)
     good, pictures, complaints = trained.readable(options.pictures)
     for complaint in complaints:

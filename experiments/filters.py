@@ -1,6 +1,7 @@
 """A convolution is one neuron shifted over the image, and its weights are a template: it answers most where the image looks like them.
 
     python -m experiments.filters            (about 10 seconds)
+    python -m experiments.filters --film     (a few seconds: a kernel slides over an image, in any geometry: --stride 2 --padding 1 ...)
 
 On a photograph, with our convolution:
 
@@ -13,22 +14,32 @@ On a photograph, with our convolution:
 
 The photograph is Grace Hopper's official portrait (J. S. Davis, United States Navy, 1984): a work of the US government, in the public
 domain; it comes with matplotlib. tests/test_filters.py compares every response with SciPy's.
+
+Figures:
+
+    kernel.gif      One kernel of 3x3 weights slides over a small image, and each window gives one number of the output. Look at the window
+                    and the sum: the weights stay the same at every place, and the output answers at the edges.
+    filters.png     A photograph through four filters, and the filters that least squares finds again from the photograph and its four
+                    pictures. Compare each pair of squares: given and learnt are the same.
+    template.png    A part of the photograph is looked for with three kinds of answers; a circle marks the largest of each. Look at the last
+                    map: only the normalised answer finds the part where it was cut out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib import cbook, image
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import Tensor
+from torch import Tensor, nn
 
 from cnn425.lab import figures
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.models import Layers, namespace
+from cnn425.lab.progress import watched
 from cnn425.lab.study import Study, StudyOptions, at_least, parse, study
 from cnn425.nn import functional
 
@@ -52,15 +63,34 @@ class FilterOptions(StudyOptions):
     """Side of the square in the middle of the photograph from which the filters are learnt, in pixels."""
     threads: int = 1
     """CPU threads. 0: torch's own choice."""
+    film: bool = False
+    """Measure nothing; write kernel.gif, in which a kernel slides over a small image while the output fills."""
+    side: int = 7
+    """Side of the film's image, in pixels."""
+    kernel: int = 3
+    """Side of the film's kernel, in pixels."""
+    stride: int = 1
+    """Pixels from window to window in the film."""
+    padding: int = 0
+    """Pixels of zeros around the film's image."""
+    dilation: int = 1
+    """Pixels from cell to cell inside a window of the film."""
 
     def __post_init__(self) -> None:
         """Refuses a template or a square that is not in the photograph."""
-        at_least(self, threads=0)
+        at_least(self, threads=0, side=1, kernel=1, stride=1, padding=0, dilation=1)
+        if not 0 < self.positions <= 20:
+            raise LabError(f"--side {self.side} and the other numbers of the film make {self.positions} positions; 1 to 20 are wanted", 2)
         top, left, height, width = self.template
         if min(top, left) < 0 or min(height, width) < 2 or top + height > 300 or left + width > 256:
             raise LabError(f"--template is {' '.join(map(str, self.template))}; at least 2 x 2 pixels inside 300 x 256 are wanted", 2)
         if not 8 <= self.size <= 512:
             raise LabError(f"--size is {self.size}; it must be from 8 to 256 pixels", 2)
+
+    @property
+    def positions(self) -> int:
+        """Of the film's kernel along a side of its image."""
+        return (self.side + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
 
 class Match(NamedTuple):
@@ -69,7 +99,9 @@ class Match(NamedTuple):
     row: int
     column: int
     response: float
+    """answer"""
     pixels_off: float
+    """pixels off"""
 
 
 class FilterVerdict(NamedTuple):
@@ -80,10 +112,23 @@ class FilterVerdict(NamedTuple):
 
     holds: bool
     neuron_difference: float
+    """largest difference between one neuron, moved, and the convolution"""
     learnt_difference: float
+    """largest difference between learnt and true weights"""
     raw: Match
+    """where the convolution finds the template"""
     centred: Match
+    """where the template without its mean finds it"""
     normalised: Match
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"one neuron moved over the image differs from the convolution by at most {self.neuron_difference:.1g}; the sum of products "
+            f"is largest {self.raw.pixels_off:.0f} pixels from the template's place, its normalised form {self.normalised.pixels_off:.0f}"
+        )
+
+    """where normalised cross-correlation finds it"""
 
 
 def photograph() -> Tensor:
@@ -146,11 +191,24 @@ def best(response: Tensor, place: Sequence[int]) -> Match:
     return Match(row, column, float(response[row, column]), ((row - place[0]) ** 2 + (column - place[1]) ** 2) ** 0.5)
 
 
-def main(argv: Sequence[str] | None = None) -> FilterVerdict:
-    """The three parts of the claim on the photograph; the verdict."""
-    options = parse(FilterOptions, argv, "a convolution is one neuron shifted over the image, and its weights are a template")
+class FilmVerdict(NamedTuple):
+    """How many pictures the film has; holds if it was written."""
+
+    MUST_HOLD = True  # a task, not a claim
+
+    holds: bool
+    pictures: int
+
+
+def main(argv: Sequence[str] | None = None) -> FilterVerdict | FilmVerdict:
+    """The three parts of the claim on the photograph; the verdict. With `--film`, write a film instead."""
+    options = parse(FilterOptions, argv)
     with study("filters", options) as record:
-        return tried(options, record)
+        if not options.film:
+            return tried(options, record)
+        many = options.positions**2
+        record.film("kernel", watched(sliding(options), "pictures", many))
+        return FilmVerdict(True, many)
 
 
 def tried(options: FilterOptions, record: Study) -> FilterVerdict:
@@ -215,6 +273,55 @@ def draw_filters(x: Tensor, filtered: Tensor, found: Tensor) -> Figure:
     return made
 
 
+def sliding(options: FilterOptions) -> Iterator[Figure]:
+    """One picture per window: the image with the window's pixels marked, the kernel, and the output up to there."""
+    k, s, p, d = options.kernel, options.stride, options.padding, options.dilation
+    x = torch.zeros(options.side, options.side, dtype=torch.float64)
+    x[:, options.side // 2 :] = 1  # bright on the right: an edge
+    x[options.side // 2 :] = 2 - x[options.side // 2 :]
+    weight = (torch.arange(k, dtype=torch.float64) - (k - 1) / 2).sign().expand(k, k)
+    y = namespace(options.layers).functional.conv2d(x[None, None], weight[None, None], stride=s, padding=p, dilation=d)[0, 0]
+    padded = nn.functional.pad(x, (p, p, p, p))
+    made = figures.figure(9.6, 4.4)
+    left, middle, right = made.subplots(1, 3, width_ratios=[1.35, 0.75, 1])
+    grid(left, padded, "Greys", 3)
+    left.set_title(f"image, {options.side}x{options.side}" + (f", and {p} of padding" if p else ""), fontsize=11)
+    if p:
+        left.add_patch(Rectangle((p - 0.5, p - 0.5), options.side, options.side, fill=False, edgecolor="#555555", linewidth=2))
+    grid(middle, weight, "RdBu_r", 1.5)
+    middle.set_title(f"kernel, {k}x{k}", fontsize=11)
+    marks = [Rectangle((0, 0), 1, 1, facecolor="#edae49", alpha=0.45, edgecolor="#b36b00", linewidth=1.5) for _ in range(k * k)]
+    for mark in marks:
+        left.add_patch(mark)
+    limit = float(y.abs().max()) or 1.0
+    places = [(i, j) for i in range(y.shape[0]) for j in range(y.shape[1])]
+    right.set_title(f"output, {y.shape[0]}x{y.shape[1]}", fontsize=11)
+    shown = grid(right, torch.full_like(y, float("nan")), "RdBu_r", 1.4 * limit)
+    filled = torch.full_like(y, float("nan"))
+    for i, j in places:
+        for mark, (u, v) in zip(marks, [(u, v) for u in range(k) for v in range(k)], strict=True):
+            mark.set_xy((j * s + v * d - 0.5, i * s + u * d - 0.5))
+        filled[i, j] = y[i, j]
+        shown.set_data(filled.numpy())
+        right.text(j, i, f"{float(y[i, j]):g}", ha="center", va="center", fontsize=10)
+        title = f"One kernel slides over the image: output [{i}, {j}] is the sum of window x kernel = {float(y[i, j]):g}"
+        made.suptitle(title, fontsize=12)
+        yield made
+
+
+def grid(axes: Any, numbers: Tensor, colours: str, limit: float) -> Any:
+    """Numbers `(H, W)` as coloured cells with the numbers in them, coloured from -limit to limit; what is NaN stays white."""
+    shown = axes.imshow(numbers.numpy(), cmap=colours, vmin=0 if colours == "Greys" else -limit, vmax=limit)
+    for (i, j), number in [((i, j), float(numbers[i, j])) for i in range(numbers.shape[0]) for j in range(numbers.shape[1])]:
+        if number == number:
+            axes.text(j, i, f"{number:g}", ha="center", va="center", fontsize=10)
+    axes.set_xticks([j - 0.5 for j in range(numbers.shape[1] + 1)], [])
+    axes.set_yticks([i - 0.5 for i in range(numbers.shape[0] + 1)], [])
+    axes.tick_params(length=0)
+    axes.grid(color="#bbbbbb", linewidth=0.6)
+    return shown
+
+
 def draw_template(x: Tensor, template: Sequence[int], maps: Sequence[Tensor], matches: Sequence[Match]) -> Figure:
     """Where each of the three responses is largest, on the photograph and in the map of responses."""
     top, left, height, width = template
@@ -223,9 +330,10 @@ def draw_template(x: Tensor, template: Sequence[int], maps: Sequence[Tensor], ma
     titles = ("convolution: sum of products", "template without its mean", "normalised cross-correlation: cosine")
     axes_of = made.subplots(1, 4, width_ratios=[1, 1, 1, 1])
     axes_of[0].imshow(x[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
-    axes_of[0].set_title("photograph, template in white", fontsize=9)
-    axes_of[0].add_patch(Rectangle((left, top), width, height, fill=False, edgecolor="white", linewidth=1.8))
-    colours = ("#d1495b", "#edae49", "#00c2d8")
+    axes_of[0].set_title("photograph, template in yellow", fontsize=9)
+    for colour, line in (("black", 4.5), ("#ffd400", 2.2)):  # a dark edge, so that it is seen on white
+        axes_of[0].add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=colour, linewidth=line))
+    colours = ("#d1495b", "#6a4c93", "#ffd400")
     for axes, title, response, match, colour in zip(axes_of[1:], titles, maps, matches, colours, strict=True):
         axes.imshow(
             response.numpy(), cmap="gray", extent=(width / 2, width / 2 + response.shape[1], height / 2 + response.shape[0], height / 2)
@@ -242,9 +350,10 @@ def draw_template(x: Tensor, template: Sequence[int], maps: Sequence[Tensor], ma
             markeredgewidth=2,
         )
         axes.set_xlabel(f"largest answer {match.response:.4g}\n{match.pixels_off:.0f} pixels from the template's place", fontsize=9)
-        axes_of[0].add_patch(
-            Rectangle((match.column, match.row), width, height, fill=False, edgecolor=colour, linewidth=1.8, linestyle="--")
-        )
+        if match.pixels_off:
+            axes_of[0].add_patch(
+                Rectangle((match.column, match.row), width, height, fill=False, edgecolor=colour, linewidth=2.2, linestyle="--")
+            )
     for axes in axes_of:
         axes.set(xticks=[], yticks=[])
     return made

@@ -6,6 +6,13 @@
 
 The files of MNIST are looked for in `--data-dir`, else in CNN425_DATA_DIR; without either they are downloaded once into the user's cache.
 A run that was ended goes on with the same command, or with `--resume` and its folder.
+
+Figures:
+
+    mnist.png       The convolutional network learns all 60,000 digits once, and is asked about 10,000 others before and after. Look at the
+                    first hundred steps, in which most is learnt.
+    mistakes.png    The first test digits that it takes for others, with the true class and the one it names. Some of them would puzzle a
+                    reader, too.
 """
 
 from collections.abc import Sequence
@@ -14,15 +21,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
-from cnn425.lab import digits
+import torch
+from torch import nn
+
+from cnn425.lab import digits, figures
+from cnn425.lab.board import scalars
 from cnn425.lab.errors import LabError, command
+from cnn425.lab.folder import claim
 from cnn425.lab.group import is_first
 from cnn425.lab.loop import default_folder, show_board, train
-from cnn425.lab.models import build
+from cnn425.lab.models import build, looked_at
 from cnn425.lab.options import Options, meaning, parse
 from cnn425.lab.pictures import Pictures, pattern_images
 from cnn425.lab.progress import say
 from cnn425.lab.seeds import write_spread
+from cnn425.lab.verdict import conclude, percent
 
 TINY = ("--dataset", "patterns", "--examples", "96", "--batch-size", "32")
 
@@ -60,12 +73,25 @@ class DigitVerdict(NamedTuple):
 
     holds: bool
     test_accuracy: float
+    """test digits recognised [%]"""
     test_loss: float
+    """mean loss on the test digits, in nats"""
     train_accuracy: float
+    """training digits recognised in the last epoch, while learning [%]"""
     train_loss: float
+    """their mean loss, in nats"""
     parameters: int
+    """weights and biases"""
     steps: int
+    """steps"""
     folder: str
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"{percent(self.test_accuracy, 2)} of the test pictures are recognised after {self.steps:,} steps, by {self.parameters:,} "
+            "weights and biases"
+        )
 
 
 def data(options: DigitOptions) -> tuple[Pictures, Pictures]:
@@ -81,10 +107,15 @@ def data(options: DigitOptions) -> tuple[Pictures, Pictures]:
 
 def main(argv: Sequence[str] | None = None) -> DigitVerdict:
     """Train one model on one data set; the verdict."""
-    options = parse(DigitOptions, argv, "networks made of our own layers read handwritten digits")
+    options = parse(DigitOptions, argv)
     verdict = with_seeds(options) if options.seeds > 1 else with_seed(options)
+    several = options.seeds > 1
+    conclude(verdict, None if options.dry_run else Path(verdict.folder, "mean") if several else Path(verdict.folder))
     if not options.dry_run:
         show_board(options.log_dir or Path(verdict.folder).parent)
+        run = Path(verdict.folder, f"seed-{options.seed}") if several else verdict.folder
+        say(f"      python -m experiments.predict --checkpoint {run} digit.png     (a picture of your own)")
+        say(f"      python -m experiments.explore --checkpoint {run}     (every number of the network, on a page)")
     return verdict
 
 
@@ -112,6 +143,8 @@ def with_seed(options: DigitOptions) -> DigitVerdict:
     model = build(options.model, options.layers, options.seed, classes=len(training.classes))
     folder = options.log_dir or default_folder("mnist", options.model, options)
     result = train(options, model, training, test, folder, title=f"{options.model} ({options.layers})")
+    if not (options.dry_run or options.shard) and is_first():
+        draw(options, model, test, result.folder)
     goal = GOALS[options.model] if options.dataset == "mnist" and not (options.examples or options.dry_run) else 0.0
     holds = result.held_out_accuracy >= goal
     say(
@@ -129,6 +162,32 @@ def with_seed(options: DigitOptions) -> DigitVerdict:
         result.steps,
         str(result.folder),
     )
+
+
+def draw(options: DigitOptions, model: nn.Sequential, test: Pictures, folder: Path) -> None:
+    """Loss and accuracy against the step, as mnist.png, and the pictures that are taken for something else, as mistakes.png."""
+    written = {(tag, step): value for tag, step, value in scalars(folder)}
+    device = next(model.parameters()).device
+    with torch.no_grad(), looked_at(model):
+        batches = torch.arange(len(test.labels)).split(1000)
+        predictions = torch.cat([model(test.batch(part)[0].to(device)).argmax(1).cpu() for part in batches])
+    with figures.own_style():
+        made = figures.figure(9, 4)
+        right = float((predictions == test.labels.cpu()).double().mean())
+        made.suptitle(f"{options.model} of {options.layers} layers: {percent(right, 2)} of {len(test.labels):,} test pictures", fontsize=12)
+        for axes, name, label in zip(made.subplots(1, 2), ("loss", "accuracy"), ("loss [nats]", "recognised [%]"), strict=True):
+            scale = 100 if name == "accuracy" else 1
+            for kind, colour, style in (("train", "#bbbbbb", "-"), ("held-out", "#d1495b", "o-")):
+                points = [(step, scale * value) for (tag, step), value in sorted(written.items()) if tag == f"{name}/{kind}"]
+                label_of = {"train": "batch", "held-out": "test digits"}[kind]
+                if points:  # --epochs 0 trains nothing
+                    axes.plot(*zip(*points, strict=True), style, markersize=4, color=colour, label=label_of)
+            axes.set(xlabel="step", ylabel=label, ylim=(0, None))
+            axes.legend()
+        figures.save(made, claim(folder, "mnist.png"), dpi=110)
+        wrong = figures.mistakes_figure(test, predictions)
+        if wrong is not None:
+            figures.save(wrong, claim(folder, "mistakes.png"), dpi=90)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,11 @@ layers. On XOR such a network, however deep, stays at a loss of at least ln 2 = 
 in x, so f(0,0) + f(1,1) = f(0,1) + f(1,0): the four margins sum to zero, and as log(1 + exp(-margin)) is convex, its mean is at least its
 value at zero. Three of the four points are the most it can get right. Can learn does not mean will: from some initial weights the same
 small network with an activation ends in a local minimum, so the verdict says how many of the seeds succeed.
+
+Figures:
+
+    nonlinearity.png    Four networks learn the four points of XOR; above, the probability that each gives to 1 over the plane, below, its
+                        loss. Look at the first two panels: without an activation the plane stays one shade, and the loss stays at ln 2.
 """
 
 import math
@@ -23,6 +28,7 @@ from cnn425.lab.errors import command
 from cnn425.lab.models import Layers, namespace
 from cnn425.lab.progress import Reporter, say_table
 from cnn425.lab.study import StudyOptions, at_least, parse, study
+from cnn425.lab.verdict import percent
 
 TINY = ("--steps", "3", "--seeds", "1")
 
@@ -42,6 +48,7 @@ class NonlinearityOptions(StudyOptions):
     steps: int = 300
     """Steps of Adam, each on all four points."""
     lr: float = 0.05
+    """Learning rate of Adam."""
     seeds: int = 5
     """How many initial weights each network is trained from; `--full`: four times as many."""
 
@@ -59,10 +66,23 @@ class NonlinearityVerdict(NamedTuple):
 
     holds: bool
     collapse_error: float
+    """deep linear networks against their one matrix, in roundings of 2.2e-16"""
     linear_accuracy: float
+    """points of XOR right without activation, at best [%]"""
     linear_loss: float
+    """the lowest loss without activation, in nats (guessing: ln 2 = 0.693)"""
     sigmoid_learnt: float
+    """initial weights from which XOR is learnt with sigmoid [%]"""
     relu_learnt: float
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"without activation a network gets at most {4 * self.linear_accuracy:.0f} of the 4 points of XOR right; with one, XOR is "
+            f"learnt from {percent(self.sigmoid_learnt)} (sigmoid) and {percent(self.relu_learnt)} (ReLU) of the initial weights"
+        )
+
+    """initial weights from which XOR is learnt with ReLU [%]"""
 
 
 def network(name: str, layers: Layers, hidden: int, seed: int) -> nn.Sequential:
@@ -140,7 +160,7 @@ def draw(best: dict[str, tuple[list[float], float, nn.Sequential]]) -> Any:
     W1, W2 = (linear.get_parameter(name).detach() for name in ("0.weight", "1.weight"))
     largest = float(max(W1.abs().max(), W2.abs().max()))
     for axes, matrix, title, sign in zip(cells[1:], (W2 @ W1, W2, W1), ("$W$", "$W_2$", "$W_1$"), " =·", strict=True):
-        axes.imshow(matrix.numpy(), cmap="PuOr", vmin=-1.3 * largest, vmax=1.3 * largest)
+        axes.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-1.3 * largest, vmax=1.3 * largest)
         axes.set(title=title, xticks=[], yticks=[])
         axes.set_ylabel(sign, rotation=0, fontsize=22, labelpad=14, va="center")
         few = matrix if matrix.numel() <= 16 else matrix[:0]
@@ -151,7 +171,7 @@ def draw(best: dict[str, tuple[list[float], float, nn.Sequential]]) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> NonlinearityVerdict:
     """Collapse deep linear networks, train four networks on XOR; the verdict."""
-    options = parse(NonlinearityOptions, argv, "a network without activation is linear and cannot learn XOR")
+    options = parse(NonlinearityOptions, argv)
     seeds = range(options.seed, options.seed + options.seeds * (4 if options.full else 1))
     depths = (2, 3, 5, 10, 20)
     with study("nonlinearity", options) as record, Reporter("XOR", len(NAMES) * len(seeds)) as reporter:

@@ -5,6 +5,11 @@
 The patterns are a falling diagonal, a vertical and a horizontal bar, all through the centre (the pictures of the slides are not in the
 lecture's text; these are our choice). Before the first step every one of the 30 derivatives is compared with a central difference,
 (L(w + h) - L(w - h)) / 2h with h = 1e-6.
+
+Figures:
+
+    weights.png    Above, the three patterns; below, the nine weights of each unit after 100 steps. Look at the red pixels: they are those
+                   of the unit's own pattern.
 """
 
 from collections.abc import Sequence
@@ -24,6 +29,7 @@ from cnn425.lab.models import build, namespace
 from cnn425.lab.options import Options, parse
 from cnn425.lab.pictures import PATTERNS, drawn, patterns
 from cnn425.lab.progress import say
+from cnn425.lab.verdict import conclude, percent
 
 TINY = ("--epochs", "2")
 
@@ -57,10 +63,21 @@ class PatternVerdict(NamedTuple):
 
     holds: bool
     accuracy: float
+    """clean patterns recognised [%]"""
     gradient_error: float
+    """largest error of a derivative, relative to the largest derivative"""
     parameters: int
+    """weights and biases"""
     steps: int
+    """steps of gradient descent"""
     folder: str
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"after {self.steps} steps the network recognises {percent(self.accuracy)} of the three patterns; its derivatives differ from "
+            f"central differences by at most {self.gradient_error:.1g} of the largest"
+        )
 
 
 def gradient_error(model: nn.Module, loss: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -88,24 +105,33 @@ def as_text(picture: Tensor) -> list[str]:
     return ["".join(2 * SHADES[min(9, int(value * 10))] for value in row) for row in picture.tolist()]
 
 
-def show(weights: Tensor, folder: Path | None) -> None:
-    """The weights of the three units as 3x3 pictures: characters in the terminal, weights.png in the run folder."""
+def show(learnt: Tensor, folder: Path | None) -> None:
+    """The weights `(3, 3, 3)` of the three units as pictures: characters in the terminal, weights.png in the run folder."""
+    weights, limit = figures.stretched(learnt), float(learnt.abs().max())
     print("learnt weights, one picture per unit (dark: negative, bright: positive):")
     print("   " + "   ".join(f"{name:10}" for name in PATTERNS))
     for row in zip(*map(as_text, weights), strict=True):
         print("   " + "   ".join(f"{cells:10}" for cells in row))
     if folder:
-        made = figures.figure(6, 4)
+        made = figures.figure(7, 4.6)
+        made.suptitle("Each unit's largest weights are the pixels of its own pattern", fontsize=12)
+        cells = made.subplots(2, 3)
         for column, (name, rows) in enumerate(PATTERNS.items()):
-            for line, (picture, title) in enumerate(((drawn(rows), f"pattern: {name}"), (weights[column], "learnt weights"))):
-                axes = made.add_subplot(2, 3, 3 * line + column + 1, title=title, xticks=[], yticks=[])
-                axes.imshow(picture.numpy(), cmap="gray_r" if line == 0 else "RdBu_r", vmin=0, vmax=1)
+            for axes, picture in zip(cells[:, column], (drawn(rows), learnt[column]), strict=True):
+                ink = axes is cells[0, column]
+                shown = axes.imshow(
+                    picture.numpy(), cmap="gray_r" if ink else "RdBu_r", vmin=0 if ink else -limit, vmax=1 if ink else limit
+                )
+                axes.set(xticks=[], yticks=[], title=name if ink else "")
+        for axes, words in zip(cells[:, 0], ("pattern", "weights learnt"), strict=True):
+            axes.set_ylabel(words, fontsize=11)
+        made.colorbar(shown, ax=cells[1], label="weight")
         figures.save(made, claim(folder, "weights.png"))
 
 
 def main(argv: Sequence[str] | None = None) -> PatternVerdict:
     """Check the gradient, train, show the weights; the verdict."""
-    options = parse(PatternOptions, argv, "the smallest network learns three patterns")
+    options = parse(PatternOptions, argv)
     training = patterns(options.copies, options.noise, options.seed)
     clean = patterns()
     model = build("smallest", options.layers, options.seed, size=(3, 3), classes=3).double()
@@ -114,15 +140,16 @@ def main(argv: Sequence[str] | None = None) -> PatternVerdict:
     say(f"step 0: the 30 derivatives differ from central differences (h = {STEP:g}) by at most {error:.1e} of the largest one")
     folder = options.log_dir or default_folder("patterns", "smallest", options)
     result = train(options, model, training, clean, folder, title=f"smallest ({options.layers})")
-    weights = figures.stretched(figures.filters(model, (3, 3)))
+    weights = figures.filters(model, (3, 3))
     if is_first():
         with figures.own_style():
             show(weights, None if options.dry_run else result.folder)
     holds = result.held_out_accuracy == 1.0 and error < 1e-6
-    say(f"{result.held_out_accuracy:.0%} of the three patterns after {result.steps} steps with {result.parameters} parameters")
+    verdict = PatternVerdict(holds, result.held_out_accuracy, error, result.parameters, result.steps, str(result.folder))
+    conclude(verdict, None if options.dry_run else result.folder)
     if not options.dry_run:
         show_board(options.log_dir or folder.parent)
-    return PatternVerdict(holds, result.held_out_accuracy, error, result.parameters, result.steps, str(result.folder))
+    return verdict
 
 
 if __name__ == "__main__":

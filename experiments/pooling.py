@@ -12,6 +12,15 @@ A letter slides over an image of 32x32 pixels, through 16 random 5x5 filters, Re
     the gradient    the maximum sends all of it to the winner, the average to everyone alike
 
 Changes are |f(shifted) - f(image)| / |f(image)|, averaged over eight places where the letter may start, because windows make a grid.
+
+Figures:
+
+    pooling.png      Left, how much the answer changes when the letter moves; right, the answer of one unit while a bright dot passes. Look
+                     at the curves on the left from top to bottom: the larger the pool, the less changes.
+    letter.png       The letter at two places, and what a convolution and a local layer answer. Look at the lowest row: only the
+                     convolution's two answers are the same but for the shift.
+    gradients.png    The gradient that four pools send back to a small image, as colours and bold numbers. Compare the first two: the
+                     maximum sends all to one pixel, the average the same to each.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,6 +36,7 @@ from cnn425.lab.errors import command
 from cnn425.lab.models import local_layer, namespace
 from cnn425.lab.pictures import drawn
 from cnn425.lab.study import Study, StudyOptions, at_least, parse, study
+from cnn425.lab.verdict import percent
 
 TINY = ("--channels", "2")
 
@@ -59,11 +69,27 @@ class PoolingVerdict(NamedTuple):
 
     holds: bool
     convolution_exchanged: float
+    """relative change if shift and convolution are exchanged"""
     local_exchanged: float
+    """relative change if shift and local layer are exchanged"""
     convolution_max: tuple[float, ...]
+    """change by one pixel of shift: convolution, max pools of 1, 2, 4, 8 pixels and of the whole image [%]"""
     convolution_average: tuple[float, ...]
+    """the same, average pools [%]"""
     local_max: tuple[float, ...]
+    """the same, local layer, max pools [%]"""
     local_average: tuple[float, ...]
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"shift and convolution can be exchanged (to {self.convolution_exchanged:.1g}), shift and local layer cannot "
+            f"({percent(self.local_exchanged)} apart); a shift by one pixel changes what a convolution answers by "
+            f"{percent(self.convolution_max[0])}, and by {percent(self.convolution_max[-1])} under one pool over the whole image, behind "
+            f"a local layer by {percent(self.local_max[-1])}"
+        )
+
+    """the same, local layer, average pools [%]"""
 
 
 def letter(column: int) -> Tensor:
@@ -92,7 +118,7 @@ def behind(layer: nn.Module, pool: nn.Module, relu: nn.Module) -> Network:
 
 def main(argv: Sequence[str] | None = None) -> PoolingVerdict:
     """Slide the letter; the verdict."""
-    options = parse(PoolingOptions, argv, "a convolution moves with its image, and pooling forgets by how much")
+    options = parse(PoolingOptions, argv)
     with study("pooling", options) as record:
         return tried(options, record)
 
@@ -122,9 +148,10 @@ def tried(options: PoolingOptions, record: Study) -> PoolingVerdict:
         print(f"  {name:12} {pool:8} " + "  ".join(f"{value:6.1%}" for value in values))
     falling = all(a > b for pool in pools for a, b in zip(steps["convolution", pool], steps["convolution", pool][1:], strict=False))
     vanishes = max(steps["convolution", pool][-1] for pool in pools) < 1e-12 < 0.05 < min(steps["local layer", pool][-1] for pool in pools)
-    for (name, pool, side), change_by_shift in curves.items():
-        record.curve(f"change by shift/{name}, {pool} {side}x{side}", range(FURTHEST + 1), change_by_shift)
-    record.figure("pooling", draw_tolerance(layers, curves, pools))
+    for (name, pool, side), values in curves.items():
+        record.curve(f"change by shift/{name}, {pool} {side}x{side}", range(FURTHEST + 1), values)
+    record.figure("pooling", draw_tolerance(curves, pools))
+    record.figure("letter", draw_letter(layers))
     record.figure("gradients", draw_gradients(pools))
     holds = exchanged[0] < 1e-12 and exchanged[1] > 0.1 and falling and vanishes
     return record.verdict(PoolingVerdict(holds, exchanged[0], exchanged[1], *steps.values()))
@@ -143,14 +170,11 @@ def passing(pool: nn.Module | None) -> list[float]:
     return answers
 
 
-def draw_tolerance(
-    layers: dict[str, nn.Module], curves: dict[tuple[str, str, int], list[float]], pools: dict[str, type[nn.Module]]
-) -> Figure:
-    """Two images and what the layers make of them; change against shift; a dot that passes one unit."""
-    made = figures.figure(12.5, 5)
-    left, right = made.subfigures(1, 2, width_ratios=[1, 1.75])
-    left.suptitle("The letter moves 6 pixels: who moves along?", fontsize=11)
-    axes_of = left.subplots(3, 3)
+def draw_letter(layers: dict[str, nn.Module]) -> Figure:
+    """Two images, and what a convolution and a local layer make of them."""
+    made = figures.figure(8, 7.6)
+    made.suptitle("The letter moves 6 pixels: the convolution's answer moves along, the local layer's changes", fontsize=12)
+    axes_of = made.subplots(3, 3)
     for axes in axes_of.flat:
         axes.set(xticks=[], yticks=[])
     with torch.no_grad():
@@ -161,36 +185,38 @@ def draw_tolerance(
         for k, (name, layer) in enumerate(layers.items(), start=1):
             difference = layer(letter(8)).roll(6, -1) - layer(letter(14))
             axes_of[2, k].imshow(difference[0, 0].numpy(), cmap="RdBu_r", vmin=-0.8, vmax=0.8)
-            axes_of[0, k].set_title(name, fontsize=9)
-    axes_of[0, 0].set_title("image", fontsize=9)
+            axes_of[0, k].set_title(name, fontsize=11)
+    axes_of[0, 0].set_title("image, 32x32 pixels", fontsize=11)
     axes_of[2, 0].axis("off")
-    axes_of[2, 0].text(1, 0.5, "answer above, moved\n6 pixels, minus\nanswer below it", ha="right", va="center", fontsize=8)
-    first, second = right.subplots(1, 2)
+    axes_of[2, 0].text(0.97, 0.5, "upper answer, moved\n6 pixels, minus\nthe one below it", ha="right", va="center", fontsize=11)
+    return made
+
+
+def draw_tolerance(curves: dict[tuple[str, str, int], list[float]], pools: dict[str, type[nn.Module]]) -> Figure:
+    """Change against shift; a dot that passes one unit."""
+    made = figures.figure(11, 4.8)
+    first, second = made.subplots(1, 2)
     colours = dict(zip(POOLS, ("#444444", "#7a5195", "#ef5675", "#ffa600", "#00798c"), strict=True))
     for side in POOLS:
         name = {1: "no pool", SIZE: "whole image"}.get(side, f"{side}x{side}")
         first.plot(curves["convolution", "max", side], "o-", markersize=3, color=colours[side], label=name)
-        if side > 1:
-            first.plot(curves["convolution", "average", side], "--", color=colours[side], linewidth=1)
-    for pool, style in (("max", "-"), ("average", "--")):
-        first.plot(curves["local layer", pool, SIZE], style, color="#999999", linewidth=1.5)
-    first.text(FURTHEST, curves["local layer", "max", SIZE][-1] + 0.03, "local layer, whole image", ha="right", fontsize=8, color="#777777")
-    first.set(xlabel="shift, pixels", ylabel="relative change of the answer", xlim=(0, FURTHEST), ylim=(-0.03, 2.1))
-    first.legend(fontsize=8, title="pool behind a convolution\n(solid: max, dashed: average)", title_fontsize=8, loc="upper left", ncols=2)
-    first.set_title("The larger the pool, the more it tolerates", fontsize=10)
+    first.plot(curves["local layer", "max", SIZE], "--", color="#777777", linewidth=1.5, label="local layer, whole image")
+    first.set(xlabel="shift [pixels]", ylabel="relative change of the answer", xlim=(0, FURTHEST), ylim=(-0.03, 2.0))
+    first.legend(fontsize=9, title="max pool behind a convolution", title_fontsize=9, loc="upper left", ncols=2)
+    first.set_title("The larger the pool, the more it tolerates", fontsize=12)
     dots = range(4, 20)
     second.axvspan(7.5, 15.5, color="#eeeeee")
-    for label, module, colour in (
+    for label, pool, colour in (
         ("no pool: the unit at column 11", None, "#444444"),
         ("max over 8x8", pools["max"](8), "#d1495b"),
         ("average over 8x8", pools["average"](8), "#00798c"),
     ):
-        second.plot(dots, passing(module), "o-", markersize=4, color=colour, label=label)
-    second.text(11.5, 1.03, "the pool's window", ha="center", fontsize=8, color="#666666")
-    second.text(16, 0.05, "1/64", fontsize=8, color="#00798c")
-    second.set(xlabel="column of a bright dot, pixels", ylabel="answer of one unit", ylim=(-0.04, 1.4), xticks=range(4, 20, 3))
-    second.legend(fontsize=8, loc="upper left")
-    second.set_title("A small thing in a large window: kept or diluted", fontsize=10)
+        second.plot(dots, passing(pool), "o-", markersize=4, color=colour, label=label)
+    second.text(11.5, 1.03, "the pool's window", ha="center", fontsize=9, color="#666666")
+    second.text(16, 0.05, "1/64", fontsize=9, color="#00798c")
+    second.set(xlabel="column of a bright dot [pixels]", ylabel="answer of one unit", ylim=(-0.04, 1.4), xticks=range(4, 20, 3))
+    second.legend(fontsize=9, loc="upper left")
+    second.set_title("Max keeps a small thing, the average dilutes it", fontsize=12)
     return made
 
 

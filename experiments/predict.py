@@ -49,6 +49,8 @@ class PredictOptions:
 class Prediction(NamedTuple):
     """Top three (class, probability) of each readable picture; holds if all were readable and every exported program agrees."""
 
+    MUST_HOLD = True  # a task, not a claim
+
     holds: bool
     best: dict[str, list[tuple[str, float]]]
     unreadable: list[str]
@@ -92,7 +94,7 @@ def exported(model: trained.Trained, folder: Path, formats: str) -> dict[str, fl
 
 def main(argv: Sequence[str] | None = None) -> Prediction:
     """Read the pictures, and whatever else was asked for."""
-    options = parse_any(PredictOptions, argv, "use a trained network")
+    options = parse_any(PredictOptions, argv)
     model = trained.load(options.checkpoint)
     print(f"{model.options['model']} of {model.options['layers']} layers, trained on {model.options['dataset']} for {model.step} steps")
     good, images, complaints = trained.readable(options.pictures)

@@ -13,13 +13,21 @@ A convolutional network (16 and 32 filters of 5x5 pixels) learns MNIST's digits;
     confusion       which digits it takes for which
 
 TensorBoard's projector shows the last layer's space with a picture of each digit.
+
+Figures:
+
+    reading.png       One digit passes through the trained network: convolutions with red for positive and blue for negative answers, pools
+                      with the larger the redder. Look from map to map: fewer pixels, and each says more.
+    saliency.png      Which pixels the score of the true class rests on. Look at the red strokes: they lie where the digit differs from
+                      others.
+    neighbours.png    Five test digits with the nearest training digits in two spaces, and the confusion matrix. Look for rows in which the
+                      pixels' neighbours are of another class and the last layer's are not.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from matplotlib import image
@@ -35,6 +43,7 @@ from cnn425.lab.options import Options, parse
 from cnn425.lab.pictures import Pictures, pattern_images
 from cnn425.lab.progress import say
 from cnn425.lab.training import settings
+from cnn425.lab.verdict import conclude, percent
 
 TINY = ("--dataset", "patterns", "--examples", "64", "--test-examples", "40", "--batch-size", "32")
 
@@ -76,11 +85,25 @@ class ReadingVerdict(NamedTuple):
 
     holds: bool
     accuracy: float
+    """test pictures recognised [%]"""
     without_important: float
+    """the same, 30 important pixels wiped out [%]"""
     without_others: float
+    """the same, 30 others wiped out [%]"""
     neighbours_in_features: float
+    """recognised by neighbours in the last layer's space [%]"""
     neighbours_in_pixels: float
+    """recognised by neighbours in the space of pixels [%]"""
     folder: str
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"the network recognises {percent(self.accuracy, 1)} of the test digits, {percent(self.without_important, 1)} without their "
+            f"{WIPED} most important pixels and {percent(self.without_others, 1)} without {WIPED} others; nearest neighbours recognise "
+            f"{percent(self.neighbours_in_features, 1)} in its last layer's space, {percent(self.neighbours_in_pixels, 1)} among the "
+            "pixels"
+        )
 
 
 def data(options: ReadingOptions) -> tuple[Pictures, Pictures]:
@@ -151,7 +174,7 @@ def project(folder: Path, features: Tensor, pictures: Pictures) -> None:
 
 def main(argv: Sequence[str] | None = None) -> ReadingVerdict:
     """Train, then read; the verdict."""
-    options = parse(ReadingOptions, argv, "a trained network can be read")
+    options = parse(ReadingOptions, argv)
     training, test = data(options)
     model = build("conv", options.layers, options.seed, classes=len(training.classes))
     folder = options.log_dir or default_folder("reading", "conv", options)
@@ -183,18 +206,19 @@ def read(options: ReadingOptions, model: nn.Sequential, training: Pictures, test
     if not options.dry_run:
         project(folder, spaces[0][1][:PROJECTED], test.first(PROJECTED))
         drawn = {
-            "reading.png": draw_layers(model, images, labels, importance, test.classes),
+            "reading.png": draw_layers(model, images, test.classes),
+            "saliency.png": draw_saliency(images, labels, importance, test.classes),
             "neighbours.png": draw_neighbours(known, images, labels, predictions, found, test.classes),
         }
         for name, figure in drawn.items():
             figures.save(figure, claim(folder, name), dpi=110)
-            say(f"figure: {folder / name}")
     verdict = ReadingVerdict(
         accuracy >= 0.9 and without < others and in_features > in_pixels, accuracy, without, others, in_features, in_pixels, str(folder)
     )
+    conclude(verdict, None if options.dry_run else folder)
     if not options.dry_run:
-        words: dict[str, Any] = verdict._asdict()
-        write_whole(claim(folder, "verdict.json"), json.dumps(words, indent=2).encode() + b"\n")
+        for name in drawn:
+            say(f"figure: {folder / name}")
         show_board(folder)
     return verdict
 
@@ -211,42 +235,51 @@ def side_by_side(pictures: Tensor, columns: int = 4) -> Tensor:
     return sheet.unflatten(0, (rows, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
-def draw_layers(model: nn.Sequential, images: Tensor, labels: Tensor, importance: Tensor, classes: Sequence[str]) -> Figure:
-    """The first layer's filters, every layer's answer to one digit, and what the score of six digits rests on."""
-    made = figures.figure(13, 5.4)
-    top, bottom = made.subfigures(2, 1, height_ratios=[2.3, 1])
-    top.suptitle("From pixels to scores: what each layer answers to one digit", fontsize=12)
+def draw_layers(model: nn.Sequential, images: Tensor, classes: Sequence[str]) -> Figure:
+    """The first layer's filters, and the answers of convolutions and pools to one digit."""
+    made = figures.figure(11, 7.6)
     outputs = answers(model, images[:1])
-    steps = [
-        (f"{type(layer).__name__}\n{'x'.join(map(str, y.shape[1:]))}", y[0]) for layer, y in zip(model, outputs, strict=True) if y.ndim == 4
-    ]
-    axes_of = top.subplots(1, len(steps) + 3, width_ratios=[1, 1] + [1.4] * len(steps) + [0.8])
-    axes_of[0].imshow(images[0, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
-    axes_of[0].set_title("image\n1x28x28", fontsize=8)
-    axes_of[1].imshow(side_by_side(figures.stretched(figures.filters(model, (28, 28)))).numpy(), cmap="RdBu_r", vmin=0, vmax=1)
-    axes_of[1].set_title("filters of\nthe first layer", fontsize=8)
-    for axes, (title, maps) in zip(axes_of[2:-1], steps, strict=True):
-        signed = bool((maps < 0).any())
-        sheet = side_by_side(figures.stretched(maps, symmetric=signed))
-        axes.imshow(sheet.numpy(), cmap="RdBu_r" if signed else "magma", vmin=0, vmax=1)
-        axes.set_title(title, fontsize=8)
-    for axes in axes_of[:-1]:
-        axes.set(xticks=[], yticks=[], anchor="N")
-        axes.spines[:].set_visible(False)
     chances = outputs[-1][0].softmax(0)
-    axes_of[-1].barh(range(len(classes)), chances.tolist(), color="#00798c")
-    axes_of[-1].set(yticks=range(len(classes)), yticklabels=classes, xlim=(0, 1), xticks=[0, 1])
-    axes_of[-1].invert_yaxis()
-    axes_of[-1].set_title("softmax of\nthe scores", fontsize=8)
-    bottom.suptitle("Saliency, gradient of the true class's score times pixel: red speaks for the class, blue against it", fontsize=12)
-    for k, axes in enumerate(bottom.subplots(1, 10)):
+    made.suptitle(f"From pixels to scores: the network is {percent(float(chances.max()))} sure of its answer", fontsize=13)
+    steps = [
+        (f"{type(layer).__name__}, {'x'.join(map(str, y.shape[1:]))}", y[0])
+        for layer, y in zip(model, outputs, strict=True)
+        if y.ndim == 4 and hasattr(layer, "kernel_size")
+    ]
+    top, bottom = made.subfigures(2, 1, height_ratios=[1, 1])
+    above = top.subplots(1, 2 + len(steps) // 2)
+    below = bottom.subplots(1, 1 + len(steps) - len(steps) // 2, width_ratios=[1.7] * (len(steps) - len(steps) // 2) + [0.9])
+    above[0].imshow(images[0, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
+    above[0].set_title("image, 1x28x28", fontsize=10)
+    above[1].imshow(side_by_side(figures.stretched(figures.filters(model, (28, 28)))).numpy(), cmap="RdBu_r", vmin=0, vmax=1)
+    above[1].set_title("filters of the first layer", fontsize=10)
+    for axes, (title, maps) in zip([*above[2:], *below[:-1]], steps, strict=True):
+        signed = bool((maps < 0).any())
+        sheet = side_by_side(figures.stretched(maps, symmetric=signed), 4 if len(maps) <= 16 else 8)
+        axes.imshow(sheet.numpy(), cmap="RdBu_r" if signed else "Reds", vmin=0, vmax=1)
+        axes.set_title(title, fontsize=10)
+    for axes in [*above, *below[:-1]]:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    below[-1].barh(range(len(classes)), chances.tolist(), color="#00798c")
+    below[-1].set(yticks=range(len(classes)), yticklabels=classes, xlim=(0, 1), xticks=[0, 1], xlabel="probability")
+    below[-1].invert_yaxis()
+    below[-1].set_title("softmax of the scores", fontsize=10)
+    return made
+
+
+def draw_saliency(images: Tensor, labels: Tensor, importance: Tensor, classes: Sequence[str]) -> Figure:
+    """What the score of ten digits rests on."""
+    made = figures.figure(9, 4.4)
+    made.suptitle("Gradient of the true class's score times the pixel: red speaks for the class, blue against it", fontsize=12)
+    for k, axes in enumerate(made.subplots(2, 5).flat):
         same = (labels == k % len(classes)).nonzero().flatten()
         axes.set(xticks=[], yticks=[])
         if len(same) > k // len(classes):
             index = int(same[k // len(classes)])
             largest = float(importance[index].abs().max()) or 1.0
             axes.imshow(importance[index, 0].numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest)
-            axes.contour(images[index, 0].numpy(), levels=[0.5], colors="#555555", linewidths=0.7)
+            axes.contour(images[index, 0].numpy(), levels=[0.5], colors="#555555", linewidths=0.8)
     return made
 
 

@@ -11,6 +11,11 @@ What differs: we free the weights of each position, not the connections; digits 
 so that a weight moves at the same rate whether its gradient is summed over positions or not (it starts anew when the weights are freed:
 the dip there). Curves: test accuracy, and how far the filters of the positions have come apart, the root mean square of
 |filter of a position - mean filter| / |mean filter|; 0 is a convolution. Here the lead is kept, not enlarged.
+
+Figures:
+
+    relaxing.png    A convolution is unshared after a part of the steps, and then every position learns weights of its own. Look at the
+                    green curves in the middle: the filters come apart once they are unshared, while the accuracy on the left stays level.
 """
 
 from collections.abc import Sequence
@@ -29,6 +34,7 @@ from cnn425.lab.models import local_layer
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say_table, watched
 from cnn425.lab.study import at_least, parse, study
+from cnn425.lab.verdict import percent
 
 from .samples import SIDE, SmallOptions, accuracy, fit, network, small, subset
 
@@ -87,11 +93,25 @@ class RelaxingVerdict(NamedTuple):
 
     holds: bool
     shared: float
+    """test digits recognised, shared throughout [%]"""
     relaxed: tuple[float, ...]
+    """the same, unshared on the way, by when [%]"""
     free: float
+    """the same, free from the start [%]"""
     distance: tuple[float, ...]
+    """how far the filters of the positions have come apart, by when"""
     free_distance: float
+    """the same, free from the start"""
     gain: float
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"unshared on the way, the network recognises {percent(max(self.relaxed), 1)} of the test digits; shared throughout "
+            f"{percent(self.shared, 1)}, free from the start {percent(self.free, 1)}"
+        )
+
+    """the best unshared network less the shared one [%]"""
 
 
 class Courses(NamedTuple):
@@ -151,7 +171,7 @@ def course(
 
 def main(argv: Sequence[str] | None = None) -> RelaxingVerdict:
     """Train shared, relaxed and free networks; the verdict."""
-    options = parse(RelaxingOptions, argv, "a convolution that is unshared and trained on keeps its lead")
+    options = parse(RelaxingOptions, argv)
     training, test = small(options)
     kinds: dict[str, tuple[float | None, bool]] = {SHARED: (None, False)}
     kinds |= {f"unshared after {share:.0%} of the steps": (share, False) for share in options.relax_at} | {FREE: (None, True)}
@@ -186,7 +206,13 @@ def mean_of(rows: Sequence[Sequence[float]]) -> list[float]:
 
 def draw(courses: dict[str, list[Courses]], example: nn.Sequential) -> Figure:
     """Accuracy and distance against steps, and the filters of one map after relaxing, each at its place in the image."""
-    made = figures.figure(13, 4.6)
+    made = figures.figure(11, 4.4)
+    ends = [mean_of([[c.accuracy[-1]] for c in seen])[0] for seen in courses.values()]
+    made.suptitle(
+        f"Unshared on the way {percent(max(ends[1:-1]), 1)}, shared throughout {percent(ends[0], 1)}, "
+        f"free from the start {percent(ends[-1], 1)}",
+        fontsize=13,
+    )
     left, middle, right = made.subplots(1, 3, width_ratios=[1.25, 1.25, 1])
     colours = ["#00798c", "#66a182", "#a5be00", "#6a4c93", "#444444"][: len(courses) - 1] + ["#edae49"]
     for (name, seen), colour in zip(courses.items(), colours, strict=True):
@@ -200,10 +226,10 @@ def draw(courses: dict[str, list[Courses]], example: nn.Sequential) -> Figure:
     left.yaxis.set_major_formatter(PercentFormatter(1.0))
     left.grid(color="#e5e5e5")
     left.legend(fontsize=8, loc="lower right")
-    left.set_title("Test accuracy (mean; shade: all seeds)", fontsize=11)
+    left.set_title("Test accuracy (shade: all seeds)", fontsize=11)
     middle.set(xlabel="step", ylabel="|filter - mean filter| / |mean filter|", yscale="log", ylim=(0.02, None))
     middle.grid(color="#e5e5e5")
-    middle.set_title("How far the positions' filters are apart (shared: 0)", fontsize=11)
+    middle.set_title("Distance of the positions' filters", fontsize=11)
     places = 6
     filters = figures.filters(example, (SIDE, SIDE))[0, 5 * 5 : (5 + places) * 5, 5 * 5 : (5 + places) * 5]  # in the middle of the image
     right.imshow(figures.stretched(filters).numpy(), cmap="RdBu_r", vmin=0, vmax=1)
@@ -211,7 +237,7 @@ def draw(courses: dict[str, list[Courses]], example: nn.Sequential) -> Figure:
     right.set(xticks=cells, yticks=cells, xticklabels=[], yticklabels=[])
     right.tick_params(length=0)
     right.grid(color="white", linewidth=3)
-    right.set_title("One filter after relaxing, at 6x6 positions", fontsize=11)
+    right.set_title("One filter at 6x6 positions\n(red: positive)", fontsize=11)
     return made
 
 

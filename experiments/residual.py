@@ -9,6 +9,12 @@ not universal approximators"). A residual block adds to its input what one unit 
 fence; experiments/approximation_depth.py writes such networks down, here they are trained. The points, the optimiser and the depths are
 ours, so no number is to be compared with theirs. Training may fail where a solution exists (plain and deep, all units soon are zero
 everywhere and stay so), so each network starts from several seeds: the best is drawn, all are counted.
+
+Figures:
+
+    residual.png    Networks of two kinds learn to tell a disc from a ring around it; above, what the best of the seeds calls the disc,
+                    below, the loss of all of them. Look at the red regions: those of plain networks run off to the border, or there are
+                    none because all units are zero; the residual network closes its own.
 """
 
 import math
@@ -24,6 +30,7 @@ from cnn425.lab.errors import command
 from cnn425.lab.models import namespace
 from cnn425.lab.progress import Reporter
 from cnn425.lab.study import StudyOptions, at_least, parse, study
+from cnn425.lab.verdict import percent
 
 from .approximation_depth import Residual
 
@@ -44,7 +51,8 @@ class ResidualOptions(StudyOptions):
     steps: int = 500
     """Steps of Adam, each on all points. `--full`: four times as many."""
     lr: float = 0.02
-    seeds: int = 3
+    """Learning rate of Adam."""
+    seeds: int = 6
     """Initial weights per network. `--full`: four times as many."""
 
     def __post_init__(self) -> None:
@@ -68,9 +76,22 @@ class ResidualVerdict(NamedTuple):
 
     holds: bool
     plain_accuracy: float
+    """points right, best plain network [%]"""
     residual_accuracy: float
+    """points right, best residual network of the greatest depth [%]"""
     plain_fenced: int
+    """plain networks that fence the disc in"""
     residual_fenced: int
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"{self.residual_fenced} residual networks of the greatest depth fence the disc in, the best with "
+            f"{percent(self.residual_accuracy)} of the points right; {self.plain_fenced} plain networks do, of any depth, the best with "
+            f"{percent(self.plain_accuracy)}"
+        )
+
+    """residual networks of the greatest depth that fence the disc in"""
 
 
 def points(many: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -93,16 +114,18 @@ def network(kind: str, depth: int, layers: Any, seed: int) -> nn.Sequential:
     return nn.Sequential(*parts, ours.Linear(2, 2)).double()
 
 
-def learn(model: nn.Sequential, options: ResidualOptions, x: Tensor, labels: Tensor) -> float:
-    """The share of points right after training."""
+def learn(model: nn.Sequential, options: ResidualOptions, x: Tensor, labels: Tensor) -> tuple[float, list[float]]:
+    """The share of points right after training, and the loss in nats before every step."""
     loss = namespace(options.layers).CrossEntropyLoss()
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=options.lr), []
     for _ in range(options.steps * (4 if options.full else 1)):
         optimizer.zero_grad()
-        loss(model(x), labels).backward()
+        value = loss(model(x), labels)
+        value.backward()
         optimizer.step()
+        losses.append(value.item())
     with torch.no_grad():
-        return float((model(x).argmax(1) == labels).double().mean())
+        return float((model(x).argmax(1) == labels).double().mean()), losses
 
 
 def fenced(model: nn.Module) -> bool:
@@ -115,47 +138,65 @@ def fenced(model: nn.Module) -> bool:
     return bool(near.any()) and not bool(far.any())
 
 
-def draw(best: dict[tuple[str, int], tuple[float, nn.Module]], x: Tensor, labels: Tensor) -> Any:
-    """The figure: what the best network of each kind and depth calls the disc."""
-    depths = sorted({depth for _, depth in best})
-    made = figures.figure(3.6 * len(depths) + 1.3, 7.6)
+def draw(
+    best: dict[tuple[str, int], tuple[float, nn.Module]],
+    courses: dict[tuple[str, int], list[list[float]]],
+    ends: dict[tuple[str, int], int],
+    x: Tensor,
+    labels: Tensor,
+) -> Any:
+    """The figure: what the best network of each kind and depth calls the disc, and how all of them learnt."""
+    made = figures.figure(2.9 * len(best) + 0.9, 6.2)
+    closed = {kind: sum(many for (other, _), many in ends.items() if other == kind) for kind in KINDS}
+    tried = {kind: sum(len(runs) for (other, _), runs in courses.items() if other == kind) for kind in KINDS}
+    words = [f"{closed[kind]} of {tried[kind]} {kind.partition(',')[0]} networks" for kind in (KINDS[1], KINDS[0])]
+    made.suptitle(f"{words[0]} fence the disc in, {words[1]}", fontsize=13)
     side = torch.linspace(-5, 5, 201, dtype=torch.float64)
     plane = torch.cartesian_prod(side, side)
-    cells = made.subplots(2, len(depths), squeeze=False, sharex=True, sharey=True)
-    for (kind, depth), (accuracy, model) in best.items():
-        axes = cells[KINDS.index(kind)][depths.index(depth)]
+    cells = made.subplots(2, len(best), squeeze=False, sharey="row", height_ratios=[1.5, 1])
+    for (above, below), ((kind, depth), (accuracy, model)) in zip(cells.T, best.items(), strict=True):
         with torch.no_grad():
             disc = model(plane).softmax(1)[:, 1].reshape(len(side), len(side)).T
-        shown = axes.imshow(disc.numpy(), origin="lower", extent=(-5, 5, -5, 5), cmap="RdBu_r", vmin=0, vmax=1, alpha=0.7)
-        axes.scatter(*x.T, s=5, c=["#67001f" if label else "#053061" for label in labels.tolist()])
-        axes.set_title(f"{kind}\ndepth {depth}: {accuracy:.0%} right", fontsize=11)
-        axes.set(xlabel="$x_1$", ylabel="$x_2$")
-        axes.label_outer()
-    made.colorbar(shown, ax=cells, label="probability of disc", shrink=0.6, ticks=[0, 0.5, 1])
+        shown = above.imshow(disc.numpy(), origin="lower", extent=(-5, 5, -5, 5), cmap="RdBu_r", vmin=0, vmax=1, alpha=0.7)
+        above.scatter(*x.T, s=4, c=["#67001f" if label else "#053061" for label in labels.tolist()])
+        above.set_title(f"{kind}\ndepth {depth}, best: {percent(accuracy)} right", fontsize=10)
+        above.set(xlabel="$x_1$", xticks=[-4, 0, 4])
+        for losses in courses[kind, depth]:
+            below.plot(losses, color="#00798c", linewidth=1)
+        below.axhline(math.log(2), color="#888888", linewidth=0.8, linestyle="--")
+        below.text(len(courses[kind, depth][0]), math.log(2) + 0.02, "guessing", ha="right", fontsize=8, color="#666666")
+        below.set(xlabel="step", ylim=(0, 1))
+        below.set_title(f"{len(courses[kind, depth])} seeds, {ends[kind, depth]} of them closed", fontsize=10)
+    cells[0, 0].set_ylabel("$x_2$")
+    cells[1, 0].set_ylabel("loss [nats]")
+    made.colorbar(shown, ax=cells[0], label="probability of disc", shrink=0.9, ticks=[0, 0.5, 1])
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> ResidualVerdict:
     """Train both kinds at every depth from every seed; the verdict."""
-    options = parse(ResidualOptions, argv, "residual blocks of one hidden unit fence in a disc, plain layers of two units cannot")
+    options = parse(ResidualOptions, argv)
     seeds = range(options.seed, options.seed + options.seeds * (4 if options.full else 1))
     x, labels = points(options.points, options.seed)
     best: dict[tuple[str, int], tuple[float, nn.Module]] = {}
     ends: dict[tuple[str, int], int] = {}
+    courses: dict[tuple[str, int], list[list[float]]] = {}
     with study("residual", options) as record, Reporter("training", 2 * len(options.depths) * len(seeds)) as reporter:
         for kind in KINDS:
             for depth in sorted(set(options.depths)):
                 runs = []
                 for seed in seeds:
                     model = network(kind, depth, options.layers, seed)
-                    runs.append((learn(model, options, x, labels), model))
+                    accuracy, losses = learn(model, options, x, labels)
+                    runs.append((accuracy, model))
+                    courses.setdefault((kind, depth), []).append(losses)
                     reporter.advance(f"{kind}, depth {depth}")
                 best[kind, depth] = max(runs, key=lambda run: (run[0], fenced(run[1])))
                 ends[kind, depth] = sum(fenced(model) for _, model in runs)
                 shares = ", ".join(f"{accuracy:.0%}" for accuracy, _ in runs)
                 print(f"{kind:20} depth {depth}: {shares} right; {ends[kind, depth]} of {len(runs)} seeds fence the disc in")
             record.curve(f"accuracy/{kind}", [d for k, d in best if k == kind], [a for (k, _), (a, _) in best.items() if k == kind])
-        record.figure("residual", draw(best, x, labels))
+        record.figure("residual", draw(best, courses, ends, x, labels))
         deepest = max(options.depths)
         plain = max(accuracy for (kind, _), (accuracy, _) in best.items() if kind == KINDS[0])
         residual = best[KINDS[1], deepest]

@@ -6,6 +6,14 @@ The slide's example: a 4x4 image, 3x3 windows, 4 units: 64, 36 and 9 weights. Wh
 the weights 1, 2, 3, ... the answer to an image with one lit pixel is the number of the weight that connects them. Then, for random sizes,
 strides, paddings and channels: all three layers give the same output and the same gradient of the image, and the gradient of a shared
 weight is the sum of the gradients of its copies. Differences are in units of float64's rounding, 2.2e-16 of the largest value.
+
+Figures:
+
+    sharing.png    Each line joins a pixel to a unit that sees it; equal colours are equal weights, read off the layers themselves. Look
+                   from left to right: lines disappear, then colours.
+    equal.png      Left, the gradients of the four copies of a weight window, their sum and the gradient of the shared window; right, how
+                   far outputs and gradients of the three layers are apart in random geometries. Look at the last column on the left: its
+                   two squares are the same.
 """
 
 from collections.abc import Sequence
@@ -20,6 +28,7 @@ from torch import Tensor, nn
 from cnn425.lab import figures
 from cnn425.lab.errors import command
 from cnn425.lab.models import Layers, local_layer, namespace
+from cnn425.lab.progress import watched
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 
 TINY = ("--draws", "2")
@@ -54,9 +63,21 @@ class SharingVerdict(NamedTuple):
 
     holds: bool
     fully_connected: int
+    """weights of the 4x4 example, fully connected"""
     locally_connected: int
+    """the same, locally connected"""
     convolution: int
+    """the same, as a convolution"""
     difference: float
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"{self.fully_connected} weights fully connected become {self.locally_connected} locally connected and {self.convolution} "
+            f"shared; outputs and summed gradients are equal to {self.difference:.1f} roundings"
+        )
+
+    """largest difference of outputs and gradients, in roundings of 2.2e-16"""
 
 
 def lit(shape: Sequence[int]) -> Tensor:
@@ -123,13 +144,15 @@ def equalities(layers: Layers, random: torch.Generator) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> SharingVerdict:
     """Count weights on the 4x4 example, test the equalities, draw both; the verdict."""
-    options = parse(SharingOptions, argv, "a convolution is a local layer with equal weights, a local layer a thinned-out full one")
+    options = parse(SharingOptions, argv)
     draws = options.draws * (10 if options.full else 1)
     with study("sharing", options) as record:
         torch.manual_seed(options.seed)
         example = three_layers(options.layers, 1, 1, (4, 4), 3, 1, 0)
         random = torch.Generator().manual_seed(options.seed)
-        differences = torch.tensor([equalities(options.layers, random) for _ in range(draws)], dtype=torch.float64)
+        differences = torch.tensor(
+            [equalities(options.layers, random) for _ in watched(range(draws), "geometries", draws)], dtype=torch.float64
+        )
         full, *windowed = example
         joined = [connections(full.get_submodule("1"), (16,)), *(connections(layer, (1, 4, 4)) for layer in windowed)]
         counts = [len(owners[owners > 0].unique()) for owners in joined]

@@ -1,6 +1,7 @@
 """The smallest network in full: its gradient is (probability - truth) times pixel, so it learns pixels: noise is fine, a shift is not.
 
     python -m experiments.smallest            (about 10 seconds; `experiments.patterns` trains the same network through the lab's loop)
+    python -m experiments.smallest --film     (a few seconds: its weights while it learns)
 
 Data: three patterns of 3x3 pixels. Network: 9 pixels x into 3 units, scores s = W x + b. Loss: cross-entropy of the softmax q. By hand,
 
@@ -10,9 +11,18 @@ with y[o] = 1 for the true pattern, else 0. Three things follow before anything 
 its weights stay the random numbers they began as. The centre, which every pattern lights, learns what the bias learns. And as q and y
 both sum to one, the three weights of a pixel keep their sum. A bar moved aside shares its pixels with the other patterns, none with
 itself: the network must take it for another. Against noise nothing can do better than comparing with the three patterns themselves.
+
+Figures:
+
+    learning.gif           The weights of the three units from the first step of gradient descent to the last, and the loss. Look at the red
+                           pixels: they become those of the unit's own pattern.
+    smallest.png           The 27 weights of the smallest network, before, during and after 300 steps, beside the patterns and the first
+                           gradient. Look at the grey curves: weights of pixels that no pattern lights do not move at all.
+    smallest_unseen.png    The trained network is asked about noisy patterns and about pictures it never saw. Look at the teal bars: a bar
+                           moved by one pixel is taken for another pattern.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +33,9 @@ from cnn425.lab import figures
 from cnn425.lab.errors import command
 from cnn425.lab.models import build, namespace
 from cnn425.lab.pictures import PATTERNS, drawn, patterns
+from cnn425.lab.progress import watched
 from cnn425.lab.study import StudyOptions, at_least, parse, study
+from cnn425.lab.verdict import percent
 
 TINY = ("--steps", "2", "--seeds", "1", "--test-pictures", "30")
 
@@ -50,10 +62,13 @@ class SmallestOptions(StudyOptions):
     steps: int = 300
     """Steps of gradient descent, each on all pictures."""
     lr: float = 0.5
+    """Step size."""
     noise: float = 0.5
     """Standard deviation of the noise for the second network, and where the verdict measures; the ink is 1 bright."""
     seeds: int = 20
     """Initial weights from which moved bars are tried."""
+    film: bool = False
+    """Measure nothing; write learning.gif, in which the network learns."""
     test_pictures: int = 3000
     """Noisy pictures at each point of the noise curve. `--full`: ten times as many."""
 
@@ -71,14 +86,31 @@ class SmallestVerdict(NamedTuple):
 
     holds: bool
     gradient_difference: float
+    """largest difference between the gradient by hand and backward"""
     trained_difference: float
+    """largest difference between the weights after training by either"""
     dark_pixels_moved: float
+    """how far the weights of pixels moved that no pattern lights"""
     centre_against_bias: float
+    """largest difference between the moves of the centre's weight and of the bias"""
     clean_accuracy: float
+    """clean patterns recognised [%]"""
     noisy_accuracy: float
+    """noisy patterns recognised [%]"""
     noisy_accuracy_trained_with_noise: float
+    """the same, trained with noise [%]"""
     noisy_accuracy_at_best: float
+    """the same, at best [%]"""
     shifted_recognised: float
+
+    def sentence(self) -> str:
+        """What came out."""
+        return (
+            f"{percent(self.noisy_accuracy, 1)} of noisy patterns are recognised, where {percent(self.noisy_accuracy_at_best, 1)} is the "
+            f"most possible, and {percent(self.shifted_recognised)} of bars moved aside by one pixel"
+        )
+
+    """bars moved aside by one pixel recognised [%]"""
 
 
 def network(options: SmallestOptions, seed: int) -> nn.Sequential:
@@ -132,7 +164,7 @@ def unseen() -> Tensor:
 def moved_bars(options: SmallestOptions, images: Tensor, labels: Tensor) -> list[bool]:
     """Whether each moved bar is recognised, by networks trained from different initial weights."""
     right = []
-    for seed in range(options.seed, options.seed + options.seeds):
+    for seed in watched(range(options.seed, options.seed + options.seeds), "initial weights", options.seeds):
         model = network(options, seed)
         learn(model, options, images, labels)
         called = dict(zip(UNSEEN, model(unseen()).argmax(1).tolist(), strict=True))
@@ -164,7 +196,7 @@ def draw_learning(losses: Sequence[float], weights: Sequence[Tensor], first: Ten
         for axes, name, picture in zip(line, PATTERNS, pictures, strict=True):
             picture = picture.reshape(3, 3)
             ink = title == "pattern"
-            axes.imshow(picture.numpy(), cmap="gray_r" if ink else "RdBu", vmin=0 if ink else -1.2 * largest, vmax=1.2 * largest)
+            axes.imshow(picture.numpy(), cmap="gray_r" if ink else "RdBu_r", vmin=0 if ink else -1.2 * largest, vmax=1.2 * largest)
             axes.set(xticks=[], yticks=[], title=name if ink else "")
             for place in [] if ink else range(9):
                 value = float(picture.flatten()[place])
@@ -185,7 +217,34 @@ def draw_learning(losses: Sequence[float], weights: Sequence[Tensor], first: Ten
     return made
 
 
-def draw_unseen(curves: Mapping[str, Sequence[float]], answers: Tensor) -> Any:
+def learning(steps: Sequence[int], losses: Sequence[float], weights: Sequence[Tensor]) -> Iterator[Any]:
+    """One picture per step: the patterns, the weights of the three units, and the loss so far."""
+    made = figures.figure(8.4, 4.2)
+    left, right = made.subfigures(1, 2, width_ratios=[1.15, 1])
+    cells = left.subplots(2, 3)
+    limit = float(torch.stack(list(weights)).abs().max())
+    shown = []
+    for column, (name, rows) in enumerate(PATTERNS.items()):
+        cells[0, column].imshow(drawn(rows).numpy(), cmap="gray_r", vmin=0, vmax=1.2)
+        cells[0, column].set_title(name, fontsize=10)
+        shown.append(cells[1, column].imshow(weights[0][column].reshape(3, 3).numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit))
+    for axes in cells.flat:
+        axes.set(xticks=[], yticks=[])
+    cells[0, 0].set_ylabel("pattern", fontsize=10)
+    cells[1, 0].set_ylabel("weights", fontsize=10)
+    left.colorbar(shown[0], ax=cells[1], shrink=0.8)
+    axes = right.subplots()
+    (curve,) = axes.plot([], [], color="black")
+    axes.set(xlim=(0, steps[-1]), ylim=(0, 1.05 * max(losses)), xlabel="step of gradient descent", ylabel="loss [nats]")
+    for step in steps:
+        for picture, row in zip(shown, weights[step], strict=True):
+            picture.set_data(row.reshape(3, 3).numpy())
+        curve.set_data(range(step + 1), losses[: step + 1])
+        made.suptitle(f"The smallest network learns: step {step}, loss {losses[step]:.2f} nats", fontsize=12)
+        yield made
+
+
+def draw_unseen(curves: dict[str, Sequence[float]], answers: Tensor) -> Any:
     """The figure: accuracy against noise, and what the network says to pictures that it never saw."""
     made = figures.figure(13, 5.4)
     left, right = made.subfigures(1, 2, width_ratios=[1, 1.1])
@@ -215,12 +274,26 @@ def draw_unseen(curves: Mapping[str, Sequence[float]], answers: Tensor) -> Any:
     return made
 
 
-def main(argv: Sequence[str] | None = None) -> SmallestVerdict:
-    """Gradient by hand, training twice, noise, unseen pictures; the verdict."""
-    options = parse(SmallestOptions, argv, "the smallest network in full: gradient by hand, training, noise, unseen pictures")
+class FilmVerdict(NamedTuple):
+    """How many pictures the film has; holds if it was written."""
+
+    MUST_HOLD = True  # a task, not a claim
+
+    holds: bool
+    pictures: int
+
+
+def main(argv: Sequence[str] | None = None) -> SmallestVerdict | FilmVerdict:
+    """Gradient by hand, training twice, noise, unseen pictures; the verdict. With `--film`, write a film instead."""
+    options = parse(SmallestOptions, argv)
     images, labels = patterns().batch(slice(None), torch.float64)
     x = images.flatten(1)
     with study("smallest", options) as record:
+        if options.film:
+            losses, weights = learn(network(options, options.seed), options, images, labels)
+            steps = sorted({round(1.17**k) - 1 for k in range(100) if 1.17**k <= options.steps + 1} | {options.steps})
+            record.film("learning", watched(learning(steps, losses, weights), "pictures", len(steps)), 0.25)
+            return FilmVerdict(True, len(steps))
         model = network(options, options.seed)
         W, b = (parameter.detach().clone() for parameter in model.parameters())
         b_before = b.clone()

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
 def copy_sources(folder: Path) -> None:
     """The files of the repository as text, so that links to them work on any host."""
     listed = subprocess.run(
-        ["git", "ls-files", "cnn425", "experiments", "scripts", "tests"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "cnn425", "exercises", "experiments", "scripts", "tests"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     for name in listed.stdout.split():
         if (ROOT / name).is_file() and not name.endswith(".npz"):

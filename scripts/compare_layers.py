@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Our layers beside torch's: errors, derivatives, time and memory, for every layer or for one configuration you type.
+"""Every layer agrees with torch's, in values, gradients and second derivatives; beside it, time and memory. Also for layers of your own.
 
     python scripts/compare_layers.py                                                            every layer, small sizes: about a minute
     python scripts/compare_layers.py --layer conv2d --in-channels 3 --kernel-size 5 --stride 2
     python scripts/compare_layers.py --layer local1d --size 40 --dtype float64 --json
+    python scripts/compare_layers.py --ours mylayers:Conv2d --theirs torch.nn:Conv2d --padding 1          two layers of your own
     python scripts/compare_layers.py --html report.html                   the same as a page, with bars
     python scripts/compare_layers.py --model RUN --html report.html            a trained network, ours against torch's
     python scripts/compare_layers.py --model RUN --against bfloat16                   or in another precision, or another RUN
@@ -13,6 +14,10 @@ Every layer is compared with torch's namesake; a local layer, which torch does n
 turns with torch's in this process, as a ratio ours / torch (below 1: ours is faster). Memory is the largest amount allocated at once during
 forward and backward, beyond what was there before, as a ratio too.
 
+With `--ours` and `--theirs` two classes are built with those of the options that their constructors take, given the same weights, and
+called with one tensor, an image of as many dimensions as the name of the second class ends in (`Conv2d`: two, `Linear`: none). They are
+looked for as `import` would find them, in the current folder first.
+
 With `--model` two networks run on the same test pictures, and the report says where they part first, layer by layer, forward and backward.
 
 The exit code is 0 if everything agrees (of two networks: each layer, given the same numbers), 1 if not, 2 if the configuration is
@@ -20,6 +25,8 @@ impossible.
 """
 
 import copy
+import importlib
+import inspect
 import json
 import os
 import shlex
@@ -30,12 +37,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler talks
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.profiler import ProfilerActivity, profile
 
 import cnn425.nn.functional as F
@@ -46,7 +54,6 @@ from cnn425.lab.models import build
 
 if TYPE_CHECKING:  # check_device.py wants the problems below where torch is alone, so what else is needed is imported where it is used
     from rich.console import Console
-    from rich.table import Table
 
     from cnn425.lab.side_by_side import Layer
 
@@ -65,6 +72,10 @@ class Options:
 
     layer: Name | None = None
     """the layer; without it, every layer"""
+    ours: str = ""
+    """a Module class of your own, as module:Class, instead of a layer of this project"""
+    theirs: str = ""
+    """the class it is compared with; default: torch.nn's of the same name"""
     batch: int = 4
     """examples"""
     in_channels: int = 4
@@ -162,7 +173,7 @@ def kind_of(name: str | None) -> str:
 
 def problem(name: str, o: Options) -> Pair:
     """Our function, torch's, and tensors to call both with."""
-    d, dtype = dimensions(name), getattr(torch, o.dtype)
+    d, dtype = dimensions(o.theirs.lower() if o.ours else name), getattr(torch, o.dtype)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, device=o.device, dtype=torch.float64 if dtype.itemsize > 2 else torch.float32).to(dtype)
@@ -175,6 +186,8 @@ def problem(name: str, o: Options) -> Pair:
             image, windows = torch.nn.functional.unfold(image, *windows), (o.size, *windows)
         mine, expected = getattr(F, name), getattr(torch.nn.functional, name)
         return (lambda x: mine(x, *windows)), (lambda x: expected(x, *windows)), [image]
+    if o.ours:
+        return of_classes(o, image)
     if name.startswith(("conv", "local")):
         return weighted(name, o, d, image, draw)
     if d:
@@ -187,6 +200,41 @@ def problem(name: str, o: Options) -> Pair:
     arguments = {"dim": 1} if name == "softmax" else {}
     ours, theirs = getattr(F, name), getattr(torch, name)
     return (lambda x: ours(x, **arguments)), (lambda x: theirs(x, **arguments)), [image]
+
+
+def of_classes(o: Options, image: Tensor) -> Pair:
+    """Two classes of the user's as functions of the image and of the weights, which are the second one's."""
+    settings = asdict(o) | {"in_features": o.in_channels, "out_features": o.out_channels, "input_size": o.size}
+    kinds = [named(o.ours, "--ours"), named(o.theirs, "--theirs")]
+    taken = [inspect.signature(kind).parameters for kind in kinds]
+    torch.manual_seed(o.seed)
+    try:
+        mine, reference = (
+            kind(**{key: settings[key] for key in names if key in settings and key not in ("dtype", "device")})
+            for kind, names in zip(kinds, taken, strict=True)
+        )
+        mine.load_state_dict(reference.state_dict())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ImpossibleError(f"--ours {o.ours} and --theirs {o.theirs}: {' '.join(str(error).split())}") from None
+    names = [name for name, _ in reference.named_parameters()]
+    mine, reference = (module.to(image.device, image.dtype) for module in (mine, reference))
+    weights = [p.detach().to(image.device, image.dtype) for p in reference.parameters()]
+    ours, theirs = (
+        lambda x, *p, module=module: functional_call(module, dict(zip(names, p, strict=True)), (x,)) for module in (mine, reference)
+    )
+    return ours, theirs, [image, *weights]
+
+
+def named(words: str, option: str) -> type[torch.nn.Module]:
+    """The class that `module:Class` names."""
+    place, _, name = words.partition(":")
+    try:
+        kind = getattr(importlib.import_module(place), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ImpossibleError(f"{option} is {words or 'empty'}; a class is wanted, as torch.nn:Conv2d ({error})") from None
+    if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
+        raise ImpossibleError(f"{option} {words} is no class of Modules")
+    return kind
 
 
 def weighted(name: str, o: Options, d: int, image: Tensor, draw: Callable[..., Tensor]) -> Pair:
@@ -258,6 +306,8 @@ def checked(o: Options) -> None:
             raise ImpossibleError(f"{o.layer} has no --{name.replace('_', '-')}")
     if o.padding < 0:
         raise ImpossibleError(f"--padding must be at least 0, but got {o.padding}")
+    if (o.ours or o.theirs) and o.layer:
+        raise ImpossibleError("--layer names a layer of this project, --ours one of yours; leave out one")
     window, room = o.dilation * (o.kernel_size - 1) + 1, o.size + 2 * o.padding
     if window > room and (o.layer is None or dimensions(o.layer)):
         raise ImpossibleError(
@@ -337,7 +387,7 @@ def measured(name: str, o: Options) -> Row:
 
 def repeated(name: str, o: Options) -> str:
     """The command that makes the comparison of this layer again."""
-    words = ["python", "scripts/compare_layers.py", "--layer", name]
+    words = ["python", "scripts/compare_layers.py", *(() if o.ours else ("--layer", name))]
     for option, default in asdict(Options()).items():
         value = getattr(o, option)
         if value == default or option in ("layer", "json", "html", "model", "against", "data_dir"):
@@ -347,36 +397,33 @@ def repeated(name: str, o: Options) -> str:
     return shlex.join(words)
 
 
-def table(rows: list[Row]) -> "Table":
-    """The rows as a table for the terminal."""
-    from rich.table import Table
+HEAD = """\
+                      largest error      1st and 2nd  milliseconds  ours / torch
+layer                 output  gradient   derivative    ours  torch   time memory"""
 
-    found = Table(
-        "layer",
-        "output",
-        "gradients",
-        "derivatives",
-        "time",
-        "ours / torch, ms",
-        "memory",
-        "verdict",
-        title="largest errors; ratios to torch",
+
+def told(row: Row) -> str:
+    """What stands behind the name of a layer in the table; the head above it is 80 characters wide."""
+    output, gradient = (
+        max((error for name, error in row.errors.items() if name.startswith(kind)), default=float("nan")) for kind in ("output", "gradient")
     )
-    found.columns[0].no_wrap = True
-    for row in rows:
-        gradients = [error for name, error in row.errors.items() if name.startswith("gradient")]
-        output = max((error for name, error in row.errors.items() if name.startswith("output")), default=float("nan"))
-        found.add_row(
-            row.layer,
-            f"{output:.1e}",
-            f"{max(gradients, default=float('nan')):.1e}",
-            "[red]wrong[/red]" if row.underivable else "not run" if row.gradcheck == "not run" else "1st, 2nd right",
-            f"{row.time_ratio:.2f}",
-            f"{row.ours_ms:.2f} / {row.torch_ms:.2f}",
-            f"{row.memory_ratio:.2f}",
-            "agrees" if row.agrees else f"[red]differs[/red] {row.wrong} {row.underivable}",
-        )
-    return found
+    orders = "wrong" if row.underivable else "not run" if row.gradcheck == "not run" else "right"
+    numbers = f" {output:8.1e} {gradient:8.1e}   {orders:9} {row.ours_ms:7.2f} {row.torch_ms:6.2f}"
+    numbers += f" {row.time_ratio:6.2f} {row.memory_ratio:6.2f}"
+    return numbers if row.agrees else f"{numbers}\n    differs: {row.wrong} {row.underivable}".rstrip()
+
+
+class Agreement(NamedTuple):
+    """How many layers were compared, and what came out."""
+
+    holds: bool
+    agree: int
+    layers: int
+    where: str
+
+    def sentence(self) -> str:
+        """What came out."""
+        return f"{self.agree} of {self.layers} layers agree with torch ({self.where}, torch {torch.__version__})"
 
 
 # ---- Two whole networks ----------------------------------------------------------------------------------------------------------------
@@ -407,7 +454,8 @@ def networks(o: Options) -> "tuple[str, str, list[Layer]]":
 
 def compare_networks(o: Options, console: "Console") -> int:
     """The report of two networks; 0 if every layer alone agrees."""
-    from rich.table import Table
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
 
     from cnn425.lab import pages
     from cnn425.lab.side_by_side import first_parting, parted
@@ -424,15 +472,20 @@ def compare_networks(o: Options, console: "Console") -> int:
     if o.json:
         print(json.dumps(data))
         return 0 if agree else 1
-    shown = Table("layer", "quantity", "so far", "layer alone", "worst: first, second", "time", "memory", title=f"{first} | {second}")
+    columns = ("layer", "quantity", "so far", "alone", "worst numbers", "time", "memory")
+    shown = Table(*(Column(name, overflow="fold") for name in columns), title=f"{first} | {second}", box=SIMPLE_HEAD, pad_edge=False)
     for layer in layers:
         for k, q in enumerate(layer["quantities"]):
             ratios = [f"{a / b:.2f}" if b else "" for a, b in (layer["ms"], layer["bytes"])]
             title = f"{layer['name']} {layer['kind']}" if k == 0 else ""
-            worst = f"{q['first']:.7g}, {q['second']:.7g}"
+            worst = f"{q['first']:.7g}\n{q['second']:.7g}"
             shown.add_row(title, q["name"], f"{q['so_far']:.3g}", f"{q['alone']:.3g}", worst, *(ratios if k == 0 else ["", ""]))
     console.print(shown)
-    console.print(f"differences in units of rounding; {where}")
+    console.print(
+        "differences in units of rounding: of all layers so far, and of the layer alone, given the same numbers; "
+        "time and memory as first / second"
+    )
+    console.print(where)
     if o.html:
         console.print(f"open {o.html}", soft_wrap=True)
     return 0 if agree else 1
@@ -450,28 +503,38 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
 
     from cnn425.lab import pages
-    from cnn425.lab.progress import console
+    from cnn425.lab.progress import console, write
+    from cnn425.lab.verdict import conclude
 
     o = tyro.cli(Options, args=argv, prog="compare_layers.py", description=__doc__)
     if o.model:
         try:
             checked(o)
-            return compare_networks(o, console(None if sys.stdout.isatty() else 140))
+            return compare_networks(o, console())
         except (ImpossibleError, LabError) as error:
             Console(stderr=True, force_terminal=sys.stderr.isatty()).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
             return 2
-    names = [o.layer] if o.layer else list(get_args(Name))
-    screen = console(None if sys.stdout.isatty() else 140)
+    if o.ours and not o.theirs:
+        o = replace(o, theirs=f"torch.nn:{o.ours.partition(':')[2]}")
+    sys.path.insert(0, str(Path.cwd()))
+    names = [o.ours] if o.ours or o.theirs else [o.layer] if o.layer else list(get_args(Name))
     errors = Console(stderr=True, force_terminal=sys.stderr.isatty())
     rows = []
     try:
         checked(o)
+        name = names[0]
+        _, theirs, inputs = problem(name, o)
+        theirs(*inputs)  # refused before anything is printed
+        if not o.json:
+            write(f"Claim: {(__doc__ or '').partition(';')[0]}.\n\n{HEAD}\n")
         for name in names:
-            if errors.is_terminal and not o.json:
-                errors.print(f"comparing {name} ...", end="\r")
+            if not o.json:
+                write(f"{name:20}")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 rows.append(measured(name, o))
+            if not o.json:
+                write(f"{told(rows[-1])}\n")
     except ImpossibleError as error:
         errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
@@ -488,14 +551,15 @@ def main(argv: list[str] | None = None) -> int:
     except LabError as error:
         errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
+    agree = sum(row.agrees for row in rows)
     if o.json:
         print(json.dumps(data))
     else:
-        screen.print(table(rows))
-        screen.print(
-            f"{sum(r.agrees for r in rows)} of {len(rows)} layers agree with torch ({o.dtype}, {o.device}, torch {torch.__version__})"
+        conclude(Agreement(agree == len(rows), agree, len(rows), f"{o.dtype}, {o.device}"))
+        write(
+            f"next: open {o.html}\n" if o.html else "next: the same as a page, with bars and the command for each row: --html report.html\n"
         )
-    return 0 if all(row.agrees for row in rows) else 1
+    return 0 if agree == len(rows) else 1
 
 
 if __name__ == "__main__":

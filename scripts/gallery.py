@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -22,12 +23,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from experiments import ORDER
+
 ROOT = Path(__file__).parents[1]
 LARGEST = 200_000  # bytes of a picture
-ORDER = (  # of the lecture; what is not named here follows in the order of the alphabet
-    "nonlinearity", "approximation_width", "approximation_depth", "residual", "counting", "descent", "smallest", "patterns", "derivatives",
-    "derivative_costs", "sharing", "shift", "samples", "ladder", "filters", "pooling", "relaxing", "reading", "mnist",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def experiments() -> list[str]:
     found = [
         path.stem
         for path in (ROOT / "experiments").glob("*.py")
-        if path.stem != "__init__"
+        if not path.stem.startswith("__")
         and not any(isinstance(n, ast.FunctionDef) and n.name == "tiny" for n in ast.parse(path.read_text()).body)
     ]
     return sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
@@ -147,21 +146,25 @@ def run(name: str) -> dict[str, Any]:
     start = time.monotonic()
     verdict = module.main(["--log-dir", str(folder)])
     seconds = time.monotonic() - start
+    if "\n    film: bool" in source(name).read_text():
+        module.main(["--film", "--log-dir", str(folder)])
     pictures().mkdir(parents=True, exist_ok=True)
-    for old in [*pictures().glob(f"{name}.png"), *pictures().glob(f"{name}--*.png")]:
+    for old in [*pictures().glob(f"{name}.png"), *pictures().glob(f"{name}--*")]:
         old.unlink()
-    drawn = sorted(folder.glob("*.png"), key=lambda path: (path.stem != name, path.name))
+    drawn = sorted([*folder.glob("*.png"), *folder.glob("*.gif")], key=lambda path: (path.stem != name, path.name))
     figures = {}
     for path in drawn:
         if path.stem == "sprites":  # of TensorBoard's projector
             continue
-        target = pictures() / (f"{name}.png" if path.stem == name else f"{name}--{path.stem}.png")
+        target = pictures() / (f"{name}.png" if path.stem == name else f"{name}--{path.name}")
         shutil.copyfile(path, target)
-        shrink(target)
+        if path.suffix == ".png":
+            shrink(target)
         figures[target.name] = fingerprint(target)
     return {
         "digest": before,
         "holds": bool(verdict.holds),
+        "sentence": verdict.sentence(),
         "verdict": plain(verdict),
         "figures": figures,
         "seconds": round(seconds),
@@ -189,7 +192,7 @@ def shrink(path: Path) -> None:
         picture = opened.convert("RGB")
     colours = 256
     while path.stat().st_size > LARGEST:
-        picture.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+        picture.quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
         if colours > 64:
             colours //= 2
         else:
@@ -212,12 +215,14 @@ def rendered(entries: dict[str, Any]) -> str:
         *(f"| [{name}](#{name}) | {claim(name)} | {judgement(entries[name])} |" for name in names),
     ]
     for name in names:
-        entry = entries[name]
-        lines += ["", f"## {name}", "", claim(name), ""]
+        entry, words, said = entries[name], row_words(name), captions(name)
+        lines += ["", f"## {name}", "", f"**{claim(name)}**", ""]
         for figure in entry["figures"]:
-            lines += [f"![{claim(name)}](images/gallery/{figure})", ""]
-        lines += ["| verdict | " + judgement(entry) + " |", "|---|---|"]
-        lines += [f"| {key.replace('_', ' ')} | {shown(value)} |" for key, value in entry["verdict"].items() if key != "holds"]
+            caption = said.get(figure.removeprefix(f"{name}--"), claim(name))
+            lines += [f"![{caption}](images/gallery/{figure})", "", f"*{caption}*", ""]
+        outcome = entry.get("sentence", "")
+        lines += [f"The claim {judgement(entry)}{': ' * bool(outcome)}{outcome}.", "", "| measured | value |", "|---|---|"]
+        lines += [f"| {title} | {cell} |" for title, cell in rows(entry["verdict"], words)]
         made = f"`{command(name)}`, {entry['seconds']} seconds, {entry['machine']}, "
         made += ", ".join(f"{tool} {number}" for tool, number in entry["versions"].items())
         lines += ["", f"{made}. What is done and what the numbers mean: [experiments/{name}.py](../experiments/{name}.py)."]
@@ -234,17 +239,48 @@ def claim(name: str) -> str:
     return (ast.get_docstring(ast.parse(source(name).read_text())) or "").splitlines()[0].replace("|", "\\|")
 
 
-def shown(value: Any) -> str:
+def row_words(name: str) -> dict[str, str]:
+    """What the fields of an experiment's verdict are called: the words below each in its source."""
+    found = {}
+    for node in ast.parse(source(name).read_text()).body:
+        if isinstance(node, ast.ClassDef) and any(isinstance(base, ast.Name) and base.id == "NamedTuple" for base in node.bases):
+            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and str(after.value.value)
+                    found[field.target.id] = said or field.target.id.replace("_", " ")
+    return found
+
+
+def captions(name: str) -> dict[str, str]:
+    """By picture, what was done and what to look at: the lines of the docstring that begin with the name of a picture."""
+    docstring = ast.get_docstring(ast.parse(source(name).read_text())) or ""
+    figures = docstring.partition("\nFigures:\n")[2]
+    return {m[1]: " ".join(m[2].split()) for m in re.finditer(r"^    (\S+\.(?:png|gif)) +(.*(?:\n {6,}.*)*)", figures, re.M)}
+
+
+def rows(verdict: dict[str, Any], words: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Title and value of each row of a verdict; a title that ends in [%] is of shares."""
+    for key, value in verdict.items():
+        title = words.get(key, key.replace("_", " "))
+        if key == "holds":
+            continue
+        if isinstance(value, dict):
+            yield title, ", ".join(f"{word} {cell}" for word, cell in rows(value, words))
+        elif title.endswith(" [%]"):
+            yield title.removesuffix(" [%]"), shown(value, 100) + " %"
+        else:
+            yield title, shown(value)
+
+
+def shown(value: Any, scale: float = 1) -> str:
     """A number, or several, for a cell of a table."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
-    if isinstance(value, int):
+    if isinstance(value, int) and scale == 1:
         return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, list):
-        return ", ".join(f"({shown(v)})" if isinstance(v, list | dict) else shown(v) for v in value)
-    return ", ".join(f"{key.replace('_', ' ')} {shown(v)}" for key, v in value.items())
+    if isinstance(value, int | float):
+        return f"{scale * value:.3g}"
+    return ", ".join(f"({shown(v, scale)})" if isinstance(v, list) else shown(v, scale) for v in value)
 
 
 # ---- The command -------------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cnn425.lab.board import Board, event_files, scalars
+from cnn425.lab.board import Board, event_files, layer_name, scalars
 from cnn425.lab.models import build
 
 
@@ -45,7 +45,7 @@ def test_graph_joins_our_layers_in_order(tmp_path):
     board.graph(build("conv", "custom", 0), torch.rand(1, 1, 28, 28))
     board.close()
     nodes = {node.name: list(node.input) for node in loaded(tmp_path).Graph().node}
-    assert nodes["Conv2d_0/output"] == ["images", "Conv2d_0/weight", "Conv2d_0/bias"]
+    assert nodes["Conv2d_0/output"] == ["images", layer_name(build("conv", "custom", 0), "0.weight"), "Conv2d_0/bias"]
     assert nodes["ReLU_1/output"] == ["Conv2d_0/output"]
     assert nodes["Linear_7/output"][0] == "Flatten_6/output"
 

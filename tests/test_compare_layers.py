@@ -120,6 +120,55 @@ def test_an_impossible_configuration_is_one_line(arguments, words, capsys):
     assert len(err.splitlines()) == 1
 
 
+def test_the_table_fits_80_columns_and_each_row_comes_as_soon_as_it_is_measured(monkeypatch, capsys):
+    said = []
+    measured = script.measured
+    monkeypatch.setattr(script, "measured", lambda *words: [said.append(capsys.readouterr().out), measured(*words)][1])
+    monkeypatch.setattr(script, "get_args", lambda _: ("relu", "adaptive_max_pool1d"))
+    assert run() == 0
+    last = capsys.readouterr().out
+    assert said[0].startswith("Claim: Every layer agrees with torch's")
+    assert said[0].endswith("\nrelu                ")
+    assert said[1].endswith("\nadaptive_max_pool1d ")
+    lines = "".join([*said, last]).splitlines()
+    assert max(len(line) for line in lines[2:6]) <= 80
+    assert any(line.startswith("Holds: 2 of 2 layers agree") for line in lines)
+
+
+OWN = """
+from torch import nn
+class Same(nn.Conv2d):
+    pass
+class Conv2d(nn.Conv2d):
+    def forward(self, x):
+        return 1.01 * super().forward(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--ours", "own_layers:Same", "--theirs", "torch.nn:Conv2d", "--padding", "1"], 0, "1 of 1 layers agree"),
+        (["--ours", "own_layers:Conv2d"], 1, "0 of 1 layers agree"),
+        (["--ours", "cnn425.nn:MaxPool2d", "--kernel-size", "2"], 0, "1 of 1 layers agree"),
+        (["--ours", "cnn425.nn:Linear"], 0, "1 of 1 layers agree"),
+        (["--ours", "own_layers:Nothing"], 2, "--ours is own_layers:Nothing; a class is wanted, as torch.nn:Conv2d"),
+        (["--ours", "own_layers:Same"], 2, "--theirs is torch.nn:Same; a class is wanted"),
+        (["--ours", "cnn425.nn:LocallyConnected2d", "--theirs", "torch.nn:Conv2d"], 2, "size mismatch for weight"),
+        (["--ours", "own_layers:Conv2d", "--layer", "relu"], 2, "leave out one"),
+    ],
+)
+def test_two_classes_of_ones_own(words, code, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_layers.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_layers", raising=False)
+    assert run(*words) == code
+    out, err = capsys.readouterr()
+    assert said in (err if code == 2 else out)
+    assert len(err.splitlines()) == (code == 2)
+
+
 def test_unknown_layers_are_refused_by_the_command_line():
     with pytest.raises(SystemExit) as stopped:
         run("--layer", "conv4d")

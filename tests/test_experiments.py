@@ -1,13 +1,19 @@
 """Every file in experiments/ keeps its promise of form: a claim, options, a `main` that returns a verdict, a TINY that runs in seconds."""
 
+import ast
+import dataclasses
 import importlib
+import inspect
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from test_training import surroundings
 
-NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "experiments").glob("*.py") if path.stem != "__init__")
+NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "experiments").glob("*.py") if not path.stem.startswith("__"))
+TASKS = ("predict", "explore")  # their verdict is of what was asked for, not of a claim
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -20,7 +26,14 @@ def test_experiment_runs_and_returns_a_verdict(name, tmp_path, capsys):
     before = surroundings()
     verdict = module.main([*words, "--log-dir", str(tmp_path)])
     assert isinstance(verdict.holds, bool)
-    assert capsys.readouterr().out.strip()
+    told = capsys.readouterr().out
+    assert f"Claim: {claim}\n" in told
+    assert "…" not in told, "a table that left out digits"
+    assert all(cell_len(line) <= 80 for line in told.splitlines() if {*line} & {*"│┃━─"}), "of a table"
+    if name not in TASKS:
+        assert f"\n{'Holds' if verdict.holds else 'Does not hold'}: {verdict.sentence()}.\n" in told
+        assert "\nnext: tensorboard --logdir " in told
+        assert json.loads((tmp_path / "verdict.json").read_text())["sentence"] == verdict.sentence()
     assert surroundings() == before, "of the process: random states, threads, flags, matplotlib, signals"
 
 
@@ -30,7 +43,23 @@ def test_help_explains_every_option(name, capsys):
     with pytest.raises(SystemExit) as end:
         module.main(["--help"])
     assert end.value.code == 0
-    assert "--log-dir" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.startswith(f"usage: python -m experiments.{name} [-h]")
+    assert module.__doc__.splitlines()[0] in told
+    assert "--log-dir" in told
+    for options in (kind for kind in vars(module).values() if dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__):
+        for field in dataclasses.fields(options):
+            assert helptext(options, field.name), f"--{field.name} of {name} is not described"
+
+
+def helptext(options, name):
+    """The words below the field, or those of the class from which it is inherited."""
+    for kind in options.__mro__[:-1]:
+        body = ast.parse(inspect.getsource(kind)).body[0].body
+        for field, after in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and field.target.id == name and isinstance(after, ast.Expr):
+                return after.value.value
+    return None
 
 
 def test_options_are_kept_beside_the_run(tmp_path):

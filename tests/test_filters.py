@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage, signal
 
 from cnn425 import nn
@@ -71,3 +72,26 @@ def test_a_filter_is_learnt_from_one_pair_of_images(photograph):
 def test_a_template_outside_the_photograph_is_refused_in_one_sentence(words, said):
     with pytest.raises(LabError, match=said):
         filters.main(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "positions"), [((), 25), (("--side", "5", "--stride", "2", "--padding", "1", "--dilation", "2", "--kernel", "2"), 9)]
+)
+def test_a_film_has_a_picture_per_window(words, positions, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        filters.figures, "film", lambda frames, path, seconds: drawn.extend(made.axes[2].images[0].get_array() for made in frames)
+    )
+    assert filters.main(["--film", *words, "--log-dir", str(tmp_path)]) == (True, positions)
+    assert [int((~np.isnan(picture)).sum()) for picture in np.ma.filled(drawn, np.nan)] == list(range(1, positions + 1))
+
+
+def test_a_film_is_a_gif_that_starts_again(tmp_path):
+    filters.main(["--film", "--side", "4", "--log-dir", str(tmp_path)])
+    with Image.open(tmp_path / "kernel.gif") as film:
+        assert (film.n_frames, film.info["loop"]) == (4, 0)
+
+
+def test_a_film_without_positions_is_refused():
+    with pytest.raises(LabError, match="make 0 positions; 1 to 20 are wanted"):
+        filters.main(["--film", "--side", "2"])

@@ -11,7 +11,13 @@ from PIL import Image
 
 SCRIPT = Path(__file__).parents[1] / "scripts/gallery.py"
 
-EXPERIMENT = '''"""Two and two are {what}."""
+EXPERIMENT = '''"""Two and two are {what}.
+
+Figures:
+
+    {name}.png      Both were added. Look
+                    at the sum.
+"""
 from pathlib import Path
 from typing import NamedTuple
 from PIL import Image
@@ -19,15 +25,20 @@ from PIL import Image
 class Verdict(NamedTuple):
     holds: bool
     sum: int
+    """two and two"""
     errors: tuple[float, ...]
+    share: float
+    """right [%]"""
     folder: str
+    def sentence(self):
+        return f"they are {{self.sum}}"
 
 def main(argv):
     folder = Path(argv[argv.index("--log-dir") + 1])
     folder.mkdir(parents=True)
     for name in ("{name}", "more", "sprites"):
         Image.new("RGB", (8, 8), "red").save(folder / f"{{name}}.png")
-    return Verdict({holds}, 4, (0.5, 1e-9), str(folder))
+    return Verdict({holds}, 4, (0.5, 1e-9), 0.987, str(folder))
 '''
 
 
@@ -68,7 +79,9 @@ def test_the_page_says_what_came_out_also_when_a_claim_does_not_hold(gallery, ca
     page = (gallery.ROOT / "docs/gallery.md").read_text()
     assert "| [first](#first) | Two and two are four. | holds |" in page
     assert "| [second](#second) | Two and two are five. | **does not hold** |" in page
-    assert "| errors | 0.5, 1e-09 |" in page
+    assert "| two and two | 4 |\n| errors | 0.5, 1e-09 |\n| right | 98.7 % |\n" in page
+    assert "\nThe claim **does not hold**: they are 4.\n" in page
+    assert "![Both were added. Look at the sum.](images/gallery/first.png)\n\n*Both were added. Look at the sum.*" in page
     assert str(gallery.ROOT) not in page, "no paths of the machine that made it"
     assert sorted(p.name for p in gallery.pictures().iterdir()) == ["first--more.png", "first.png", "second--more.png", "second.png"]
     assert "does not hold: second" in capsys.readouterr().out

@@ -348,6 +348,7 @@ def test_readme_tree_is_true():
 
 # Modules that are tested under the name of what they are a part of.
 TESTED_BY = {
+    "backend": "setup",
     "functional": "drop_in",
     "machine_code": "threads",
     "local_arguments": "local",

@@ -358,7 +358,7 @@ def test_every_promised_tag_is_there(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run(tmp_path, model=build("conv", "torch", 0, classes=3))
-    events = EventAccumulator(str(tmp_path))
+    events = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0, "scalars": 0})
     events.Reload()
     tags = events.Tags()
     pairs = {
@@ -372,7 +372,9 @@ def test_every_promised_tag_is_there(tmp_path):
     }
     assert pairs <= set(tags["scalars"])
     assert {"first layer/filters", "first layer/activations", "held-out/confusion"} <= set(tags["images"])
-    assert {"weights/0.weight", "gradients/0.weight"} <= set(tags["histograms"])
+    assert {"weights/Conv2d_0/weight", "gradients/Conv2d_0/weight"} <= set(tags["histograms"]), "as the graph names them"
+    assert len(events.Histograms("gradients/Conv2d_0/weight")) > 2, "a distribution of one step is blank"
+    assert len(events.Scalars("gradient norm/Linear_7/bias")) > 2, "a curve"
     assert tags["graph"]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [], "no sub-runs"
 

@@ -1,12 +1,13 @@
 import json
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from cnn425.lab.errors import LabError
-from cnn425.lab.options import Options, as_words, difference, digest, meaning, parse
+from cnn425.lab.options import Options, as_words, changed, difference, digest, meaning, parse, run_name
 
 
 @dataclass(frozen=True)
@@ -15,29 +16,29 @@ class More(Options):
 
 
 def test_words_become_options():
-    options = parse(More, ["--lr", "0.1", "--layers", "torch", "--noise", "0", "--compile", "--log-dir", "a/b"], "test")
+    options = parse(More, ["--lr", "0.1", "--layers", "torch", "--noise", "0", "--compile", "--log-dir", "a/b"])
     assert (options.lr, options.layers, options.noise, options.compile, options.log_dir) == (0.1, "torch", 0.0, True, Path("a/b"))
 
 
 @pytest.mark.parametrize("written", ["~/a/b", "~/a/b/", "$HOME/a/b", "${HOME}//a/./b"])
 def test_paths_are_taken_as_the_shell_takes_them(written, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert parse(More, [f"--log-dir={written}"], "test").log_dir == tmp_path / "a/b"
+    assert parse(More, [f"--log-dir={written}"]).log_dir == tmp_path / "a/b"
     kept(tmp_path / "run", More(lr=0.3))
-    assert parse(More, ["--resume", "~/run/", "--log-dir", "$HOME/run"], "test").lr == 0.3
+    assert parse(More, ["--resume", "~/run/", "--log-dir", "$HOME/run"]).lr == 0.3
 
 
 @pytest.mark.parametrize("written", ["a$b", "a~b", "~nobody-of-this-name/x", "$NOBODY/x", "käse", "a b"])
 def test_what_the_shell_leaves_alone_is_left_alone(written, monkeypatch):
     for name in ("b", "NOBODY"):
         monkeypatch.delenv(name, raising=False)
-    assert parse(More, ["--log-dir", written], "test").log_dir == Path(written)
+    assert parse(More, ["--log-dir", written]).log_dir == Path(written)
 
 
 def test_reading_options_draws_no_random_number():
     before = random.getstate()
     for _ in range(20):
-        parse(More, ["--lr", "0.1"], "test")
+        parse(More, ["--lr", "0.1"])
     assert random.getstate() == before
 
 
@@ -46,6 +47,14 @@ def test_digest_changes_with_meaning_and_not_with_place():
     assert base == digest(meaning(More(log_dir=Path("x"), checkpoint_seconds=1)))
     for change in ({"lr": 0.1}, {"seed": 1}, {"noise": 0.1}, {"device": "cuda"}, {"threads": 2}, {"amp": "bf16"}):
         assert base != digest(meaning(More(**change))), change
+
+
+def test_a_run_is_called_by_what_differs():
+    assert run_name(More(), "conv") == "conv-custom-seed-0"
+    assert run_name(More(layers="torch", seed=3, lr=0.1, compile=True, log_dir=Path("x")), "conv") == "conv-torch-seed-3-lr-0.1-compile"
+    odd = run_name(More(device="cuda:1"), "conv")
+    assert re.fullmatch(r"conv-custom-[0-9a-f]{8}", odd), "what makes no folder's name is told apart by a digest"
+    assert changed(More(lr=0.1)) == {"lr": 0.1}
 
 
 def test_difference_names_what_changed():
@@ -64,26 +73,26 @@ def kept(folder, options):
 
 def test_resume_brings_the_options_of_the_run(tmp_path):
     begun = More(lr=0.3, noise=0.1, compile=True, log_dir=Path("elsewhere"), log_every=7)
-    options = parse(More, ["--resume", kept(tmp_path / "run", begun)], "test")
+    options = parse(More, ["--resume", kept(tmp_path / "run", begun)])
     assert meaning(options) == meaning(begun)
     assert options.log_dir == tmp_path / "run", "a run folder may be moved"
 
 
 def test_resume_with_another_option_shows_the_difference_later(tmp_path):
-    options = parse(More, ["--resume", kept(tmp_path / "run", More(lr=0.3)), "--seed", "4", "--checkpoint-seconds", "1"], "test")
+    options = parse(More, ["--resume", kept(tmp_path / "run", More(lr=0.3)), "--seed", "4", "--checkpoint-seconds", "1"])
     assert (options.lr, options.seed, options.checkpoint_seconds) == (0.3, 4, 1.0)
 
 
 def test_resume_of_nothing_is_one_sentence(tmp_path):
     with pytest.raises(LabError, match="there is no run to go on with"):
-        parse(More, ["--resume", str(tmp_path / "none")], "test")
+        parse(More, ["--resume", str(tmp_path / "none")])
     (tmp_path / "options.json").write_text("{}")
     with pytest.raises(LabError, match="is not what a run writes"):
-        parse(More, ["--resume", str(tmp_path)], "test")
+        parse(More, ["--resume", str(tmp_path)])
     with pytest.raises(LabError, match=r"another experiment \(--noise is unknown here"):
-        parse(Options, ["--resume", kept(tmp_path / "run", More())], "test")
+        parse(Options, ["--resume", kept(tmp_path / "run", More())])
     with pytest.raises(LabError, match="name two run folders"):
-        parse(More, ["--resume", kept(tmp_path / "run", More()), "--log-dir", "other"], "test")
+        parse(More, ["--resume", kept(tmp_path / "run", More()), "--log-dir", "other"])
 
 
 @pytest.mark.parametrize(
@@ -99,4 +108,4 @@ def test_resume_of_nothing_is_one_sentence(tmp_path):
 )
 def test_numbers_that_mean_nothing_are_refused(words, match):
     with pytest.raises(LabError, match=match):
-        parse(Options, words, "test")
+        parse(Options, words)

@@ -61,3 +61,13 @@ def test_characters_that_the_output_lacks_are_escaped(encoding):
     words = out.buffer.getvalue().decode(encoding)
     assert ("läufe" if encoding != "ascii" else r"l\xe4ufe") in words
     assert r"\udcc3" in words
+
+
+def test_a_table_leaves_out_no_digit(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    table = Table(*"abcde")
+    table.add_row(*["1,600,000,000"] * 5)
+    progress.say_table(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 40
+    assert sum(line.count("6") for line in lines) == 5

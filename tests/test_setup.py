@@ -129,7 +129,7 @@ def started(project, *words):
 
 
 @pytest.mark.parametrize("words", ["--help", "-h", "--fix --help"])
-@pytest.mark.parametrize("name", ["demo", "setup", "check", "test", "gallery"])
+@pytest.mark.parametrize("name", ["demo", "setup", "check", "test", "gallery", "site"])
 def test_help_explains_and_does_nothing_else(name, words, project):
     run = started(project, f"scripts/{name}", *words.split())
     assert run.returncode == 0, run.stderr

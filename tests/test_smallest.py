@@ -56,3 +56,8 @@ def test_a_moved_bar_shares_no_ink_with_itself():
 def test_bad_options_are_one_sentence(words, sentence):
     with pytest.raises(LabError, match=sentence):
         smallest.main(words)
+
+
+def test_the_film_ends_with_the_last_step(tmp_path):
+    assert smallest.main(["--film", "--steps", "3", "--log-dir", str(tmp_path)]) == (True, 4)
+    assert (tmp_path / "learning.gif").read_bytes().startswith(b"GIF89a")

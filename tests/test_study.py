@@ -45,7 +45,7 @@ def scalars(folder, tag):
 def test_all_that_is_handed_in_is_there(tmp_path, capsys):
     verdict = run(tmp_path)
     assert verdict == (True, -1.0, "text")
-    assert json.loads((tmp_path / "verdict.json").read_text()) == verdict._asdict()
+    assert json.loads((tmp_path / "verdict.json").read_text()) == {"experiment": __name__, "sentence": "", **verdict._asdict()}
     assert json.loads((tmp_path / "options.json").read_text())["options"]["depth"] == 3
     assert scalars(tmp_path, "error") == [(1, 1.0), (2, 0.5)]
     assert scalars(tmp_path, "verdict/slope") == [(0, -1.0)]
@@ -72,7 +72,7 @@ def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run(tmp_path / "folder", dry_run=True)
     assert not list(tmp_path.iterdir())
-    assert not capsys.readouterr().out
+    assert capsys.readouterr().out == "\nHolds.\n"
 
 
 def test_a_training_run_is_not_overwritten(tmp_path):
@@ -130,7 +130,7 @@ def test_a_study_does_not_replace_a_run_nor_a_run_a_study(tmp_path):
 def test_the_folder_may_be_written_as_people_do_and_the_process_may_move(written, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    options = parse(DepthOptions, [f"--log-dir={written}"], "depth")
+    options = parse(DepthOptions, [f"--log-dir={written}"])
     (tmp_path / "elsewhere").mkdir()
     with study("a-study", options) as record:
         monkeypatch.chdir(tmp_path / "elsewhere")
@@ -151,8 +151,8 @@ def test_the_random_state_and_threads_outside_are_left_as_they_were(tmp_path):
 
 
 def test_options_are_read_and_bad_ones_are_one_sentence():
-    assert parse(DepthOptions, ["--depth", "5", "--full"], "depth").depth == 5
+    assert parse(DepthOptions, ["--depth", "5", "--full"]).depth == 5
     with pytest.raises(LabError, match="--depth is 0; it must be at least 1"):
-        parse(DepthOptions, ["--depth", "0"], "depth")
+        parse(DepthOptions, ["--depth", "0"])
     with pytest.raises(LabError, match="--threads is -1"):
-        parse(DepthOptions, ["--threads", "-1"], "depth")
+        parse(DepthOptions, ["--threads", "-1"])

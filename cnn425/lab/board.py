@@ -120,6 +120,12 @@ class Board:
         self.file.close()
 
 
+def layer_name(model: nn.Module, parameter: str) -> str:
+    """A parameter under the name that its layer has in the graph: `0.weight` is `Conv2d_0/weight`."""
+    layer, _, name = parameter.rpartition(".")
+    return f"{type(model.get_submodule(layer)).__name__}_{layer}/{name}"
+
+
 def _nodes(model: nn.Module, images: Tensor) -> list[Any]:
     """A node per layer that has no layers inside, joined by the tensors they hand on."""
     made_by: dict[int, str] = {id(images): "images"}

@@ -1,40 +1,18 @@
 """Pictures of what a network learnt: filters, activations, mistakes, the confusion matrix; brightness from 0 to 1."""
 
-import contextlib
-import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from cnn425.lab.backend import Figure, FigureCanvasAgg, context
 from cnn425.lab.errors import about
 from cnn425.lab.models import looked_at
 from cnn425.lab.pictures import Pictures
-
-
-def _matplotlib() -> Any:
-    """Import matplotlib, whose import fails if MPLBACKEND names a backend that is not installed: a notebook's, in another environment."""
-    wanted = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
-    try:
-        import matplotlib
-    finally:
-        if wanted is not None:
-            os.environ["MPLBACKEND"] = wanted
-    if wanted:
-        with contextlib.suppress(ValueError):  # for whoever opens windows: here figures are drawn by Agg
-            matplotlib.rcParams["backend"] = wanted
-    return matplotlib
-
-
-matplotlib = _matplotlib()
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.style import context  # noqa: E402
 
 
 def own_style() -> AbstractContextManager[None]:
@@ -46,6 +24,18 @@ def save(figure: Figure, path: Path, dpi: float = 100) -> None:
     """Write a figure in the format of the file's name; an error names the file."""
     with about(path):
         figure.savefig(path, dpi=dpi)
+
+
+def film(frames: Iterable[Figure], path: Path, seconds: float = 0.4) -> None:
+    """Write figures of one size as a GIF that starts again after its last picture; an error names the file."""
+    pictures = []
+    for made in frames:
+        made.canvas.draw()
+        shown = Image.frombuffer("RGBA", made.canvas.get_width_height(), bytes(made.canvas.buffer_rgba()), "raw", "RGBA", 0, 1)  # type: ignore[attr-defined]
+        pictures.append(shown.convert("RGB").quantize(128, dither=Image.Dither.NONE))
+    shown_for = [round(1000 * seconds)] * (len(pictures) - 1) + [2500]  # milliseconds
+    with about(path):
+        pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=shown_for, loop=0)
 
 
 def figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Any:
@@ -114,7 +104,7 @@ def confusion(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
 
 def confusion_figure(counts: Tensor, classes: Sequence[str]) -> Any:
     """The confusion matrix with its counts; rows are coloured by their share, so that rare classes count too."""
-    side = max(3.0, 0.55 * len(classes) + 1)
+    side = max(3.0, 0.4 * len(classes) + 0.8)  # so small that its numbers can be read on TensorBoard's cards
     made = figure(side, side)
     axes = made.subplots()
     axes.imshow((counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy(), cmap="Blues", vmin=0, vmax=1)
@@ -135,7 +125,7 @@ def mistakes_figure(held_out: Pictures, predictions: Tensor, most: int = 24) -> 
     if not len(wrong):
         return None
     images, labels = held_out.batch(wrong.to(held_out.labels.device))
-    columns, (h, w) = min(8, len(wrong)), images.shape[-2:]
+    columns, (h, w) = min(6, len(wrong)), images.shape[-2:]  # as many as can be read on TensorBoard's cards
     rows = -(-len(wrong) // columns)
     made = figure(1.1 * columns, 1.35 * rows, layout=None)
     axes = made.add_axes((0, 0, 1, 1), xlim=(0, columns), ylim=(rows, 0))  # one pair of axes for all: a pair for each is ten times slower
@@ -151,7 +141,7 @@ def mistakes_figure(held_out: Pictures, predictions: Tensor, most: int = 24) -> 
             top + 0.2,
             words if len(words) < 14 else words.replace(", ", "\n"),
             ha="center",
-            fontsize=8 if len(words) < 14 else 6,
+            fontsize=9 if len(words) < 14 else 7,
         )
     axes.set(xlim=(0, columns), ylim=(rows, 0))
     return made

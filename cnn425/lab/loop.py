@@ -1,7 +1,6 @@
 """What happens around the steps of a run: logs, checkpoints, signals, and going on after any end.
 
-Only the first process of a group writes. Times differ between two runs; they have a tag of their own (`speed/...`) and never enter
-metrics.csv.
+Only the first process of a group writes. Times, which differ between two runs, have the tag `speed/...` and never enter metrics.csv.
 """
 
 import contextlib
@@ -15,11 +14,11 @@ from pathlib import Path
 from torch import nn
 
 from cnn425.lab import checkpoint, figures, guards
-from cnn425.lab.board import Board, event_files
+from cnn425.lab.board import Board, event_files, layer_name
 from cnn425.lab.errors import LabError, StoppedError, sentence
 from cnn425.lab.folder import Metrics, describe, home, lengths, locked, rewind
 from cnn425.lab.group import joined, under_torchrun
-from cnn425.lab.options import Options, as_words, difference, digest, meaning, with_paths
+from cnn425.lab.options import Options, as_words, changed, difference, digest, meaning, run_name, with_paths
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import Reporter, say
 from cnn425.lab.signals import CODES, Signals
@@ -27,14 +26,14 @@ from cnn425.lab.training import HELD_OUT_BATCH, Evaluation, Training, Verdict, s
 
 
 def default_folder(experiment: str, name: str, options: Options) -> Path:
-    """`runs/<experiment>/<name>-<layers>-<digest>`: other options, other folder; the same options again resume."""
-    return Path("runs", experiment, f"{name}-{options.layers}-{digest(meaning(options))}")
+    """`runs/<experiment>/<name>-<layers>-seed-<seed>-...`: other options, other folder; the same options again resume."""
+    return Path("runs", experiment, run_name(options, name))
 
 
 def show_board(folder: Path) -> None:
-    """The line that opens TensorBoard on what was just written."""
+    """The line that opens TensorBoard on what was just written: what to do next."""
     near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    say(f"tensorboard --logdir {shlex.quote(str(near))}")
+    say(f"next: tensorboard --logdir {shlex.quote(str(near))}     (then open http://localhost:6006)")
 
 
 def train(options: Options, model: nn.Sequential, training: Pictures, held_out: Pictures, folder: Path, title: str = "training") -> Verdict:
@@ -133,7 +132,8 @@ class Loop:
         run.at.held_out_loss, run.at.held_out_accuracy = result.loss, result.accuracy
         if self.board:
             self.board.layout()
-            self.board.hyper_parameters(meaning(run.options), {"loss/held-out": result.loss, "accuracy/held-out": result.accuracy})
+            results = {"loss/held-out": result.loss, "accuracy/held-out": result.accuracy}
+            self.board.hyper_parameters({**changed(run.options), **meaning(run.options)}, results)
             self.board.graph(run.shown, run.held_out.batch(slice(0, 1), run.dtype)[0])
         self.log_evaluation(result)
 
@@ -147,9 +147,9 @@ class Loop:
                 run.order.advance()
                 self.clock_images += len(indices)
                 self.log_step(row)
-                self.log_early()
-                if run.order.epoch_is_over:
+                if self.early() or run.order.epoch_is_over:
                     self.log_gradients()
+                self.log_early()
                 self.between_steps()
             result = run.finish_epoch()
             self.log_evaluation(result)
@@ -215,10 +215,15 @@ class Loop:
             ):
                 self.board.scalar(tag, row[column], self.training.at.step)
 
-    def log_early(self) -> None:
-        """Held-out points at steps 4, 8, 16, ... of the first epoch, where most is learnt; of the first pictures only, to be quick."""
+    def early(self) -> bool:
+        """Whether more is written down after this step of the first epoch: 1, 2, 4, 8, ... and, if it is long, every sixteenth of it."""
         run, step = self.training, self.training.at.step
-        if run.at.epoch or run.order.epoch_is_over or step < 4 or step & (step - 1):
+        return not run.at.epoch and (not step & (step - 1) or step % max(64, run.order.batches // 16) == 0)
+
+    def log_early(self) -> None:
+        """Held-out points in the first epoch, where most is learnt; of the first pictures only, to be quick."""
+        run, step = self.training, self.training.at.step
+        if not self.early() or run.order.epoch_is_over or step < 4:
             return
         result = run.evaluate(run.held_out.first(HELD_OUT_BATCH))
         if self.board:
@@ -230,9 +235,9 @@ class Loop:
         gradients = self.training.gradients()
         if not self.board:
             return
-        for name, gradient in gradients.items():
+        for name, gradient in ((layer_name(self.training.shown, key), gradient) for key, gradient in gradients.items()):
             self.board.scalar(f"gradient norm/{name}", float(gradient.norm()), self.training.at.step)
-            if self.milestone(self.training.at.epoch + 1):
+            if self.early() or self.milestone(self.training.at.epoch + 1):
                 self.board.histogram(f"gradients/{name}", gradient, self.training.at.step)
 
     def log_evaluation(self, result: Evaluation) -> None:
@@ -249,7 +254,7 @@ class Loop:
             self.board.scalar("speed/images per second", self.clock_images / seconds, step)
         if shown:
             for name, parameter in shown.named_parameters():
-                self.board.histogram(f"weights/{name}", parameter, step)
+                self.board.histogram(f"weights/{layer_name(shown, name)}", parameter, step)
             self.log_pictures(shown, result)
         self.board.flush()
         self.metrics.flush()

@@ -7,13 +7,16 @@ An experiment inherits `Options` and adds its own fields, or changes a default:
         noise: float = 0.0
         '''Standard deviation of the noise added to every pixel, in units of pixel brightness (0 to 1).'''
 
-    options = parse(PatternOptions, argv, "the smallest network learns three patterns")
+    options = parse(PatternOptions, argv)
+
+`--help` shows the docstring of the experiment, and once the options are read its first line is said: the claim.
 """
 
 import dataclasses
 import hashlib
 import json
 import random
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 import tyro
 
 from cnn425.lab.errors import LabError, expanded
+from cnn425.lab.progress import module_of, say
 
 SPEED_ONLY = (
     "log_dir",
@@ -98,13 +102,13 @@ SomeOptions = TypeVar("SomeOptions", bound=Options)
 Anything = TypeVar("Anything")
 
 
-def parse(kind: type[SomeOptions], argv: Sequence[str] | None, description: str) -> SomeOptions:
+def parse(kind: type[SomeOptions], argv: Sequence[str] | None) -> SomeOptions:
     """The options typed on the command line (`None`) or given as a list of words; `--resume` brings those of a run that was begun."""
-    options = parse_any(kind, argv, description)
+    options = parse_any(kind, argv)
     if options.resume is None:
         return options
     begun = dataclasses.replace(begun_with(kind, options.resume), log_dir=options.resume, resume=options.resume)
-    options = parse_any(kind, argv, description, begun)
+    options = parse_any(kind, argv, begun)
     if options.log_dir != options.resume:
         raise LabError(f"--resume {options.resume} and --log-dir {options.log_dir} name two run folders; leave out one", 2)
     return options
@@ -129,15 +133,18 @@ def begun_with(kind: type[SomeOptions], folder: Path) -> SomeOptions:
     return kind(**kept)
 
 
-def parse_any(kind: type[Anything], argv: Sequence[str] | None, description: str, begun: Anything | None = None) -> Anything:
+def parse_any(kind: type[Anything], argv: Sequence[str] | None, begun: Anything | None = None) -> Anything:
     """The options typed on the command line (`None`) or given as words, for any dataclass; `begun`: what is not typed stays as it is."""
-    more: dict[str, Any] = {} if begun is None else {"default": begun}
+    _, words = module_of(kind)
+    more: dict[str, Any] = {"prog": program(kind), "description": words} | ({} if begun is None else {"default": begun})
     state = random.getstate()  # tyro draws from it, and it may be a notebook's
     try:
-        words = None if argv is None else list(argv)
-        return with_paths(tyro.cli(kind, args=words, prog=program(kind), description=description, **more), expanded)
+        options = with_paths(tyro.cli(kind, args=None if argv is None else list(argv), **more), expanded)
     finally:
         random.setstate(state)
+    if begun is None:
+        say(f"Claim: {words.partition(chr(10))[0]}\n")
+    return options
 
 
 def program(kind: type) -> str | None:
@@ -165,6 +172,24 @@ def as_words(options: Options) -> dict[str, Any]:
 def meaning(options: Options) -> dict[str, Any]:
     """The options that can change the result; a run may be resumed only if all of them are the same."""
     return {name: value for name, value in as_words(options).items() if name not in SPEED_ONLY}
+
+
+def changed(options: Options) -> dict[str, Any]:
+    """The options that can change the result and are not the experiment's defaults."""
+    usual = meaning(type(options)())
+    return {name: value for name, value in meaning(options).items() if value != usual[name]}
+
+
+def run_name(options: Options, *first: str) -> str:
+    """What a run is called: the words, whose layers, the seed, then every other option that was changed: `conv-custom-seed-0-lr-0.01`."""
+    words = [*first, options.layers, "seed", str(options.seed)]
+    for name, value in changed(options).items():
+        if name not in ("layers", "seed", *first) and value not in first:
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            words += [name.replace("_", "-"), *map(str, values)]
+    name = "-".join(words)
+    plain = re.fullmatch(r"[\w.+-]{1,80}", name, re.ASCII) is not None
+    return name if plain else f"{'-'.join((*first, options.layers))}-{digest(meaning(options))}"
 
 
 def digest(words: dict[str, Any]) -> str:

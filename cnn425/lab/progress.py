@@ -15,7 +15,7 @@ from cnn425.lab.group import is_first
 
 T = TypeVar("T")
 
-QUIET_SECONDS = 10.0  # between two plain lines
+QUIET_SECONDS = 2.0  # between two plain lines; after two minutes, five times as many
 
 
 def console(width: int | None = None) -> Console:
@@ -24,8 +24,11 @@ def console(width: int | None = None) -> Console:
 
 
 def say_table(table: Any, width: int | None = None) -> None:
-    """Print a table, by default as wide as the terminal."""
+    """Print a table, by default as wide as the terminal; what does not fit goes on in the next line, no digit is left out."""
     out = console(width)
+    table = table.__rich__() if hasattr(table, "__rich__") else table
+    for column in table.columns:
+        column.overflow = "fold"
     with out.capture() as drawn:
         out.print(table)
     write(drawn.get())
@@ -47,13 +50,20 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+def module_of(kind: type) -> tuple[str, str]:
+    """Name and docstring of the module that defines a class, also when that module runs as a command."""
+    module = sys.modules[kind.__module__]
+    spec = getattr(module, "__spec__", None)
+    return (spec.name if spec else kind.__module__), module.__doc__ or ""
+
+
 class Reporter:
     """Tells how far something has come; a context manager, so that the terminal is left clean on any exit."""
 
     def __init__(self, title: str, total: int, done: int = 0, silent: bool = False):
         self.title, self.total, self.done, self.silent = title, total, done, silent
         self.console = console()
-        self.spoke = time.monotonic()
+        self.began = self.spoke = time.monotonic()
         self.bar: Progress | None = None
         if self.console.is_terminal and not silent:
             columns = (
@@ -80,7 +90,7 @@ class Reporter:
         self.done += 1
         if self.bar:
             self.bar.update(self.task, completed=self.done, note=note)
-        elif time.monotonic() - self.spoke > QUIET_SECONDS:
+        elif time.monotonic() - self.spoke > QUIET_SECONDS * (5 if self.spoke - self.began > 120 else 1):
             self.say(f"{self.title}: {self.done} of {self.total}  {note}")
             self.spoke = time.monotonic()
 

@@ -1,16 +1,15 @@
 """A study: an experiment that is no training run, with its options, its run folder, its figures and its verdict, all shown by TensorBoard.
 
-    options = parse(WidthOptions, argv, "error falls with width")
+    options = parse(WidthOptions, argv)
     with study("width", options) as record:
         record.curve("error/sigmoid", widths, errors)
         record.figure("width", drawn)               width.png in the run folder, and the same picture in TensorBoard
-        return record.verdict(WidthVerdict(...))    verdict.json, one number per tag `verdict/...`, and where to look
+        return record.verdict(WidthVerdict(...))    said in a sentence; verdict.json, one number per tag `verdict/...`, and where to look
 
 A study is made afresh each time: what an earlier one made in the same folder is replaced, and nothing else.
 """
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from cnn425.lab import figures
 from cnn425.lab.board import Board, event_files
 from cnn425.lab.errors import LabError
-from cnn425.lab.folder import claim, describe, home, locked, own, write_whole
+from cnn425.lab.folder import claim, describe, home, locked, own
 from cnn425.lab.loop import show_board
-from cnn425.lab.options import as_words, digest, meaning, parse_any, with_paths
+from cnn425.lab.options import as_words, digest, meaning, parse_any, run_name, with_paths
 from cnn425.lab.progress import say
 from cnn425.lab.training import settings
+from cnn425.lab.verdict import conclude
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,21 @@ SomeOptions = TypeVar("SomeOptions", bound=StudyOptions)
 SomeVerdict = TypeVar("SomeVerdict", bound=NamedTuple)
 
 
-def parse(kind: type[SomeOptions], argv: Sequence[str] | None, description: str) -> SomeOptions:
+def parse(kind: type[SomeOptions], argv: Sequence[str] | None) -> SomeOptions:
     """The options typed on the command line (`None`) or given as a list of words."""
-    return parse_any(kind, argv, description)
+    return parse_any(kind, argv)
 
 
 class Study:
     """The open run folder of a study: whatever is handed in is on the disk and in TensorBoard."""
 
-    def __init__(self, folder: Path, board: Board):
-        self.folder, self.board = folder, board
+    def __init__(self, folder: Path, board: Board, dry: bool = False):
+        self.folder, self.board, self.dry = folder, board, dry
+        self.charts: dict[str, dict[str, list[Any]]] = {}
 
     def curve(self, tag: str, steps: Iterable[int], values: Iterable[float]) -> None:
         """A curve, a point per pair; TensorBoard wants whole numbers on the horizontal axis (a width, a depth, a step)."""
+        self.charts.setdefault(tag.partition("/")[0], {"all": ["Multiline", []]})["all"][1].append(tag)  # compared in one chart
         for step, value in zip(steps, values, strict=True):
             self.board.scalar(tag, value, step)
 
@@ -81,15 +83,18 @@ class Study:
         figures.save(figure, claim(self.folder, f"{name}.png"), dpi=120)
         self.board.figure(name, figure, 0)
 
+    def film(self, name: str, frames: Iterable[Any], seconds: float = 0.4) -> None:
+        """Matplotlib figures, one after the other, as `<name>.gif`."""
+        figures.film(frames, claim(self.folder, f"{name}.gif"), seconds)
+
     def drawing(self, name: str, figure: Any) -> None:
         """A matplotlib figure as `<name>.svg` too, which can be enlarged."""
         figures.save(figure, claim(self.folder, f"{name}.svg"))
 
     def verdict(self, verdict: SomeVerdict) -> SomeVerdict:
-        """The verdict itself, once it is written down."""
-        words: dict[str, Any] = verdict._asdict()
-        write_whole(claim(self.folder, "verdict.json"), json.dumps(words, indent=2).encode() + b"\n")
-        for name, value in words.items():
+        """The verdict itself, once it is said and written down."""
+        conclude(verdict, None if self.dry else self.folder)
+        for name, value in verdict._asdict().items():
             if isinstance(value, bool | int | float):
                 self.board.scalar(f"verdict/{name}", float(value), 0)
         return verdict
@@ -97,13 +102,13 @@ class Study:
 
 @contextlib.contextmanager
 def study(name: str, options: StudyOptions) -> Iterator[Study]:
-    """The run folder `runs/<name>/<layers>-<digest>`, or `--log-dir`; at the end, where to find what was drawn."""
+    """The run folder `runs/<name>/<layers>-seed-<seed>-...`, or `--log-dir`; at the end, where to find what was drawn."""
     anything: Any = options  # the lab's functions about options want every field of a training run, and use those that are there
     with contextlib.ExitStack() as stack:
         if options.dry_run:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
-            folder = options.log_dir or Path("runs", name, f"{options.layers}-{digest(meaning(anything))}")
+            folder = options.log_dir or Path("runs", name, run_name(anything))
         if (folder / "metrics.csv").exists():
             raise LabError(f"{folder} holds a training run, whose logs a study would replace; choose another --log-dir", 2)
         shown, folder = folder, home(folder, "study", f"{name}-{digest(meaning(anything))}")
@@ -113,10 +118,12 @@ def study(name: str, options: StudyOptions) -> Iterator[Study]:
             stale.unlink()
         describe(folder, as_words(with_paths(anything, Path.absolute)))
         with contextlib.closing(Board(folder)) as board:
-            yield Study(folder, board)
+            record = Study(folder, board, options.dry_run)
+            yield record
+            board.layout(record.charts)
             board.flush()
         if not options.dry_run:
             shown = shown if shown.absolute() == folder else folder
-            for picture in sorted(name for name in own(folder) or () if name.endswith(".png") and (folder / name).exists()):
+            for picture in sorted(name for name in own(folder) or () if name.endswith((".png", ".gif")) and (folder / name).exists()):
                 say(f"figure: {shown / picture}")
             show_board(shown)

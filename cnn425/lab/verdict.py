@@ -1,0 +1,29 @@
+"""The first and the last words of an experiment: what it claims, and what came out, as a sentence and as verdict.json.
+
+    Claim: the first line of the experiment's docstring.             said by options.parse, before anything runs
+    Holds: verdict.sentence()                                        said by `conclude`, or: `Does not hold: ...`
+
+A verdict is a NamedTuple with `holds`, with words below each field (the rows of the gallery), and with a method `sentence`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cnn425.lab.folder import claim, write_whole
+from cnn425.lab.group import is_first
+from cnn425.lab.progress import module_of, say
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share from 0 to 1 as `98.7 %`."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def conclude(verdict: Any, folder: Path | None = None) -> None:
+    """Say what came out, in a sentence, and keep it in the run folder (None: nowhere); one process does it."""
+    words = verdict.sentence() if hasattr(verdict, "sentence") else ""
+    say(f"\n{'Holds' if verdict.holds else 'Does not hold'}{': ' * bool(words)}{words}.")
+    if folder is not None and is_first():
+        kept = {"experiment": module_of(type(verdict))[0].removeprefix("experiments."), "sentence": words, **verdict._asdict()}
+        write_whole(claim(folder, "verdict.json"), json.dumps(kept, indent=2).encode() + b"\n")

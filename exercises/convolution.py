@@ -1,0 +1,11 @@
+"""A convolution and the gradient of its weight, from windows[n,c,i,j,u,v] of the image: one `torch.einsum` each."""
+
+
+def forward(windows, weight):
+    """y[n,o,i,j] from windows `(N, C, I, J, U, V)` and weight `(O, C, U, V)`."""
+    raise NotImplementedError  # yours
+
+
+def weight_gradient(windows, gy):
+    """The gradient of the weight from that of the output, gy `(N, O, I, J)`."""
+    raise NotImplementedError  # yours

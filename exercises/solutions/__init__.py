@@ -1,0 +1,1 @@
+"""One solution per exercise, in a file of the same name."""
