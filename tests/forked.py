@@ -32,7 +32,7 @@ def served():
 
 
 def run(words, out, environment, namespaces):
-    """What the fork does: `python -m MODULE WORDS`."""
+    """What the fork does: `python -m MODULE WORDS` or `python -c CODE WORDS`."""
     if namespaces:
         for kind in ("net", "uts", "mnt"):
             with open(f"/proc/{namespaces}/ns/{kind}") as file:
@@ -43,9 +43,12 @@ def run(words, out, environment, namespaces):
     file = os.open(out, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    module, *sys.argv[1:] = words[1:]
-    sys.argv[0] = importlib.util.find_spec(module).origin
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    how, what, *sys.argv[1:] = words
+    if how == "-c":
+        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv[0] = importlib.util.find_spec(what).origin
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 class Forked:
