@@ -1,20 +1,23 @@
 """A report on the promise of the training loop: whatever hits a run, the same command again ends with the bits of an undisturbed one.
 
-    python scripts/fault_injection.py                 (50 kills and everything else; about 10 minutes on two CPU cores)
+    python scripts/fault_injection.py                 (50 kills and everything else; some minutes on two CPU cores)
     python scripts/fault_injection.py --kills 4       (the quick version that the tests run; --only kills,clock to choose)
 
-Each run is a process of its own, forked from this one so that importing torch is paid once. It trains on three patterns, so no data is
-needed. Compared are weights, optimiser, random states, metrics.csv to the byte, and every point of every TensorBoard curve except the
-measured speed. A fault that is not survived to the bit must end with the one sentence that was promised; anything else is a failure, and
-the exit code is 1.
+Each run is a process of its own, forked from this one, which has trained once: importing torch and what else training needs is paid once.
+So are torchrun and its workers. A run trains on three patterns, so no data is needed. Compared are weights, optimiser, random states,
+metrics.csv to the byte, and every point of every TensorBoard curve except the measured speed. A fault that is not survived to the bit must
+end with the one sentence that was promised; anything else is a failure, and the exit code is 1.
 """
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process that forks must not have threads
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # autograd starts a thread per GPU, also of a network that is on none
 
 import contextlib
 import functools
+import io
+import multiprocessing
 import random
 import shutil
 import signal
@@ -25,13 +28,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import torch
 import tyro
 from rich.table import Table
+from torch.distributed import run as launcher
 
-import cnn425.nn  # noqa: F401 - before the first fork, so that all runs use the same code
 from cnn425.lab import checkpoint
 from cnn425.lab.board import scalars
 from cnn425.lab.errors import command
@@ -43,13 +47,13 @@ WORDS = [
     "--dataset",
     "patterns",
     "--examples",
-    "320",
+    "480",
     "--model",
-    "mlp",
+    "linear",
     "--batch-size",
     "16",
     "--epochs",
-    "3",
+    "2",
     "--checkpoint-seconds",
     "0.05",
 ]
@@ -85,15 +89,26 @@ class Report:
 # ---- Runs ------------------------------------------------------------------------------------------------------------------------------
 
 
+def warm_up() -> None:
+    """Train a little, so that what torch, numba and matplotlib do at their first call is done before the first fork."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        mnist.main([*WORDS, "--examples", "32", "--epochs", "1", "--log-dir", folder])
+
+
+def speak_into(folder: Path) -> None:
+    """From now on, what this process and its children say goes to <folder>.out."""
+    log = os.open(f"{folder}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+
+
 def start(folder: Path, prepare: Callable[[], None] = lambda: None) -> int:
     """Fork a process that trains in this folder after `prepare`; its output goes to <folder>.out; returns its id."""
     sys.stdout.flush()
     child = os.fork()
     if child:
         return child
-    log = os.open(f"{folder}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    speak_into(folder)
     code = 99
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a run that starts with SIGINT ignored, as in the background, ignores it
     try:
@@ -144,6 +159,7 @@ class Scene:
 
     def __init__(self, folder: Path, report: Report, seed: int):
         self.folder, self.report, self.random, self.count = folder, report, random.Random(seed), 0
+        warm_up()
         begun = time.monotonic()
         code, words = run(folder / "undisturbed")
         assert code == 0, words
@@ -159,7 +175,7 @@ class Scene:
     def two(self) -> tuple[Outcome, float]:
         """An undisturbed run of two processes and its seconds; made when the first fault needs it."""
         whole, begun = self.fresh(), time.monotonic()
-        torchrun(whole).wait(300)
+        code_of(torchrun(whole))
         return outcome(whole), time.monotonic() - begun
 
     def judge(self, fault: str, folder: Path, remark: str = "", good: bool = True) -> None:
@@ -335,7 +351,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 def full_disk(scene: Scene) -> None:
     """A disk that is full at some point, then has room again; and one that becomes read-only."""
     for name, size, change in (
-        ("full disk, no room for the second checkpoint", "4m", "size=64m"),
+        ("full disk, no room for the second checkpoint", "160k", "size=64m"),
         ("full disk, no room for anything", "16k", "size=64m"),
         ("read-only disk", "64m", "ro"),
     ):
@@ -362,18 +378,25 @@ def remount(folder: Path, how: str) -> None:
 # ---- Two processes under torchrun --------------------------------------------------------------------------------------------------------
 
 
-def torchrun(folder: Path, *more: str) -> subprocess.Popen[str]:
+def torchrun(folder: Path, *more: str) -> ForkProcess:
     """Start two workers, in a process group of their own as a shell would; their output goes to <folder>.out."""
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *more, "-m", "experiments.mnist"]
-    with Path(f"{folder}.out").open("a") as out:
-        return subprocess.Popen(
-            [*words, *WORDS, "--log-dir", str(folder)],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=Path(__file__).parents[1],
-            start_new_session=True,
-        )
+    run_of_two = multiprocessing.get_context("fork").Process(target=launch, args=(folder, more))
+    run_of_two.start()
+    return run_of_two
+
+
+def launch(folder: Path, more: Sequence[str]) -> None:
+    """Be torchrun, whose workers are forked, too."""
+    os.setsid()
+    speak_into(folder)
+    forked = ["--start-method", "fork", "--run-path", str(Path(mnist.__file__).resolve())]
+    launcher.main(["--standalone", "--nproc-per-node", "2", *more, *forked, *WORDS, "--log-dir", str(folder)])
+
+
+def code_of(run_of_two: ForkProcess) -> int | None:
+    """Wait for torchrun's end; its exit code, none if it goes on after five minutes."""
+    run_of_two.join(300)
+    return run_of_two.exitcode
 
 
 def workers(parent: int) -> list[int]:
@@ -382,10 +405,16 @@ def workers(parent: int) -> list[int]:
     return [int(number) for number in found]
 
 
-def wait_for_workers(run_of_two: subprocess.Popen[str], folder: Path) -> list[int]:
+def wait_for_workers(run_of_two: ForkProcess, folder: Path) -> list[int]:
     """The two workers, once they have saved something."""
     wait_for_checkpoint(folder)
-    return workers(run_of_two.pid)
+    return workers(identity(run_of_two))
+
+
+def identity(run_of_two: ForkProcess) -> int:
+    """Torchrun's process id."""
+    assert run_of_two.pid is not None
+    return run_of_two.pid
 
 
 def gone(processes: Sequence[int]) -> bool:
@@ -401,7 +430,7 @@ def gone(processes: Sequence[int]) -> bool:
 def judge_two(scene: Scene, fault: str, folder: Path, remark: str, good: bool, again: bool = True) -> None:
     """Run the two once more, undisturbed, and compare with two that were left alone."""
     if again:
-        torchrun(folder).wait(300)
+        code_of(torchrun(folder))
     alike = same(outcome(folder), scene.two[0])
     words = Path(f"{folder}.out").read_text()
     scene.report.add(fault, f"{remark}; " + ("bit-identical" if alike else "DIFFERENT: " + words[-1500:]), alike and good)
@@ -413,7 +442,7 @@ def worker_killed(scene: Scene) -> None:
         folder = scene.fresh()
         run_of_two = torchrun(folder)
         os.kill(wait_for_workers(run_of_two, folder)[victim], signal.SIGKILL)
-        code = run_of_two.wait(300)
+        code = code_of(run_of_two)
         words = Path(f"{folder}.out").read_text()
         told = "has died" in words or "Signal 9" in words or "exitcode  : -9" in words
         judge_two(scene, f"one of two workers killed, the {name}", folder, f"exit code {code}{', told' * told}", code != 0 and told)
@@ -425,7 +454,7 @@ def worker_restarted(scene: Scene) -> None:
         folder = scene.fresh()
         run_of_two = torchrun(folder, "--max-restarts", "1")
         os.kill(wait_for_workers(run_of_two, folder)[victim], signal.SIGKILL)
-        code = run_of_two.wait(300)
+        code = code_of(run_of_two)
         resumed = "resuming after step" in Path(f"{folder}.out").read_text()
         remark = f"exit code {code}{', resumed by torchrun' * resumed}"
         judge_two(scene, f"worker killed with --max-restarts 1, the {name}", folder, remark, code == 0 and resumed, again=False)
@@ -437,8 +466,8 @@ def launcher_ended(scene: Scene) -> None:
         folder = scene.fresh()
         run_of_two = torchrun(folder)
         children = wait_for_workers(run_of_two, folder)
-        (os.killpg if number == signal.SIGINT else os.kill)(run_of_two.pid, number)
-        code, ended_too = run_of_two.wait(300), gone(children)
+        (os.killpg if number == signal.SIGINT else os.kill)(identity(run_of_two), number)
+        code, ended_too = code_of(run_of_two), gone(children)
         told = Path(f"{folder}.out").read_text().count("; kept ") == 1
         remark = f"exit code {code}, workers {'saved and gone' if told and ended_too else 'NOT told or still there'}"
         judge_two(scene, f"torchrun: {name}", folder, remark, told and ended_too)
@@ -452,12 +481,12 @@ def killed_of_two(scene: Scene, kills: int) -> None:
         folder, hits = scene.fresh(), 0
         while hits < min(left, 5):
             run_of_two = torchrun(folder)
-            time.sleep(scene.random.uniform(1, seconds))
-            processes = [run_of_two.pid, *workers(run_of_two.pid)]
-            if run_of_two.poll() is not None:
+            time.sleep(scene.random.uniform(0.02, seconds))
+            processes = [identity(run_of_two), *workers(identity(run_of_two))]
+            if run_of_two.exitcode is not None:
                 break
             os.kill(scene.random.choice(processes), signal.SIGKILL)
-            run_of_two.wait(300)
+            code_of(run_of_two)
             gone(processes[1:])
             hits += 1
         left -= hits

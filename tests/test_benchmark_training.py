@@ -1,19 +1,25 @@
+import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
-SCRIPT = Path(__file__).parents[1] / "scripts/benchmark_training.py"
+PATH = Path(__file__).parents[1] / "scripts/benchmark_training.py"
+spec = importlib.util.spec_from_file_location("benchmark_training", PATH)
+script = importlib.util.module_from_spec(spec)
+sys.modules["benchmark_training"] = script  # dataclasses look their module up
+spec.loader.exec_module(script)
 
 
 @pytest.mark.slow
-def test_chosen_ways_are_measured():
-    words = ["--examples", "64", "--epochs", "20", "--model", "linear", "--repeats", "1", "--ways", "plain,torch's layers", "--json"]
-    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=550)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout[done.stdout.index("{\n") :])
+def test_chosen_ways_are_measured(monkeypatch, capsys):
+    monkeypatch.setattr(script.subprocess, "Popen", lambda command, **_: Forked(command[1:]))  # five runs, torch imported once
+    ways = "plain,torch's layers"
+    script.main(script.BenchmarkOptions(examples=64, epochs=20, model="linear", repeats=1, ways=ways, json=True))
+    said = capsys.readouterr().out
+    result = json.loads(said[said.index("{\n") :])
     assert set(result["images per second"]) == set(result["held-out accuracy"])
     assert set(result["relative to the first"]) == {"plain", "torch's layers"}
     assert result["relative to the first"]["plain"] == 1

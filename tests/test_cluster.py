@@ -3,15 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from forked import FORKED_WORKERS, ROOT, Forked
 
 from cnn425.lab import checkpoint
 
-ROOT = Path(__file__).parents[1]
 HOSTS = {"first": "10.213.0.1", "second": "10.213.0.2"}
 WORDS = ["--dataset", "patterns", "--examples", "160", "--batch-size", "16", "--model", "linear", "--epochs", "40"]
 WORDS += ["--checkpoint-seconds", "0.2"]
@@ -35,9 +33,8 @@ class Host:
         return subprocess.Popen(inside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, **how)
 
     def train(self, folder, *more):
-        training = ["-m", "experiments.mnist", *WORDS, "--log-dir", str(folder)]
-        command = [sys.executable, "-m", "torch.distributed.run", *LAUNCHER, *more, *training]
-        return self.start(*command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        words = ["-m", "torch.distributed.run", *LAUNCHER, *more, *FORKED_WORKERS, *WORDS, "--log-dir", str(folder)]
+        return Forked(words, namespaces=self.holder.pid)
 
     def close(self):
         self.holder.kill()
@@ -68,16 +65,16 @@ def hosts(tmp_path):
 
 
 def outputs(launchers):
-    return [(launcher.communicate(timeout=300)[0], launcher.returncode) for launcher in launchers]
+    return [(launcher.communicate(timeout=500)[0], launcher.returncode) for launcher in launchers]
 
 
-@pytest.fixture
-def metrics_of_one_host(tmp_path):
+@pytest.fixture(scope="module")
+def metrics_of_one_host(tmp_path_factory):
     """What two processes on one host write, left alone."""
-    folder = tmp_path / "one"
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "experiments.mnist", *WORDS]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*words, "--log-dir", str(folder)], check=True, capture_output=True, cwd=ROOT, env=environment)
+    folder = tmp_path_factory.mktemp("one")
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *FORKED_WORKERS, *WORDS, "--log-dir", str(folder)]
+    ((said, code),) = outputs([Forked(run)])
+    assert code == 0, said
     return (folder / "metrics.csv").read_bytes()
 
 
@@ -87,7 +84,7 @@ def test_two_hosts_are_one_run_and_a_worker_killed_on_one_of_them_costs_nothing(
     assert "second" in second.start("hostname").communicate()[0]
     folder = tmp_path / "run"
     launchers = [first.train(folder, "--max-restarts", "2"), second.train(folder, "--max-restarts", "2")]
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not checkpoint.checkpoints(folder) and time.monotonic() < deadline:
         time.sleep(0.01)
     (worker,) = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launchers[1].pid)], capture_output=True, text=True).stdout.split()
@@ -104,7 +101,7 @@ def test_a_host_that_is_lost_ends_the_run_and_the_same_commands_go_on(hosts, tmp
     first, second = hosts
     folder = tmp_path / "run"
     launchers = [first.train(folder), second.train(folder)]
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not checkpoint.checkpoints(folder) and time.monotonic() < deadline:
         time.sleep(0.01)
     launchers[1].kill()  # its worker is sent SIGTERM by the system: both stop at the same step

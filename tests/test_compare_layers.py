@@ -1,7 +1,6 @@
 """scripts/compare_layers.py: agrees where layers agree, says so by its exit code, and refuses nonsense in one line."""
 
 import json
-import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -175,8 +174,11 @@ def test_unknown_layers_are_refused_by_the_command_line():
     assert stopped.value.code == 2
 
 
-def test_help_says_what_it_prints():
-    found = subprocess.run([sys.executable, PATH, "--help"], capture_output=True, text=True, check=True).stdout
+def test_help_says_what_it_prints(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--help"])
+    assert stopped.value.code == 0
+    found = capsys.readouterr().out
     assert "torch's" in found
     assert "--kernel-size" in found
     assert "pixels from window to window" in found

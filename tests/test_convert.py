@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import torchvision
+from forked import served
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -238,7 +239,8 @@ def half_the_batch_each(rank, rendezvous):
 
 @pytest.mark.slow
 def test_two_processes_find_the_gradients_of_one_replicated_or_sharded(tmp_path):
-    torch.multiprocessing.spawn(half_the_batch_each, (tmp_path / "rendezvous",), nprocs=2)
+    served()
+    torch.multiprocessing.start_processes(half_the_batch_each, (tmp_path / "rendezvous",), nprocs=2, start_method="forkserver")
 
 
 def test_checkpointed_activations_give_the_same_gradients():

@@ -3,14 +3,13 @@ import gzip
 import http.server
 import io
 import struct
-import subprocess
-import sys
 import threading
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 
 from cnn425.lab import digits
 from cnn425.lab.errors import LabError
@@ -243,8 +242,7 @@ print(digits.load()[0].labels.tolist())
 def test_parallel_processes_download_once(mirror, tmp_path):
     address = digits.datasets.MNIST.mirrors[0]
     parts = [f"{name}={digits.md5(content)}" for name, content in PACKED.items()]
-    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path), address, *parts]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    processes = [Forked(["-c", ELSEWHERE, str(tmp_path), address, *parts]) for _ in range(3)]
     try:
         said = [process.communicate(timeout=500)[0] for process in processes]
     finally:

@@ -50,24 +50,59 @@ ASCII = {"PYTHONIOENCODING": "ascii"}
 C = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 
-def started(name, *words, **around):
-    command = [sys.executable, "-m", f"experiments.{name}", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env={**os.environ, **around})
+COMMANDS = """
+import os, runpy, sys
+from experiments import counting, mnist
+while len(sys.argv) > 1:
+    child, end = os.fork(), sys.argv.index("then")  # all is imported once
+    if child == 0:
+        name, *sys.argv[1:] = sys.argv[1:end]
+        runpy.run_module(name, run_name="__main__")
+    assert os.waitpid(child, 0)[1] == 0
+    del sys.argv[1 : end + 1]
+"""
 
 
-@pytest.mark.parametrize(("name", "around"), [("mnist", ASCII), ("mnist", C), ("counting", C)], ids=["run", "run, C", "study, C"])
-def test_a_name_that_the_output_cannot_show_is_escaped(name, around, tmp_path):
-    words = ["--dataset", "patterns", "--examples", "96", "--model", "linear"] if name == "mnist" else []
-    run = started(name, *words, "--log-dir", str(tmp_path / "läufe"), **around)
-    assert run.returncode == 0, run.stderr
+def started(*commands, **around):
+    """Several commands, `(module, words)`, in the same surroundings."""
+    words = [word for command in commands for word in (*command, "then")]
+    run = [sys.executable, "-W", "ignore", "-c", COMMANDS, *words]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parents[1], env={**os.environ, **around})
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+DIGITS = ("experiments.mnist", "--dataset", "patterns", "--examples", "96", "--model", "linear")
+
+
+@pytest.fixture(scope="module")
+def in_ascii(tmp_path_factory):
+    """Where Python writes ASCII and everybody asks for colours."""
+    folder = tmp_path_factory.mktemp("ascii") / "läufe"
+    commands = [("experiments.counting", word) for word in ("--help", "--dry-run")]
+    colours = {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "CLICOLOR_FORCE": "1", "TERM": "xterm-256color"}
+    return started(*commands, (*DIGITS, "--log-dir", str(folder)), **ASCII, **colours), folder
+
+
+def test_a_name_that_the_output_cannot_show_is_escaped(in_ascii):
+    run, folder = in_ascii
     assert "ufe" in run.stdout
+    assert (folder / "options.json").exists()
+
+
+def test_a_name_that_the_output_cannot_show_is_escaped_in_the_c_locale(tmp_path):
+    run = started(
+        *((*words, "--log-dir", str(tmp_path / name)) for words, name in ((DIGITS, "läufe"), (("experiments.counting",), "prüfung"))), **C
+    )
+    assert "ufe" in run.stdout
+    assert "fung" in run.stdout
     assert (tmp_path / "läufe/options.json").exists()
+    assert (tmp_path / "prüfung/options.json").exists()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--dry-run"]], ids=" ".join)
-def test_a_log_file_has_no_escape_codes(words):
-    run = started("counting", *words, FORCE_COLOR="1", TTY_COMPATIBLE="1", CLICOLOR_FORCE="1", TERM="xterm-256color")
-    assert run.returncode == 0, run.stderr
+def test_a_log_file_has_no_escape_codes(in_ascii):
+    run, _ = in_ascii
+    assert "--log-dir" in run.stdout
     assert "\x1b" not in run.stdout + run.stderr
 
 

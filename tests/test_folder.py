@@ -1,14 +1,15 @@
 import errno
+import importlib.util
 import json
 import os
 import shutil
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import filelock
 import pytest
+from forked import Forked
 
 import cnn425
 from cnn425.lab import folder as folders
@@ -19,10 +20,13 @@ from cnn425.lab.folder import Metrics, claim, describe, git_commit, home, length
 def test_second_process_is_told_in_one_sentence(tmp_path):
     code = f"from pathlib import Path; from cnn425.lab.folder import locked\nwith locked(Path({str(tmp_path)!r})): pass"
     with locked(tmp_path):
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        other = Forked(["-c", code])
+        said, _ = other.communicate()
     assert other.returncode != 0
-    assert "another process is training in this folder" in other.stderr
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0, "the lock is free again"
+    assert "another process is training in this folder" in said
+    other = Forked(["-c", code])
+    other.communicate()
+    assert other.returncode == 0, "the lock is free again"
 
 
 def test_half_written_files_are_swept(tmp_path):
@@ -240,9 +244,6 @@ def git(folder, *words):
     return subprocess.run(["git", *who, *words], cwd=folder, capture_output=True, text=True, check=True, env=around).stdout.strip()
 
 
-COMMIT = "from cnn425.lab import folder; print(folder.__file__); print(folder.git_commit())"
-
-
 @pytest.mark.parametrize("kept", ["ignored", "committed", "the repository itself"])
 def test_the_commit_of_somebody_elses_project_is_not_ours(kept, tmp_path):
     """A copy of the package in a .venv that git ignores, one that was committed with the project, site-packages under git."""
@@ -253,10 +254,10 @@ def test_the_commit_of_somebody_elses_project_is_not_ours(kept, tmp_path):
         (tmp_path / ".gitignore").write_text(".venv\n")
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "theirs"]):
         git(tmp_path, *words)
-    done = subprocess.run(
-        [sys.executable, "-c", COMMIT], cwd=site, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(site)}
-    )
-    assert done.stdout.splitlines() == [str(site / "cnn425/lab/folder.py"), "unknown"]
+    spec = importlib.util.spec_from_file_location("folder_of_theirs", site / "cnn425/lab/folder.py")
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    assert copy.git_commit() == "unknown"
 
 
 def test_a_hook_of_another_repository_does_not_change_our_commit(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import FORKED_WORKERS, Forked
 
 from cnn425.lab import checkpoint
 from cnn425.lab.board import scalars
@@ -55,29 +56,38 @@ def none_goes_on_into_another_test():
     LAUNCHED.clear()
 
 
-def launch(folder, processes, *words, launcher=("--standalone",)):
+def launch(folder, processes, *words, launcher=("--standalone",), forked=True):
     """mnist.py on patterns, alone or under torchrun; 25 examples in the last batch of an epoch, so shares are unequal."""
-    run = ["-m", "torch.distributed.run", *launcher, "--nproc-per-node", str(processes)] if processes > 1 or len(launcher) > 1 else []
+    training = FORKED_WORKERS if forked else ("-m", "experiments.mnist")
+    alone = processes == 1 and len(launcher) == 1
+    run = ["experiments.mnist"] if alone else ["torch.distributed.run", *launcher, "--nproc-per-node", str(processes), *training]
     common = ["--dataset", "patterns", "--examples", "125", "--batch-size", "50", "--epochs", "2", "--log-dir", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *run, "-m", "experiments.mnist", *common, *words]
-    LAUNCHED.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment))
+    command = ["-m", *run, *common, *words]
+    if forked:
+        LAUNCHED.append(Forked(command))
+    else:
+        how = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "text": True}
+        LAUNCHED.append(subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how))
     return LAUNCHED[-1]
 
 
-def train(folder, processes, *words):
-    process = launch(folder, processes, *words)
-    out, _ = process.communicate(timeout=300)
+def train(folder, processes, *words, forked=True):
+    process = launch(folder, processes, *words, forked=forked)
+    out, _ = process.communicate(timeout=500)
     assert process.returncode == 0, out
     return out, checkpoint.read(checkpoint.checkpoints(folder)[0]), list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [("--model", "conv"), ("--model", "local", "--shard")], ids=["copies (DDP)", "shards (FSDP2)"])
-def test_two_processes_do_what_one_does(words, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "forked"),
+    [(("--model", "conv"), False), (("--model", "local", "--shard"), True)],
+    ids=["copies (DDP), the command of a user", "shards (FSDP2)"],
+)
+def test_two_processes_do_what_one_does(words, forked, tmp_path):
     words = (*words, "--optimizer", "sgd", "--lr", "0.2")  # Adam would magnify rounding where a gradient is nearly zero
     _, alone, rows = train(tmp_path / "one", 1, *words)
-    out, both, rows_of_two = train(tmp_path / "two", 2, *words)
+    out, both, rows_of_two = train(tmp_path / "two", 2, *words, forked=forked)
     assert out.count("tensorboard --logdir") == 1, "one process speaks"
     assert len(rows) == len(rows_of_two)
     for row, other in zip(rows, rows_of_two, strict=True):
@@ -116,11 +126,11 @@ with joined("cpu") as group:
 @pytest.mark.slow
 def test_each_process_holds_the_weights_gradients_and_optimiser_state_of_its_positions(tmp_path):
     (tmp_path / "sharded.py").write_text(SHARDED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "sharded.py")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert sorted(line for line in done.stdout.splitlines() if line.startswith("process")) == [
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    LAUNCHED.append(Forked([*run, *FORKED_WORKERS[:-1], str(tmp_path / "sharded.py")]))
+    out, _ = LAUNCHED[-1].communicate(timeout=500)
+    assert LAUNCHED[-1].returncode == 0, out
+    assert sorted(line for line in out.splitlines() if line.startswith("process")) == [
         f"process {rank} holds 14 of 28 rows" for rank in range(2)
     ]
 
@@ -130,11 +140,11 @@ def test_sharded_run_that_was_stopped_ends_with_the_same_bits(tmp_path):
     words = ("--model", "local", "--shard", "--checkpoint-seconds", "0")
     train(tmp_path / "whole", 2, *words)
     stopped = launch(tmp_path / "stopped", 2, *words)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not checkpoint.checkpoints(tmp_path / "stopped") and time.monotonic() < deadline:
         time.sleep(0.01)
     stopped.send_signal(signal.SIGTERM)
-    out, _ = stopped.communicate(timeout=120)
+    out, _ = stopped.communicate(timeout=300)
     assert stopped.returncode != 0, out
     out, state, _ = train(tmp_path / "stopped", 2, *words)
     whole = checkpoint.read(checkpoint.checkpoints(tmp_path / "whole")[0])
@@ -155,7 +165,7 @@ def test_two_machines_of_one_process_are_one_machine_of_two(tmp_path):
     launcher = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test")
     machines = [launch(tmp_path / "machines", 1, "--model", "linear", launcher=launcher) for _ in range(2)]
     for machine in machines:
-        out, _ = machine.communicate(timeout=300)
+        out, _ = machine.communicate(timeout=500)
         assert machine.returncode == 0, out
     train(tmp_path / "two", 2, "--model", "linear")
     assert (tmp_path / "machines/metrics.csv").read_bytes() == (tmp_path / "two/metrics.csv").read_bytes()

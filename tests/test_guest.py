@@ -1,6 +1,8 @@
 """A good guest (rule 6): layers work after a fork, in worker processes, in many Python threads, without a home or a folder to write to,
-with a damaged cache and without a compiler. Each is a program of its own, as a user would run it."""
+with a damaged cache and without a compiler. Each is a program of its own, as a user would run it; where many would follow one another,
+they are children of one process that has imported torch and numba, and nothing of ours."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -36,7 +38,7 @@ def right(work):
 """
 
 
-def run(program, *, flags=(), root=ROOT, timeout=120, background=False, **environment):
+def run(program, *, flags=(), root=ROOT, timeout=500, background=False, **environment):
     """Run a program that prints `fine` at its end; a variable that is None is taken away."""
     variables = {k: v for k, v in {**os.environ, "PYTHONPATH": str(root), **environment}.items() if v is not None}
     command = [sys.executable, *flags, "-c", START + textwrap.dedent(program)]
@@ -48,12 +50,74 @@ def run(program, *, flags=(), root=ROOT, timeout=120, background=False, **enviro
     return done
 
 
+FORKING = """
+import json, os, sys, traceback
+import numba, torch
+for line in sys.stdin:
+    root, program = json.loads(line)
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            sys.path[:0] = [root]
+            exec(program, {"__name__": "__main__"})
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    print(json.dumps(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def forking():
+    """Run a program that prints `fine` at its end, in a child of a process that serves all tests here."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"NUMBA_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-c", FORKING]
+    server = subprocess.Popen(command, cwd="/", env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def forked(program, root=ROOT):
+        server.stdin.write(json.dumps([str(root), START + textwrap.dedent(program)]) + "\n")
+        server.stdin.flush()
+        said = []
+        while not said or not said[-1].strip().isdigit():
+            said.append(server.stdout.readline())
+            assert said[-1], "the process has ended"
+        assert said[-2:] == ["fine\n", "0\n"], said
+
+    yield forked
+    server.stdin.close()
+    server.wait(60)
+    server.stdout.close()
+
+
+def copied(root):
+    shutil.copytree(ROOT / "cnn425", root / "cnn425", ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
 @pytest.fixture
 def package(tmp_path):
     """A copy of the package as `pip` installs it, without machine code of earlier runs."""
-    root = tmp_path / "installed"
-    shutil.copytree(ROOT / "cnn425", root / "cnn425", ignore=shutil.ignore_patterns("__pycache__"))
+    return copied(tmp_path / "installed")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory, forking):
+    """Such a copy, with the machine code of one loop; only to be copied again."""
+    root = copied(tmp_path_factory.mktemp("compiled"))
+    forking(COMPILED, root)
     return root
+
+
+@pytest.fixture
+def used(compiled, tmp_path):
+    """A copy of the package that has been used."""
+    return shutil.copytree(compiled, tmp_path / "used")
 
 
 def machine_code(root):
@@ -69,26 +133,17 @@ def test_importing_the_layers_imports_no_compiler():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_child_after_a_fork(threads):
+def test_a_child_after_a_fork_and_a_child_of_a_child_that_sets_threads_itself(forking):
     """The threads of the parent are not there any more: waiting for them would take for ever."""
-    run(f"""
-        torch.set_num_threads({threads})
-        here = work()
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if same(work(), here) else 1)
-        assert os.waitpid(child, 0)[1] == 0
-        assert same(work(), here)  # and the parent goes on
-        print("fine")
-    """)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
-def test_a_child_of_a_child_that_sets_threads_itself():
-    run("""
-        torch.set_num_threads(2)
-        here = work()
+    forking("""
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            here = work()
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if same(work(), here) else 1)
+            assert os.waitpid(child, 0)[1] == 0
+            assert same(work(), here)  # and the parent goes on
         child = os.fork()
         if child == 0:
             torch.set_num_threads(2)
@@ -119,18 +174,18 @@ def test_workers_of_a_data_loader_use_layers(tmp_path):
                     return F.max_pool2d(F.conv2d(x, w), 2)[0]
         """)
     )
-    for context in ("fork", "spawn"):
-        run(
-            f"""
-            from filtered import Filtered
-            images = Filtered()
-            here = [images[i] for i in range(len(images))]
-            there = torch.utils.data.DataLoader(images, batch_size=None, num_workers=2, multiprocessing_context="{context}")
+    run(
+        """
+        from filtered import Filtered
+        images = Filtered()
+        here = [images[i] for i in range(len(images))]
+        for context, workers in (("fork", 2), ("spawn", 1)):
+            there = torch.utils.data.DataLoader(images, batch_size=None, num_workers=workers, multiprocessing_context=context)
             assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
-            print("fine")
-            """,
-            PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]),
-        )
+        print("fine")
+        """,
+        PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]),
+    )
 
 
 EIGHT = """
@@ -152,16 +207,16 @@ EIGHT = """
 """
 
 
-def test_eight_python_threads_at_once():
-    run(EIGHT.format(work="work"))
+def test_eight_python_threads_at_once(forking):
+    forking(EIGHT.format(work="work"))
 
 
-def test_eight_python_threads_compile_the_same_loop(package):
-    run(EIGHT.format(work="one"), root=package)
+def test_eight_python_threads_compile_the_same_loop(forking, package):
+    forking(EIGHT.format(work="one"), package)
 
 
-def test_a_signal_handler_that_calls_a_layer_while_another_is_computed():
-    run("""
+def test_a_signal_handler_that_calls_a_layer_while_another_is_computed(forking):
+    forking("""
         import signal
         torch.set_num_threads(2)
         expected, calls = work(), []
@@ -180,9 +235,9 @@ def test_a_signal_handler_that_calls_a_layer_while_another_is_computed():
     """)
 
 
-def test_a_result_belongs_to_the_caller():
+def test_a_result_belongs_to_the_caller(forking):
     """Nothing is kept of it: it dies with its last reference, and no later call writes into it."""
-    run("""
+    forking("""
         import gc, weakref
         kept = work()
         copies = [t.clone() for t in kept]
@@ -222,7 +277,7 @@ def test_without_a_home(package):
 def test_two_processes_compile_into_one_folder_at_once(package):
     running = [run(COMPILED, root=package, background=True) for _ in range(2)]
     for process in running:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=500)
         assert process.returncode == 0, err
         assert out == "fine\n"
         assert err == ""
@@ -231,48 +286,43 @@ def test_two_processes_compile_into_one_folder_at_once(package):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["nbi", "nbc"])
-def test_damaged_machine_code_is_compiled_anew(package, ending):
+def test_damaged_machine_code_is_compiled_anew(forking, used, ending):
     """A computer that is switched off while a file is written leaves half of one."""
-    run(COMPILED, root=package)
     for damage in (lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"\x00garbage" * 100):
-        files = [file for file in machine_code(package) if file.suffix == f".{ending}"]
+        files = [file for file in machine_code(used) if file.suffix == f".{ending}"]
         assert files
         for file in files:
             file.write_bytes(damage(file.read_bytes()))
-        run(COMPILED, root=package)
+        forking(COMPILED, used)
 
 
 @pytest.mark.slow
-def test_machine_code_moves_with_an_installation(package, tmp_path):
+def test_machine_code_moves_with_an_installation(forking, used):
     """To another folder, with other times of its files: it is taken if it is right, and compiled anew otherwise."""
-    run(COMPILED, root=package)
-    moved = tmp_path / "moved"
-    shutil.copytree(package, moved)
-    for file in moved.rglob("*.py"):
+    for file in used.rglob("*.py"):
         os.utime(file, (1, 1))
-    run(COMPILED, root=moved)
+    forking(COMPILED, used)
 
 
 @pytest.mark.slow
-def test_a_changed_loop_is_compiled_anew(package):
+def test_a_changed_loop_is_compiled_anew(forking, used):
     """Machine code of another version of the file must not run; also where only a part of the loop, in the same file, has changed."""
-    run(COMPILED, root=package)
-    file = package / "cnn425/kernels/elementwise.py"
+    file = used / "cnn425/kernels/elementwise.py"
     text = file.read_text()
     assert "result[i] = np.float32(1) /" in text
     file.write_text(text.replace("result[i] = np.float32(1) /", "result[i] = np.float32(2) /"))
-    run("assert not right(one); print('fine')", root=package)
+    forking("assert not right(one); print('fine')", used)
     file.write_text(text)
-    run(COMPILED, root=package)
-    file = package / "cnn425/kernels/machine_code.py"  # what shares a loop out is in the same machine code
+    forking(COMPILED, used)
+    file = used / "cnn425/kernels/machine_code.py"  # what shares a loop out is in the same machine code
     text = file.read_text()
     assert text.count("kernel(0, units, *made)") == 1
     file.write_text(text.replace("kernel(0, units, *made)", "kernel(0, units // 2, *made)"))
-    run("torch.set_num_threads(1); assert not right(one); print('fine')", root=package)
+    forking("torch.set_num_threads(1); assert not right(one); print('fine')", used)
 
 
 @pytest.mark.slow
-def test_two_types_of_numbers_compiled_at_once_are_not_mistaken_for_one_another(package):
+def test_two_types_of_numbers_compiled_at_once_are_not_mistaken_for_one_another(forking, package):
     """Each of two processes may find the other's code under the name that it had chosen for its own."""
     program = """
 
@@ -282,18 +332,18 @@ def test_two_types_of_numbers_compiled_at_once_are_not_mistaken_for_one_another(
         assert torch.allclose(gradient(torch.{dtype}).double(), gradient(torch.float64), atol=1e-6)
         print("fine")
     """
-    run(program.format(dtype="float32"), root=package)
+    forking(program.format(dtype="float32"), package)
     first, second = [file for file in machine_code(package) if file.suffix == ".nbc" and "sigmoid_gradient" in file.name]
     a, b = first.read_bytes(), second.read_bytes()
     first.write_bytes(b)
     second.write_bytes(a)
-    run(program.format(dtype="float32"), root=package)
+    forking(program.format(dtype="float32"), package)
 
 
 # ---- ways to run Python
 
 
-@pytest.mark.parametrize("flags", [["-O"], ["-OO", "-s", "-B"], ["-W", "error", "-X", "dev"]], ids=" ".join)
+@pytest.mark.parametrize("flags", [["-OO", "-s", "-B"], ["-W", "error", "-X", "dev"]], ids=" ".join)
 def test_flags_of_python(flags):
     done = run("if not right(work): sys.exit(1)\nprint('fine')", flags=flags)
     assert "Error" not in done.stderr
@@ -327,17 +377,14 @@ def test_without_just_in_time_compilation():
     )
 
 
-def test_numbas_own_threads_are_never_started():
+def test_numbas_own_threads_are_never_started(forking):
     """The threads are torch's: no second set in the process, and numba's number of threads has no part in it."""
-    run(
-        """
+    forking("""
         torch.set_num_threads(2)
         work()
         assert not [name for name in sys.modules if name.startswith("numba.np.ufunc") and name.endswith("pool")]
         print("fine")
-        """,
-        NUMBA_NUM_THREADS="1",
-    )
+    """)
 
 
 @pytest.mark.parametrize("variables", [{"OMP_NUM_THREADS": "2", "OMP_DYNAMIC": "true"}, {"OMP_THREAD_LIMIT": "1"}], ids=str)
