@@ -24,7 +24,7 @@ from torch import Tensor
 from cnn425.algorithms.layout import channels_last_strides
 from cnn425.compat import tracing_state
 from cnn425.kernels import pool as loops
-from cnn425.kernels.threads import loops_run, memory, number
+from cnn425.kernels.threads import loops_run, memory
 from cnn425.windows import Adaptive, Geometry, Side
 
 NOBODY = -1
@@ -39,7 +39,7 @@ def winners(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
     if x.dtype in HALF:
         y, where = winners(x.float(), windows, last)
         return y.to(x.dtype), where
-    if not loops_run(x) or (plan := known_plan(windows, x.shape, last)) is None:
+    if not loops_run(x) or x.dtype not in FLOATS or (plan := known_plan(windows, x.shape, last)) is None:
         return winners_by_definition(x, windows, last)
     y, where, numbers = blank(x, plan.shape, plan.strides), blank(x, plan.shape, plan.strides, torch.int32), dense(x, plan.dimensions, last)
     if plan.interleaved:
@@ -47,13 +47,12 @@ def winners(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
             memory(numbers, *plan.image),
             plan.K,
             *plan.tables,
-            known_lowest(x.dtype),
             memory(y, *plan.rows),
             memory(where, *plan.rows),
         )
         loops.max_pool_interleaved(plan.units, plan.steps, *arguments)
     else:
-        arguments = memory(numbers, *plan.image), *plan.tables, known_lowest(x.dtype), memory(y, *plan.rows), memory(where, *plan.rows)
+        arguments = memory(numbers, *plan.image), *plan.tables, memory(y, *plan.rows), memory(where, *plan.rows)
         loops.max_pool(plan.units, plan.steps, *arguments)
     return y, where
 
@@ -62,7 +61,7 @@ def route(g: Tensor, where: Tensor, size: Sequence[int], last: bool) -> Tensor:
     """Every number added to the pixel that won: `(*batch, *positions) -> (*batch, *size)`."""
     if g.dtype in HALF:
         return route(g.float(), where, size, last).to(g.dtype)
-    if not loops_run(g, where) or g.numel() == 0:
+    if not loops_run(g, where) or where.dtype != torch.int32 or g.dtype not in FLOATS or g.numel() == 0:
         return route_by_definition(g, where, size, last)
     d, numbers, pixels = len(size), g.numel(), prod(size)
     shape = (*g.shape[: g.ndim - d], *size)
@@ -76,7 +75,7 @@ def route(g: Tensor, where: Tensor, size: Sequence[int], last: bool) -> Tensor:
 
 def pick(t: Tensor, where: Tensor, dimensions: int, last: bool) -> Tensor:
     """The pixels that won, of another image: `(*batch, *size) -> (*batch, *positions)`; 0 where no pixel won."""
-    if not loops_run(t, where) or t.dtype not in FLOATS or where.numel() == 0:
+    if not loops_run(t, where) or where.dtype != torch.int32 or t.dtype not in FLOATS or where.numel() == 0:
         return pick_by_definition(t, where, dimensions, last)
     y = blank(t, where.shape, channels_last(where.shape, dimensions) if last else None)
     K, Q, P = where.shape[-dimensions - 1] if last else 1, prod(where.shape[-dimensions:]), prod(t.shape[-dimensions:])
@@ -204,12 +203,6 @@ known_adjoint_plan = lru_cache(maxsize=256)(partial(plan, adjoint=True))
 def lowest(dtype: torch.dtype) -> float:
     """The number that never wins: minus infinity, or the least integer."""
     return -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
-
-
-@lru_cache(maxsize=16)
-def known_lowest(dtype: torch.dtype) -> object:
-    """The same as an argument for a loop."""
-    return number(lowest(dtype), dtype)
 
 
 # ---- The definition ----------------------------------------------------------------------------------------------------------------------

@@ -24,8 +24,6 @@ def _transpose():
 
         def generate(context, builder, signature, values):
             word, lanes = ir.IntType(64), LANES // (x.dtype.bitwidth // 8)
-            if lanes > 16:  # too many rows for the registers: loops do not ask for numbers of less than 4 bytes
-                return context.get_dummy_value()
             number, align = context.get_data_type(x.dtype), x.dtype.bitwidth // 8
             vector = ir.VectorType(number, lanes)
             source, target = (make_array(signature.args[i])(context, builder, values[i]).data for i in (0, 4))

@@ -35,7 +35,9 @@ def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[s
 
     fastmath = {"contract", "reassoc", "nsz"} if fast else {"contract"}
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    compile_, inline = njit(**options, fastmath=fastmath), njit(**options, fastmath=fastmath, forceinline=True)
+    # nobody calls a part of a loop from Python
+    alone: dict[str, Any] = {**options, "fastmath": fastmath, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compile_, inline = njit(**alone), njit(**alone, forceinline=True)
     inner = compile_(linked(function, parts, lambda part, function: part.make() if part.make else inline(function)))
     code = _entry.__code__.replace(co_filename=function.__code__.co_filename, co_firstlineno=function.__code__.co_firstlineno)
     around = {**_numba_functions(), "kernel": inner}

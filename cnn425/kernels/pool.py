@@ -25,7 +25,7 @@ def interleave(x, first, d, h, line):
     numbers, images, hop = x.reshape(x.size), min(IMAGES, M - first), D * H * W
     start = first * hop + (d * H + h) * W
     for w in range(0, W, lanes):
-        if x.itemsize >= 4 and start + w + (images - 1) * hop + lanes <= x.size:
+        if start + w + (images - 1) * hop + lanes <= x.size:
             for k in range(0, IMAGES, lanes):
                 some = max(1, images - k)
                 transpose(numbers, start + w + min(k, images - 1) * hop, hop, some, line, w * IMAGES + k, IMAGES)
@@ -44,7 +44,7 @@ def separate(results, count, first, place, y):
         some = min(lanes, count - p)
         for k in range(0, images, lanes):
             start = (first + k) * Q + place + p
-            if y.itemsize >= 4 and some == lanes and images - k >= lanes:
+            if some == lanes and images - k >= lanes:
                 transpose(results, p * IMAGES + k, IMAGES, lanes, numbers, start, Q)
             else:
                 for j in range(min(lanes, images - k)):
@@ -119,7 +119,7 @@ def largest_of_four(image, K, H, W, planes, rows, columns, a, i, y, where):
 
 
 @step
-def largest_of_row(image, K, H, W, planes, rows, columns, a, i, best, pixel, lowest, y, where):
+def largest_of_row(image, K, H, W, planes, rows, columns, a, i, best, pixel, y, where):
     """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y, where (J*K)`, by way of the buffers `best, pixel`."""
     if is_square(planes, rows, columns, a, i):
         return largest_of_four(image, K, H, W, planes, rows, columns, a, i, y, where)
@@ -144,7 +144,7 @@ def largest_of_row(image, K, H, W, planes, rows, columns, a, i, best, pixel, low
         for j in range(begin, end):
             value, place = y[j * K : (j + 1) * K], where[j * K : (j + 1) * K]
             if empty or columns[1, j] == 0:
-                value[:] = lowest
+                value[:] = -np.inf
                 place[:] = -1
             for v in range(0 if empty else columns[1, j]):
                 w = columns[0, j] + v * columns[3, j]
@@ -166,22 +166,22 @@ def largest_of_row(image, K, H, W, planes, rows, columns, a, i, best, pixel, low
 
 
 @loop
-def max_pool_interleaved(lo, hi, x, K, planes, rows, columns, lowest, y, where):
+def max_pool_interleaved(lo, hi, x, K, planes, rows, columns, y, where):
     """y[m,a,i,j,k] = the largest of x[m, d, h, w, k] over the cells of window (a, i, j); `where`: its pixel `(d*H + h)*W + w`.
 
     `x (M, D, H, W*K) -> y, where (M*A*I, J*K)`; the rows of windows are shared out. Of equal numbers the first pixel wins, of NaNs the
-    last; a window without cells is `lowest` and has pixel -1.
+    last; a window without cells is minus infinity and has pixel -1.
     """
     _, _, H, L = x.shape
     A, I = planes.shape[1], rows.shape[1]
     best, pixel = np.empty(max(L, 1), x.dtype), np.empty(max(L, 1), np.int32)
     for unit in range(lo, hi):
         m, a, i = unit // (A * I), unit // I % A, unit % I
-        largest_of_row(x[m], K, H, L // K, planes, rows, columns, a, i, best, pixel, lowest, y[unit], where[unit])
+        largest_of_row(x[m], K, H, L // K, planes, rows, columns, a, i, best, pixel, y[unit], where[unit])
 
 
 @loop
-def max_pool(lo, hi, x, planes, rows, columns, lowest, y, where):
+def max_pool(lo, hi, x, planes, rows, columns, y, where):
     """The same for contiguous images, `x (M, D, H, W) -> y, where (M, A*I*J)`; blocks of IMAGES images are shared out."""
     (_, _, H, W), I, J = x.shape, rows.shape[1], columns.shape[1]
     image = np.zeros((span(planes), span(rows), (W + LANES) * IMAGES), x.dtype)
@@ -193,7 +193,7 @@ def max_pool(lo, hi, x, planes, rows, columns, lowest, y, where):
             ready = 0
             for i in range(I):
                 ready, to = follow(x, unit * IMAGES, planes, rows, a, i, ready, image), count * IMAGES
-                largest_of_row(image, IMAGES, H, W, planes, rows, columns, a, i, best, pixel, lowest, numbers[to:], pixels[to:])
+                largest_of_row(image, IMAGES, H, W, planes, rows, columns, a, i, best, pixel, numbers[to:], pixels[to:])
                 count += J
                 if count >= RESULTS or (i == I - 1 and a == planes.shape[1] - 1):
                     separate(numbers, count, unit * IMAGES, done, y)

@@ -26,6 +26,7 @@ SHORT = 32  # products of a sum: long sums are made of short ones, so that their
 SUM = 64  # positions that a weight gradient sums up at a time, whose pixels stay in the nearest cache
 LONG = 1024  # rows of a panel that stay in the cache while tiles use them
 ROWS = 12  # of the largest tile
+GROUPS = (0, 1, 2, 4, 8)  # of a GROUP
 GROUP, TURNED = 0, 0  # inputs of the groups that share a register, 0 for large groups; whether they are rows of a tile
 BLOCK = 64  # rows of a weight that stay in the cache while it is transposed
 
@@ -155,29 +156,46 @@ def tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias
 
 @step
 def rows_of(V):
-    """The rows of a tile of V registers: as many as registers are left for; 5 suit depthwise kernels of 9, 25 and 49 cells."""
-    return 5 if V == 4 or GROUP == 1 else 3 if GROUP and TURNED else 6 if GROUP else 6 if V == 2 else 8
+    """The rows of a tile of V registers: as many as registers are left for."""
+    return 5 if V == 4 else 6 if V == 2 else 8
 
 
 @step
 def tile_of(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add):
     """The tile of V registers."""
-    if GROUP == 1:
-        if V == 2:
-            tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 5, 2, GROUP, TURNED)
-        else:
-            tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 5, 1, GROUP, TURNED)
-    elif GROUP:
-        if TURNED:
-            tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 3, 1, GROUP, TURNED)
-        else:
-            tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 6, 1, GROUP, TURNED)
-    elif V == 4:
+    if V == 4:
         tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 5, 4, 0, 0)
     elif V == 2:
         tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 6, 2, 0, 0)
     else:
         tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 8, 1, 0, 0)
+
+
+@step
+def rows_of_channels(V):
+    """The rows of a depthwise tile, which suit kernels of 9, 25 and 49 cells."""
+    return 5
+
+
+@step
+def tile_of_channels(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add):
+    """The tile of V registers of a depthwise convolution."""
+    if V == 2:
+        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 5, 2, 1, 0)
+    else:
+        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 5, 1, 1, 0)
+
+
+@step
+def rows_of_groups(V):
+    """The rows of a tile of small groups."""
+    return 3 if TURNED else 6
+
+
+@step
+def tile_of_groups(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add):
+    """The tile of one register of small groups."""
+    tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 3 if TURNED else 6, 1, GROUP, TURNED)
 
 
 @step
@@ -300,9 +318,14 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
                     tile_of(V, buffer, at + panels[2, q], cell, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, more)
 
 
-GROUPS = (0, 1, 2, 4, 8)  # of a GROUP
-PRODUCTS = {G: Loop(product, False, GROUP=G, TURNED=0) for G in GROUPS}
-WEIGHT_GRADIENTS = {G: Loop(weight_gradient, False, GROUP=G, TURNED=int(G > 1)) for G in GROUPS}
+def loops_of(function, turned):
+    """A loop for large groups (0), for depthwise convolutions (1), and for each size of small groups."""
+    steps = {0: {}, 1: {"tile_of": tile_of_channels, "rows_of": rows_of_channels}}
+    small = {"tile_of": tile_of_groups, "rows_of": rows_of_groups, "TURNED": int(turned)}
+    return {G: Loop(function, False, GROUP=G, **steps.get(G, small)) for G in GROUPS}
+
+
+PRODUCTS, WEIGHT_GRADIENTS = loops_of(product, False), loops_of(weight_gradient, True)
 
 
 @loop

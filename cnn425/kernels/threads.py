@@ -82,11 +82,6 @@ def _zeros() -> dict[torch.dtype, Any]:
     return {getattr(torch, name): getattr(np, name if name != "bool" else "bool_")(0) for name in names}
 
 
-def number(value: float, dtype: torch.dtype) -> Any:
-    """A number of a tensor's type, as an argument for a loop."""
-    return type(_zeros()[dtype])(value)
-
-
 def memory(t: Tensor, *shape: int) -> tuple[Any, ...]:
     """The memory of a dense tensor as an array of `shape`, as an argument for a loop: (zero of its type, address, sizes)."""
     return (_zeros()[t.dtype], t.data_ptr(), *shape)
@@ -95,13 +90,16 @@ def memory(t: Tensor, *shape: int) -> tuple[Any, ...]:
 class Loop:
     """A loop `f(lo, hi, *arguments)`: call it with the number of units, the steps of the innermost loop in all, and the arguments.
 
-    Arguments are numbers, and arrays given as `memory(tensor, *shape)`. `parts` take the place of constants that it names.
+    Arguments are numbers, and arrays given as `memory(tensor, *shape)`. `parts` take the place of constants and steps that it names.
     """
 
     def __init__(self, function: Callable[..., None], fast: bool, **parts: Any) -> None:
         self.function, self.fast, self.parts = function, fast, parts
         self.compiled: Callable[..., None] | None = None
-        self.__doc__, self.__name__ = function.__doc__, "_".join([function.__name__, *map(str, parts.values())])
+        self.__doc__, self.__name__ = (
+            function.__doc__,
+            "_".join([function.__name__, *(str(part) for part in parts.values() if isinstance(part, int))]),
+        )
 
     def __call__(self, units: int, steps: int, *arguments: Any) -> None:
         """Compute all units."""
