@@ -26,6 +26,7 @@ def chromium():
 def opened(browser, path, width=1280, height=900):
     """The page opened from disk; at the end no error was in the console and no request has left the page."""
     context = browser.new_context(viewport={"width": width, "height": height})
+    context.set_default_timeout(120_000)  # milliseconds, for a machine that is busy with other things
     page = context.new_page()
     errors, requests = [], []
     page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)

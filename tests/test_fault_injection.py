@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts/fault_injection.py"
 @pytest.mark.parametrize("faults", ["kills,save,signals,two,damage,clock", "worker,restart,launcher"], ids=["one process", "two workers"])
 def test_the_same_command_again_ends_with_the_same_bits(faults):
     command = [sys.executable, SCRIPT, "--kills", "4", "--only", faults]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=590, cwd=SCRIPT.parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=595, cwd=SCRIPT.parents[1])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok  " in done.stdout
     assert "FAIL" not in done.stdout

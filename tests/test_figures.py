@@ -88,4 +88,4 @@ for wanted, chosen in (("pdf", ""), ("pdf", "svg"), ("nonsense", ""), ("", "")):
 def test_the_backend_of_whoever_opens_windows_is_the_one_they_chose():
     """Named by MPLBACKEND; chosen before; named, but not there; named as nothing."""
     done = subprocess.run([sys.executable, "-c", BACKENDS], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.stdout.splitlines() == ["pdf pdf", "svg pdf", "None nonsense", "None"], done.stderr
+    assert done.stdout.splitlines() == ["pdf pdf", "svg pdf", "None nonsense", "None "], done.stderr

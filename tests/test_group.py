@@ -137,7 +137,7 @@ def test_each_process_holds_the_weights_gradients_and_optimiser_state_of_its_pos
 
 @pytest.mark.slow
 def test_sharded_run_that_was_stopped_ends_with_the_same_bits(tmp_path):
-    words = ("--model", "local", "--shard", "--checkpoint-seconds", "0")
+    words = ("--model", "local", "--shard", "--checkpoint-seconds", "0", "--epochs", "8")  # not over before it is stopped
     train(tmp_path / "whole", 2, *words)
     stopped = launch(tmp_path / "stopped", 2, *words)
     deadline = time.monotonic() + 300

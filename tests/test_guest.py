@@ -77,7 +77,7 @@ for line in sys.stdin:
 def forking():
     """Run a program that prints `fine` at its end, in a child of a process that serves all tests here."""
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"NUMBA_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-c", FORKING]
+    command = [sys.executable, "-P", "-B", "-c", FORKING]  # bytecode knows whole seconds only, and a file is changed twice in one
     server = subprocess.Popen(command, cwd="/", env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def forked(program, root=ROOT):
