@@ -117,12 +117,15 @@ class DerivativeVerdict(NamedTuple):
 class PageVerdict(NamedTuple):
     """Where the page is, the value, and the gradient; holds if forward and reverse mode agree to 1e-12 of the largest slope."""
 
-    MUST_HOLD = True  # a task, not a claim
-
     holds: bool
     page: str
     value: float
     gradient: list[float]
+
+    @property
+    def MUST_HOLD(self) -> bool:
+        """A task, not a claim."""
+        return True
 
 
 # ---- The functions -----------------------------------------------------------------------------------------------------------------------

@@ -194,10 +194,13 @@ def best(response: Tensor, place: Sequence[int]) -> Match:
 class FilmVerdict(NamedTuple):
     """How many pictures the film has; holds if it was written."""
 
-    MUST_HOLD = True  # a task, not a claim
-
     holds: bool
     pictures: int
+
+    @property
+    def MUST_HOLD(self) -> bool:
+        """A task, not a claim."""
+        return True
 
 
 def main(argv: Sequence[str] | None = None) -> FilterVerdict | FilmVerdict:

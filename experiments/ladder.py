@@ -220,9 +220,8 @@ def main(argv: Sequence[str] | None = None) -> LadderVerdict:
         better = gains.mean(1)
         sure = better / error.clamp(min=1e-12)
         numbers = (tuple(row.tolist()) for row in (mean, spread, others.mean(1), better, sure))
-        weights, joined = (tuple(pair[side] for pair in counts) for side in (1, 0))
-        verdict = LadderVerdict(bool((better > 0).all()), bool((sure[2:] > 2).all()), *numbers, weights, joined)
-        return record.verdict(verdict)
+        weights_and_connections = (tuple(pair[side] for pair in counts) for side in (1, 0))
+        return record.verdict(LadderVerdict(bool((better > 0).all()), bool((sure[2:] > 2).all()), *numbers, *weights_and_connections))
 
 
 def in_words(verdict: LadderVerdict) -> str:

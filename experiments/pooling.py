@@ -148,8 +148,8 @@ def tried(options: PoolingOptions, record: Study) -> PoolingVerdict:
         print(f"  {name:12} {pool:8} " + "  ".join(f"{value:6.1%}" for value in values))
     falling = all(a > b for pool in pools for a, b in zip(steps["convolution", pool], steps["convolution", pool][1:], strict=False))
     vanishes = max(steps["convolution", pool][-1] for pool in pools) < 1e-12 < 0.05 < min(steps["local layer", pool][-1] for pool in pools)
-    for (name, pool, side), values in curves.items():
-        record.curve(f"change by shift/{name}, {pool} {side}x{side}", range(FURTHEST + 1), values)
+    for (name, pool, side), curve in curves.items():
+        record.curve(f"change by shift/{name}, {pool} {side}x{side}", range(FURTHEST + 1), curve)
     record.figure("pooling", draw_tolerance(curves, pools))
     record.figure("letter", draw_letter(layers))
     record.figure("gradients", draw_gradients(pools))

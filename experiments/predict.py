@@ -49,13 +49,16 @@ class PredictOptions:
 class Prediction(NamedTuple):
     """Top three (class, probability) of each readable picture; holds if all were readable and every exported program agrees."""
 
-    MUST_HOLD = True  # a task, not a claim
-
     holds: bool
     best: dict[str, list[tuple[str, float]]]
     unreadable: list[str]
     accuracy: float | None
     export_errors: dict[str, float]
+
+    @property
+    def MUST_HOLD(self) -> bool:
+        """A task, not a claim."""
+        return True
 
 
 def tiny(folder: Path) -> list[str]:

@@ -22,7 +22,7 @@ Figures:
                            moved by one pixel is taken for another pattern.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -244,7 +244,7 @@ def learning(steps: Sequence[int], losses: Sequence[float], weights: Sequence[Te
         yield made
 
 
-def draw_unseen(curves: dict[str, Sequence[float]], answers: Tensor) -> Any:
+def draw_unseen(curves: Mapping[str, Sequence[float]], answers: Tensor) -> Any:
     """The figure: accuracy against noise, and what the network says to pictures that it never saw."""
     made = figures.figure(13, 5.4)
     left, right = made.subfigures(1, 2, width_ratios=[1, 1.1])
@@ -277,10 +277,13 @@ def draw_unseen(curves: dict[str, Sequence[float]], answers: Tensor) -> Any:
 class FilmVerdict(NamedTuple):
     """How many pictures the film has; holds if it was written."""
 
-    MUST_HOLD = True  # a task, not a claim
-
     holds: bool
     pictures: int
+
+    @property
+    def MUST_HOLD(self) -> bool:
+        """A task, not a claim."""
+        return True
 
 
 def main(argv: Sequence[str] | None = None) -> SmallestVerdict | FilmVerdict:

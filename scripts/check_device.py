@@ -40,7 +40,7 @@ import types
 import unittest
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,16 +56,16 @@ from compare_layers import clock, peak_bytes, problem, step
 from torch import Tensor
 
 from cnn425 import algorithms
-from cnn425.agreement import COMPILERS, TOLERANCES, compare, describe, refusal
+from cnn425.agreement import COMPILERS, TOLERANCES, compare, describe, refusal, under
 from cnn425.lab.errors import LabError
 from cnn425.lab.group import Group, torch_device
-from cnn425.lab.models import build, namespace
+from cnn425.lab.models import Layers, Name, build, namespace
 from cnn425.lab.order import Order
 from cnn425.lab.pictures import Pictures, pattern_images, patterns
 
 LAYERS = conformance.LAYERS
-PLAIN = {"in_channels": 4, "out_channels": 8, "size": 9}
-SHAPES = ({**PLAIN, "padding": 1}, {**PLAIN, "stride": 2, "groups": 2, "dilation": 2})  # of the windows that are tried
+PLAIN = compare_layers.Options(in_channels=4, out_channels=8, size=9)
+SHAPES = (replace(PLAIN, padding=1), replace(PLAIN, stride=2, groups=2, dilation=2))  # of the windows that are tried
 BF16 = TOLERANCES[torch.bfloat16]
 UNDER_AUTOCAST = {**TOLERANCES, torch.float32: BF16}  # gradients of float32 that were computed in bfloat16
 ENOUGH = 120.0  # seconds in which two processes have met and taken five steps, if they ever will
@@ -170,7 +170,7 @@ def layers(run: Run) -> Cases:
         for number, shape in enumerate(SHAPES):
             for name in LAYERS:
                 torch.manual_seed(0)
-                ours, theirs, inputs = problem(name, compare_layers.Options(dtype=dtype, device=run.name, **shape))
+                ours, theirs, inputs = problem(name, replace(shape, dtype=dtype, device=run.name))
                 yield from both(f"{name} {dtype} {number}", (ours, theirs), inputs, strides="local" not in name)
                 if dtype == "float32" and inputs[0].ndim in (4, 5):
                     other = [last(inputs[0]), *inputs[1:]]
@@ -199,7 +199,7 @@ def every_algorithm(run: Run) -> Cases:
             for name in names:
                 for dtype in ("float64", "float32"):
                     torch.manual_seed(0)
-                    ours, theirs, inputs = problem(name, compare_layers.Options(dtype=dtype, device=run.name, **PLAIN))
+                    ours, theirs, inputs = problem(name, replace(PLAIN, dtype=dtype, device=run.name))
                     rough = algorithm in ("winograd", "fft")  # their rounding error is that of the largest pixel around
                     allowed = {d: t._replace(absolute=(20 if rough else 1) * t.absolute) for d, t in TOLERANCES.items()}
                     with algorithms.use(algorithm):
@@ -223,12 +223,14 @@ def deterministic(run: Run) -> Cases:
     for number, shape in enumerate(SHAPES):
         for name in LAYERS:
             torch.manual_seed(0)
-            ours, _, inputs = problem(name, compare_layers.Options(batch=16, device=run.name, **shape))
+            ours, _, inputs = problem(name, replace(shape, batch=16, device=run.name))
             with deterministically():
-                yield (
-                    f"{name} {number} twice",
-                    wrong_with(lambda ours=ours, inputs=inputs: other_bits(*(step_of(ours, inputs) for _ in "12"))),
-                )
+                yield f"{name} {number} twice", wrong_with(partial(twice, ours, inputs))
+
+
+def twice(function: Callable[..., Tensor], inputs: list[Tensor]) -> str:
+    """What a second call gives other bits of."""
+    return other_bits(*(step_of(function, inputs) for _ in "12"))
 
 
 def step_of(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
@@ -251,7 +253,7 @@ def other_bits(first: list[Tensor], second: list[Tensor]) -> str:
 class Trainer:
     """A network of the lab, its optimiser and the order of its examples: a training run without files."""
 
-    def __init__(self, run: Run, pictures: Pictures, model: str, sort: str, dtype: torch.dtype, batch: int = 64, plain: bool = False):
+    def __init__(self, run: Run, pictures: Pictures, model: Name, sort: Layers, dtype: torch.dtype, batch: int = 64, plain: bool = False):
         side = pictures.images.shape[-2:]
         network: Any = build(model, sort, 0, size=(int(side[0]), int(side[1])), classes=len(pictures.classes))
         self.network = network.to(run.device, dtype)
@@ -442,10 +444,10 @@ def memory(run: Run) -> Cases:
     for name in sorted(LAYERS, key=lambda n: "2d" not in n):
         d = compare_layers.dimensions(name)
         few = channels // 4 if name in ("local2d", "local3d") else channels
-        shape = {"batch": batch, "in_channels": few, "out_channels": few, "size": sides[d]}
+        shape = compare_layers.Options(batch=batch, in_channels=few, out_channels=few, size=sides[d], device=run.name)
         torch.manual_seed(0)
         try:
-            ours, theirs, inputs = problem(name, compare_layers.Options(device=run.name, **shape))
+            ours, theirs, inputs = problem(name, shape)
             found = [taken(step(function, inputs), run) for function in (ours, theirs)]
         except torch.OutOfMemoryError:
             yield f"{NOTE}{name}: does not fit into the memory", ""
@@ -518,7 +520,7 @@ def compiled(run: Run) -> Cases:
     if plain is not None:
         raise LeftOut(f"torch.compile does not work here: {describe(plain)}")
     for layer in LAYERS:
-        for name, wrong in conformance.under(COMPILERS, *compare_layers.small(layer, run.name)):
+        for name, wrong in under(COMPILERS, *compare_layers.small(layer, run.name)):
             yield f"{layer} {name}", wrong
 
 

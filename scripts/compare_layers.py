@@ -37,7 +37,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler talks
 
@@ -50,7 +50,7 @@ import cnn425.nn.functional as F
 from cnn425.agreement import TOLERANCES, compare, derivatives
 from cnn425.lab.errors import LabError
 from cnn425.lab.group import torch_device
-from cnn425.lab.models import build
+from cnn425.lab.models import Layers, build
 
 if TYPE_CHECKING:  # check_device.py wants the problems below where torch is alone, so what else is needed is imported where it is used
     from rich.console import Console
@@ -58,12 +58,12 @@ if TYPE_CHECKING:  # check_device.py wants the problems below where torch is alo
     from cnn425.lab.side_by_side import Layer
 
 Name = Literal[
-    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "unfold", "fold"),
-    *("local1d", "local2d", "local3d", "linear", "relu", "sigmoid", "softmax", "cross_entropy"),
-    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d"),
-    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-]
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "unfold", "fold",
+    "local1d", "local2d", "local3d", "linear", "relu", "sigmoid", "softmax", "cross_entropy",
+    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def named(words: str, option: str) -> type[torch.nn.Module]:
 
 def weighted(name: str, o: Options, d: int, image: Tensor, draw: Callable[..., Tensor]) -> Pair:
     """A convolution or a local layer, with weights as large as torch would start them."""
-    arguments = {"stride": o.stride, "padding": o.padding, "dilation": o.dilation, "groups": o.groups}
+    arguments: dict[str, Any] = {"stride": o.stride, "padding": o.padding, "dilation": o.dilation, "groups": o.groups}
     if o.in_channels % o.groups or o.out_channels % o.groups:
         raise ImpossibleError(f"--groups {o.groups} must divide --in-channels {o.in_channels} and --out-channels {o.out_channels}")
     kernel, fan = [o.kernel_size] * d, o.in_channels // o.groups * o.kernel_size**d
@@ -269,8 +269,7 @@ def local_by_einsum(
     d = x.ndim - 2
     x = torch.nn.functional.pad(x, [padding] * 2 * d).unflatten(1, (groups, -1))
     for k in range(d):
-        x = x.unfold(3 + k, dilation * (w.shape[d + 2 + k] - 1) + 1, stride)
-    x = x[(..., *[slice(None, None, dilation)] * d)]
+        x = x.unfold(3 + k, dilation * (w.shape[d + 2 + k] - 1) + 1, stride)[..., ::dilation]
     i, u = "ijk"[:d], "uvw"[:d]
     y = torch.einsum(f"ngc{i}{u},{i}goc{u}->ngo{i}", x, w.unflatten(d, (groups, -1))).flatten(1, 2)
     return y if b is None else y + b
@@ -440,7 +439,7 @@ def networks(o: Options) -> "tuple[str, str, list[Layer]]":
     against = o.against or ("torch" if mine.options["layers"] == "custom" else "custom")
     words = f"{mine.options['model']} of {mine.options['layers']} layers"
     if against in ("custom", "torch"):
-        other = build(mine.options["model"], against, 0, classes=len(mine.classes))
+        other = build(mine.options["model"], cast(Layers, against), 0, classes=len(mine.classes))
         other.load_state_dict(mine.model.state_dict())
         second = f"the same with {against} layers"
     elif against in ("float64", "bfloat16", "float16"):

@@ -194,7 +194,7 @@ def arguments(layer: str, o: Options) -> Check:
             yield f"{layer} {i}: {shapes(given)} {named}", differ(local(layer), local_by_einsum, given, named, strides=False)
         else:
             given, named = moved(o.device, *drawn(layer, draw))
-            if o.device != "cpu" and layer == "cross_entropy" and outside(*given, named["ignore_index"]):
+            if o.device != "cpu" and layer == "cross_entropy" and outside(given[0], given[1], named["ignore_index"]):
                 continue
             yield f"{layer} {i}: {shapes(given)} {named}", differ(ours, theirs, given, named, types=not several)
 
