@@ -42,18 +42,9 @@ def winners(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
     if not loops_run(x) or x.dtype not in FLOATS or (plan := known_plan(windows, x.shape, last)) is None:
         return winners_by_definition(x, windows, last)
     y, where, numbers = blank(x, plan.shape, plan.strides), blank(x, plan.shape, plan.strides, torch.int32), dense(x, plan.dimensions, last)
-    if plan.interleaved:
-        arguments = (
-            memory(numbers, *plan.image),
-            plan.K,
-            *plan.tables,
-            memory(y, *plan.rows),
-            memory(where, *plan.rows),
-        )
-        loops.max_pool_interleaved(plan.units, plan.steps, *arguments)
-    else:
-        arguments = memory(numbers, *plan.image), *plan.tables, memory(y, *plan.rows), memory(where, *plan.rows)
-        loops.max_pool(plan.units, plan.steps, *arguments)
+    loop = loops.max_pool_interleaved if plan.neighbours else loops.max_pool
+    image = memory(numbers, *plan.image), *plan.neighbours, *plan.tables
+    loop(plan.units, plan.steps, *image, memory(y, *plan.rows), memory(where, *plan.rows))
     return y, where
 
 
@@ -111,11 +102,8 @@ def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bo
 def summed(x: Tensor, plan: "Plan", last: bool, divisor: int) -> Tensor:
     """The sums of windows over an image, divided."""
     y, numbers = blank(x, plan.shape, plan.strides), dense(x, plan.dimensions, last)
-    if plan.interleaved:
-        arguments = memory(numbers, *plan.image), plan.K, *plan.tables, divisor, memory(y, *plan.rows)
-        loops.sum_pool_interleaved(plan.units, plan.steps, *arguments)
-    else:
-        loops.sum_pool(plan.units, plan.steps, memory(numbers, *plan.image), *plan.tables, divisor, memory(y, *plan.rows))
+    loop = loops.sum_pool_interleaved if plan.neighbours else loops.sum_pool
+    loop(plan.units, plan.steps, memory(numbers, *plan.image), *plan.neighbours, *plan.tables, divisor, memory(y, *plan.rows))
     return y
 
 
@@ -159,10 +147,9 @@ class Plan(NamedTuple):
     shape: tuple[int, ...]  # of the result
     strides: tuple[int, ...] | None  # of the result, if not contiguous
     dimensions: int
-    interleaved: bool  # whether neighbours in memory belong to different images, or lines are too long to be interleaved
     image: tuple[int, ...]
     rows: tuple[int, ...]
-    K: int
+    neighbours: tuple[int, ...]  # in memory, that belong to different images; none: images are interleaved
     tables: list[tuple[object, ...]]
     kept: list[Tensor]  # the memory of the tables
     units: int
@@ -186,23 +173,17 @@ def plan(windows: Windows, shape: tuple[int, ...], last: bool, padding: bool = F
     result, K = (*shape[: len(shape) - d], *target), shape[-d - 1] if last else 1
     M, longest = prod(shape[: len(shape) - d]) // K, [int(side[1].max()) for side in kept]
     *above, W = (*ones, *source)
-    interleaved = last or prod(longest[:2]) * int(kept[1][3].max()) * W * loops.IMAGES > LINES
+    long = prod(longest[:2]) * int(kept[1][3].max()) * W * loops.IMAGES > LINES
     rows = prod(result) // (target[-1] * K)
     tables, steps = [memory(side, *side.shape) for side in kept], prod(result) * prod(longest)
     strides = channels_last(result, d) if last else None
-    if interleaved:
-        return Plan(result, strides, d, True, (M, *above, W * K), (rows, target[-1] * K), K, tables, kept, rows, steps)
-    units = -(-M // loops.IMAGES)
-    return Plan(result, strides, d, False, (M, *above, W), (M, prod(target)), K, tables, kept, units, steps)
+    if last or long:
+        return Plan(result, strides, d, (M, *above, W * K), (rows, target[-1] * K), (K,), tables, kept, rows, steps)
+    return Plan(result, strides, d, (M, *above, W), (M, prod(target)), (), tables, kept, -(-M // loops.IMAGES), steps)
 
 
 known_plan = lru_cache(maxsize=256)(plan)
 known_adjoint_plan = lru_cache(maxsize=256)(partial(plan, adjoint=True))
-
-
-def lowest(dtype: torch.dtype) -> float:
-    """The number that never wins: minus infinity, or the least integer."""
-    return -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
 # ---- The definition ----------------------------------------------------------------------------------------------------------------------
@@ -235,7 +216,7 @@ def stored(y: Tensor, dimensions: int, last: bool) -> Tensor:
 
 def winners_by_definition(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
     """`winners`: a cell outside of the image shows a pixel of the same window again, which changes nothing."""
-    size = spatial(x, windows)
+    size, lowest = spatial(x, windows), -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
     numbers = torch.zeros((), dtype=torch.int64, device=x.device)
     for n in size:
         numbers = numbers.unsqueeze(-1) * n + torch.arange(n, device=x.device)
@@ -248,7 +229,7 @@ def winners_by_definition(x: Tensor, windows: Windows, last: bool) -> tuple[Tens
         shown, places = look_up(x, axis, pixels), before(axis, torch.arange(pixels.shape[1], device=x.device))
         cell = torch.maximum(shown.argmax(axis), torch.where(shown.isnan(), places, 0).amax(axis)).unsqueeze(axis)
         nobody = before(axis, final.squeeze(1) == NOBODY)
-        x = torch.where(nobody, lowest(x.dtype), shown.gather(axis, cell).squeeze(axis))
+        x = torch.where(nobody, lowest, shown.gather(axis, cell).squeeze(axis))
         numbers = torch.where(nobody, NOBODY, look_up(numbers, axis, pixels).gather(axis, cell).squeeze(axis))
     return stored(x, len(size), last), stored(numbers, len(size), last)
 

@@ -20,6 +20,7 @@ from cnn425.algorithms.local import grid
 from cnn425.kernels import product as loops
 from cnn425.kernels.box import LANES
 from cnn425.kernels.threads import memory
+from cnn425.kernels.tile import GROUPS, ROWS
 from cnn425.windows import Geometry
 
 CPU = torch.device("cpu")
@@ -108,7 +109,7 @@ def plan(map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, 
         phases.append([*outputs, len(cells), len(cells) + len(more)])
         cells += more
         kernel += places_of([which for _, which in found], (*ones, *geometry.kernel), 1, 1)
-    tables = (x.in_five(), table(sides, box, pixels), list(zip(*phases, strict=True)), cells + cells[-1:] * loops.ROWS, panels, y.in_five())
+    tables = (x.in_five(), table(sides, box, pixels), list(zip(*phases, strict=True)), cells + cells[-1:] * ROWS, panels, y.in_five())
     kept = tuple(torch.tensor(t, device=CPU) for t in tables)
     source, sides_, phases_, cells_, panels_, target = (memory(t, *t.shape) for t in kept)
     boxes = -(-x.shape[0] // images) * prod(-(-s.positions // b) for s, b in zip(sides, box, strict=True))
@@ -236,7 +237,7 @@ def numbers(t: Tensor) -> tuple[object, ...]:
 def sharing(w: Tensor, groups: int) -> int:
     """How many inputs, and as many outputs, small groups have that share a vector register; 0 for large groups, and for few channels."""
     (O, C), G = w.shape[:2], groups
-    return C if C in loops.GROUPS and O == C * G >= MANY and G > 1 else 0
+    return C if C in GROUPS and O == C * G >= MANY and G > 1 else 0
 
 
 def output(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, geometry: Geometry, groups: int) -> None:
@@ -268,7 +269,7 @@ def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, group
     found = plan("output", geometry, groups, gw.shape[1], gw.shape[0] // groups, of(x), of(gy), x.itemsize, G)
     place, Q, parts = places(found, prod(gw.shape[2:]), False, not gw.is_contiguous()), found.Q, min(found.boxes, max(1, UNITS // found.Q))
     K = len(place.offset)
-    sums = gw.new_empty(parts, Q, K + loops.ROWS * max(G, 1), found.width)
+    sums = gw.new_empty(parts, Q, K + ROWS * max(G, 1), found.width)
     upstream = found.boxes, numbers(gy), found.panels, found.V, found.target, parts
     loops.WEIGHT_GRADIENTS[G](parts * Q, found.work, numbers(x), *found.image, *upstream, memory(sums, *sums.shape))
     weight = memory(place.offset, K), memory(place.order, K), place.hop, place.group, found.O, memory(gw, gw.numel())

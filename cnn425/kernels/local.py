@@ -7,14 +7,14 @@
 for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` holds the geometry, one row each for the
 numbers of cells, the strides s, the low paddings p, the dilations d, the positions and the pixels, in three columns. The channels of group
 g are those from g*C/G on, so C below counts the channels of a group. For many images and channels the
-sums are matrix products, one per position, by the tiles of `cnn425.kernels.product`, with images side by side in the vector registers.
+sums are matrix products, one per position, by the tiles of `cnn425.kernels.tile`, with images side by side in the vector registers.
 """
 
 import numpy as np
 
 from cnn425.kernels.box import LANES, move
-from cnn425.kernels.product import rows_of, tile_of
 from cnn425.kernels.threads import loop, step, sums
+from cnn425.kernels.tile import rows_of, tile_of
 
 
 @step

@@ -1,11 +1,10 @@
 """How a loop becomes machine code: numba compiles it, and code around it turns addresses into arrays and enters torch's OpenMP library.
 
-What is compiled is kept in files. All that goes into the machine code of a loop, besides its own file, stands here.
+What is compiled is kept in files, as long as no file of this folder changes.
 """
 
 import contextlib
 import ctypes
-import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -64,8 +63,8 @@ def _files() -> Any:
     """Files of machine code as `cache=True` keeps them, none of which has to be right, or writable: what is wrong is compiled anew."""
     from numba.core.caching import FunctionCache
 
-    here = os.stat(__file__)
-    stamp = (here.st_mtime_ns, here.st_size)  # this file is a part of every loop, too
+    files = sorted(Path(__file__).parent.glob("*.py"))  # parts of a loop may stand in other files
+    stamp = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
     class Files(FunctionCache):
         def _index_key(self, *arguments: Any) -> Any:

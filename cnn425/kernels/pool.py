@@ -13,8 +13,7 @@ import numpy as np
 from cnn425.kernels.box import LANES, transpose
 from cnn425.kernels.threads import loop, step
 
-IMAGES = 16  # that are interleaved
-RESULTS = 1 << 8  # outputs of interleaved images that are separated at a time
+IMAGES, RESULTS = 16, 1 << 8  # images that are interleaved, and outputs of them that are separated at a time
 BUFFER = 1 << 11  # numbers of a row that stay in the nearest cache
 
 
@@ -92,12 +91,6 @@ def stretch_of(columns, j, K):
 
 
 @step
-def is_square(planes, rows, columns, a, i):
-    """Whether the windows (a, i, j) have two times two cells, the most common size, which needs no buffer."""
-    return planes[1, a] == 1 and rows[1, i] == 2 and (columns[1] == 2).all()
-
-
-@step
 def largest_of_four(image, K, H, W, planes, rows, columns, a, i, y, where):
     """The windows (a, i, j) of all columns j, of two times two cells: `image (.., .., W*K) -> y, where (J*K)`."""
     depth, height, _ = image.shape
@@ -121,7 +114,7 @@ def largest_of_four(image, K, H, W, planes, rows, columns, a, i, y, where):
 @step
 def largest_of_row(image, K, H, W, planes, rows, columns, a, i, best, pixel, y, where):
     """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y, where (J*K)`, by way of the buffers `best, pixel`."""
-    if is_square(planes, rows, columns, a, i):
+    if planes[1, a] == 1 and rows[1, i] == 2 and (columns[1] == 2).all():  # the most common size needs no buffer
         return largest_of_four(image, K, H, W, planes, rows, columns, a, i, y, where)
     depth, height, _ = image.shape
     J, begin, empty = columns.shape[1], 0, planes[1, a] == 0 or rows[1, i] == 0

@@ -6,9 +6,9 @@
 
 Positions come in boxes. The pixels that a box of positions sees are brought into a thread's own memory, channels last and with zeros around
 (`cnn425.kernels.box`); there the number that cell k of window p shows is at `row[p] + cell[k]`: where the window starts, and where the cell
-is inside. The gradient of the image is the first line again, over the output gradient. Outputs come in panels of V vector registers; a tile
-of some rows p and one panel stays in registers while k runs, which is as fast as a processor can multiply and add. Groups of G = 1, 2, 4 or
-8 inputs and as many outputs share a register: a depthwise convolution has G = 1.
+is inside. The gradient of the image is the first line again, over the output gradient. Outputs come in panels of V vector registers, and
+are computed by tiles of some rows p and one panel (`cnn425.kernels.tile`). Groups of G = 1, 2, 4 or 8 inputs and as many outputs share a
+register: a depthwise convolution has G = 1.
 
 The gradient of the image by a stride s is several products: every s-th output is made of the same cells. `phases (5, F)` holds of each the
 first output along d, h, w, its first cell, and the one behind its last. `sides (7, 3)` holds the geometry along d, h, w, one row each: the
@@ -20,182 +20,21 @@ the positions of a box; its pixels. `source` and `target (2, 5)` hold the sizes 
 import numpy as np
 
 from cnn425.kernels.box import LANES, fill, load, store, transpose
-from cnn425.kernels.threads import Loop, loop, machine_step, step
+from cnn425.kernels.threads import Loop, loop, step
+from cnn425.kernels.tile import (
+    GROUP,
+    GROUPS,
+    rows_of,
+    rows_of_channels,
+    rows_of_groups,
+    tile_of,
+    tile_of_channels,
+    tile_of_groups,
+)
 
-SHORT = 32  # products of a sum: long sums are made of short ones, so that their rounding errors stay small
 SUM = 64  # positions that a weight gradient sums up at a time, whose pixels stay in the nearest cache
 LONG = 1024  # rows of a panel that stay in the cache while tiles use them
-ROWS = 12  # of the largest tile
-GROUPS = (0, 1, 2, 4, 8)  # of a GROUP
-GROUP, TURNED = 0, 0  # inputs of the groups that share a register, 0 for large groups; whether they are rows of a tile
 BLOCK = 64  # rows of a weight that stay in the cache while it is transposed
-
-
-def _tile():
-    """The tile in machine code: one fused multiply-add per row, register and k."""
-    from llvmlite import ir
-    from numba.core import cgutils, types
-    from numba.extending import intrinsic
-    from numba.np.arrayobj import make_array
-
-    names = ("x", "base", "row", "p", "cell", "k", "stop", "w", "panel", "place", "y", "first", "out", "b", "bias", "add")
-
-    @intrinsic(prefer_literal=True)
-    def tile(typing, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, R, V, G, turned):
-        """See `tile` below."""
-        if not all(isinstance(t, types.IntegerLiteral) for t in (R, V, G, turned)):
-            return None
-        registers, group, word = range(V.literal_value), G.literal_value, ir.IntType(64)
-        inside, members = (1, max(group, 1)) if turned.literal_value else (max(group, 1), 1)  # inputs of a k, and of a row
-        rows = range(R.literal_value * members)
-        lanes, align = LANES // (x.dtype.bitwidth // 8), x.dtype.bitwidth // 8
-
-        def generate(context, builder, signature, values):
-            numbers = dict(zip(names, values, strict=False))
-            arrays = {"x": 0, "row": 2, "cell": 4, "w": 7, "place": 9, "y": 10, "out": 12, "b": 13}
-            data = {name: make_array(signature.args[i])(context, builder, values[i]).data for name, i in arrays.items()}
-            number = context.get_data_type(x.dtype)
-            vector = ir.VectorType(number, lanes)
-            zero, same = ir.Constant(vector, [0.0] * lanes), ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-            fma = ir.FunctionType(vector, [vector] * 3)
-            fma = cgutils.get_or_insert_function(builder.module, fma, f"llvm.fma.v{lanes}f{x.dtype.bitwidth}")
-
-            def at(name, *offsets):
-                place = offsets[0]
-                for offset in offsets[1:]:
-                    place = builder.add(place, offset)
-                return builder.gep(data[name], [place])
-
-            def load(place):
-                return builder.load(builder.bitcast(place, vector.as_pointer()), align=align)
-
-            def spread(place):
-                one = builder.insert_element(ir.Constant(vector, ir.Undefined), builder.load(place), word(0))
-                return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), same)
-
-            def memory():
-                return [[cgutils.alloca_once_value(builder, zero) for _ in registers] for _ in rows]
-
-            def member(shown, i):
-                lane = [lane // group * group + i for lane in range(lanes)]
-                return builder.shuffle_vector(shown, shown, ir.Constant(ir.VectorType(ir.IntType(32), lanes), lane)) if group > 1 else shown
-
-            starts = [at("x", numbers["base"], builder.load(at("row", numbers["p"], word(r)))) for r in range(R.literal_value)]
-            sums, totals, short = memory(), memory(), word(SHORT)
-            for total in (total for row in sums for total in row):
-                builder.store(zero, total)
-            with cgutils.for_range_slice(builder, numbers["k"], numbers["stop"], short, word) as (begin, _):
-                for total in (total for row in totals for total in row):
-                    builder.store(zero, total)
-                end = builder.add(begin, short)
-                end = builder.select(builder.icmp_signed("<", end, numbers["stop"]), end, numbers["stop"])
-                with cgutils.for_range_slice(builder, begin, end, word(1), word) as (k, _):
-                    offset, weights = builder.load(at("cell", k)), builder.add(numbers["panel"], builder.load(at("place", k)))
-                    factors = [[load(at("w", weights, word((i * len(registers) + v) * lanes))) for v in registers] for i in range(inside)]
-                    for r in rows:
-                        pixel = builder.gep(starts[r // members], [offset])
-                        one = None if group else spread(pixel)
-                        for v in registers:
-                            shown = load(builder.gep(pixel, [word(v * lanes)])) if group else one
-                            for i in range(inside):
-                                factor = member(shown, r % members + i) if group else shown
-                                builder.store(builder.call(fma, [factor, factors[i][v], builder.load(totals[r][v])]), totals[r][v])
-                for r in rows:
-                    for v in registers:
-                        builder.store(builder.fadd(builder.load(sums[r][v]), builder.load(totals[r][v])), sums[r][v])
-            targets = [
-                builder.add(numbers["first"], builder.load(at("out", builder.mul(numbers["p"], word(members)), word(r)))) for r in rows
-            ]
-
-            def finish(start):
-                found = [[builder.fadd(builder.load(sums[r][v]), start(r, v)) for v in registers] for r in rows]
-                for r in rows:
-                    for v in registers:
-                        place = builder.bitcast(at("y", targets[r], word(v * lanes)), vector.as_pointer())
-                        builder.store(found[r][v], place, align=align)
-
-            with builder.if_else(cgutils.is_true(builder, numbers["add"])) as (goes_on, begins):
-                with goes_on:
-                    finish(lambda r, v: load(at("y", targets[r], word(v * lanes))))
-                with begins:
-                    finish(lambda r, v: load(at("b", numbers["bias"], word(v * lanes))))
-            return context.get_dummy_value()
-
-        i = types.intp
-        return types.void(x, i, row, i, cell, i, i, w, i, place, y, i, out, b, i, i, R, V, G, turned), generate
-
-    return tile
-
-
-@machine_step(_tile)
-def tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, R, V, G, turned):
-    """y[first + out[p + r] + o] = (y or b[bias + o]) + sum over k to stop - 1 of x[base + row[p + r] + cell[k]] * w[panel + place[k] + o].
-
-    For R rows r and the o of V registers; with `add` the sum is added to what `y` holds. Rows that write to one place write the same there.
-    With G, o sees the inputs i of its group: the sum is over k and i of x[base + row[p + r] + cell[k] + o//G*G + i] * w[panel + place[k] +
-    i*width + o], or if it is `turned`, there is a row (r, i) for each i, and one w for them all.
-    """
-    width, inputs, found = V * LANES // x.itemsize, max(G, 1), []
-    lane = np.arange(width) // inputs * inputs
-    for r in range(R * inputs if turned else R):
-        total = np.zeros(width, x.dtype)
-        start = base + row[p + r // inputs if turned else p + r]
-        for begin in range(k, stop, SHORT):
-            short = np.zeros(width, x.dtype)
-            for cell_ in range(begin, min(stop, begin + SHORT)):
-                for i in range(1 if turned else inputs):
-                    pixel, weight = start + cell[cell_], panel + place[cell_] + i * width
-                    shown = x[pixel + lane + (r % inputs if turned else i)] if G else x[pixel]
-                    short += shown * w[weight : weight + width]
-            total += short
-        to = first + out[(p * inputs if turned else p) + r]
-        found.append((to, total + (y[to : to + width] if add else b[bias : bias + width])))
-    for to, total in found:
-        y[to : to + width] = total
-
-
-@step
-def rows_of(V):
-    """The rows of a tile of V registers: as many as registers are left for."""
-    return 5 if V == 4 else 6 if V == 2 else 8
-
-
-@step
-def tile_of(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add):
-    """The tile of V registers."""
-    if V == 4:
-        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 5, 4, 0, 0)
-    elif V == 2:
-        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 6, 2, 0, 0)
-    else:
-        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 8, 1, 0, 0)
-
-
-@step
-def rows_of_channels(V):
-    """The rows of a depthwise tile, which suit kernels of 9, 25 and 49 cells."""
-    return 5
-
-
-@step
-def tile_of_channels(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add):
-    """The tile of V registers of a depthwise convolution."""
-    if V == 2:
-        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 5, 2, 1, 0)
-    else:
-        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 5, 1, 1, 0)
-
-
-@step
-def rows_of_groups(V):
-    """The rows of a tile of small groups."""
-    return 3 if TURNED else 6
-
-
-@step
-def tile_of_groups(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add):
-    """The tile of one register of small groups."""
-    tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 3 if TURNED else 6, 1, GROUP, TURNED)
 
 
 @step
