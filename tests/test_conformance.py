@@ -38,7 +38,8 @@ def test_transforms(layer):
 @pytest.mark.parametrize("feature", ["samples", "errors", "modules", "derivatives"])
 @pytest.mark.parametrize("layer", script.LAYERS)
 def test_torchs_own_inputs(layer, feature):
-    assert not script.score(layer, feature, FEW).failures
+    few = replace(FEW, samples=2) if feature == "derivatives" and layer.endswith("3d") else FEW  # finite differences of volumes take long
+    assert not script.score(layer, feature, few).failures
 
 
 @pytest.mark.parametrize("layer", ["conv2d", "max_pool2d", "cross_entropy", "linear"])
