@@ -71,7 +71,7 @@ CALLS = {
     "conv2d of few channels": lambda: passes(F.conv2d, (2, 3, 9, 12), (20, 3, 3, 2)),
     "conv2d of a tiny image": lambda: passes(F.conv2d, (2, 3, 5, 6), (7, 3, 3, 2)),
     "conv2d in groups": lambda: passes(lambda x, w: F.conv2d(x, w, groups=4), (2, 24, 9, 8), (28, 6, 2, 2)),
-    "conv1d in float64": lambda: passes(lambda x, w: F.conv1d(x, w, dilation=2), (2, 16, 45), (19, 16, 3), dtype=torch.float64),
+    "conv1d in float64": lambda: passes(lambda x, w: F.conv1d(x, w, dilation=2), (4, 16, 90), (19, 16, 3), dtype=torch.float64),
     "conv3d": lambda: passes(lambda x, w: F.conv3d(x, w, stride=(1, 2, 1)), (1, 5, 3, 4, 4), (3, 5, 2, 2, 3)),
     **{
         f"conv2d in groups of {G}": lambda G=G: passes(
@@ -88,7 +88,7 @@ CALLS = {
     "locally_connected1d in groups": lambda: passes(lambda x, w: F.locally_connected1d(x, w, groups=2), (1, 2, 9), (8, 4, 1, 2)),
     "max_pool2d": lambda: passes(lambda x: F.max_pool2d(x, 3, 2, 1), (2, 9, 7, 6)),
     "max_pool2d, channels last": lambda: passes(lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), (2, 5, 8, 6), last=True),
-    "max_pool3d in float64": lambda: passes(lambda x: F.max_pool3d(x, 2, 1, dilation=2), (1, 2, 4, 5, 4), dtype=torch.float64),
+    "max_pool3d in float64": lambda: passes(lambda x: F.max_pool3d(x, 2, 1, dilation=2), (2, 8, 6, 8, 8), dtype=torch.float64),
     "adaptive_max_pool2d": lambda: passes(lambda x: F.adaptive_max_pool2d(x, (3, 2)), (2, 3, 7, 5)),
     "avg_pool2d": lambda: passes(lambda x: F.avg_pool2d(x, 3, 2, 1), (2, 9, 7, 6)),
     "avg_pool2d, channels last": lambda: passes(lambda x: F.avg_pool2d(x, 2, count_include_pad=False), (2, 5, 8, 6), last=True),

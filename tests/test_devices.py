@@ -42,7 +42,9 @@ def test_every_layer_computes_and_differentiates_where_its_tensors_are():
 
 @pytest.mark.slow
 def test_the_labs_own_loop_trains_there(tmp_path):
-    assert "recognises 100 % of the three patterns" in pretend("experiments/patterns.py", "--device", "pretend", "--log-dir", str(tmp_path / "run"))
+    assert "recognises 100 % of the three patterns" in pretend(
+        "experiments/patterns.py", "--device", "pretend", "--log-dir", str(tmp_path / "run")
+    )
 
 
 ASKED = """

@@ -263,7 +263,11 @@ def test_the_recorders_can_catch_a_peek():
 
 # ---- what fits on a few screens
 
-LONG_FUNCTIONS = {"kernels/tile.py _tile": 94, "kernels/tile.py tile": 82, "kernels/tile.py generate": 70}  # lines today: they may shrink, and then this list does, too
+LONG_FUNCTIONS = {
+    "kernels/tile.py _tile": 94,
+    "kernels/tile.py tile": 82,
+    "kernels/tile.py generate": 70,
+}  # lines today: they may shrink, and then this list does, too
 
 
 def test_modules_have_at_most_300_lines_and_functions_50():
