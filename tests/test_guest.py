@@ -327,7 +327,7 @@ def test_two_types_of_numbers_compiled_at_once_are_not_mistaken_for_one_another(
     program = """
 
         def gradient(dtype):
-            x = torch.linspace(-3, 3, 20).to(dtype).requires_grad_()
+            x = torch.linspace(-3, 3, 5000).to(dtype).requires_grad_()
             return torch.autograd.grad(F.sigmoid(x), x, torch.ones_like(x))[0]
         assert torch.allclose(gradient(torch.{dtype}).double(), gradient(torch.float64), atol=1e-6)
         print("fine")
