@@ -41,6 +41,14 @@ def test_small_groups(kernel, named, size, last):
     agree(x.to(memory_format=torch.channels_last) if last else x, w, groups=40 // size, **named)
 
 
+def test_an_output_gradient_whose_lines_are_columns_in_memory():
+    """Sixteen positions that fill a stretch of memory, in another order."""
+    x, w = torch.randint(-3, 4, (2, 20, 10, 4)).float(), torch.randint(-3, 4, (40, 20, 3, 3)).float().requires_grad_()
+    gy = torch.randint(-3, 4, (2, 40, 2, 8)).float().transpose(2, 3)
+    (mine,), (theirs,) = (torch.autograd.grad(library.conv2d(x, w), w, gy) for library in (F, TORCH))
+    assert torch.equal(mine, theirs)
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_a_group_knows_nothing_of_its_neighbours(size):
     x, w = torch.randn(2, 32, 20, 20), torch.randn(32, size, 3, 3)

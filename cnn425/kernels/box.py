@@ -120,6 +120,15 @@ def fill(x, source, n, d, h, w, box, buffer, at):
 
 
 @step
+def are_neighbours(place, p, count):
+    """Whether some positions lie one behind the other in memory."""
+    steps = 0
+    for i in range(p, p + count - 1):
+        steps += 1 if place[i + 1] == place[i] + 1 else 0
+    return steps == count - 1
+
+
+@step
 def load(y, place, P, apart, first, outputs, part, width):
     """part[p*width + o] = y[place[p] + (first + o)*apart], for P positions; blocks are written whole."""
     lanes = LANES // y.itemsize
@@ -131,7 +140,7 @@ def load(y, place, P, apart, first, outputs, part, width):
         return
     for p in range(0, P, lanes):
         count = min(lanes, P - p)
-        neighbours = place[p + count - 1] - place[p] == count - 1
+        neighbours = are_neighbours(place, p, count)
         for o in range(0, outputs, lanes):
             start, some = place[p] + (first + o) * apart, min(lanes, outputs - o)
             if neighbours and start + (some - 1) * apart + lanes <= y.size:
@@ -155,7 +164,7 @@ def store(part, wide, column, P, place, apart, first, outputs, y):
     block = np.empty(lanes * lanes, y.dtype)
     for p in range(0, P, lanes):
         count = min(lanes, P - p)
-        neighbours = place[p + count - 1] - place[p] == count - 1
+        neighbours = are_neighbours(place, p, count)
         for o in range(0, outputs, lanes):
             start, some, source = place[p] + (first + o) * apart, min(lanes, outputs - o), p * wide + column + o
             if neighbours and count == some == lanes:

@@ -55,7 +55,10 @@ def linked(function: Callable[..., Any], parts: dict[str, Any], made: Callable[[
         part = names.get(name)
         if isinstance(part, Step):
             names[name] = made(part, linked(part.function, parts, made))
-    return FunctionType(function.__code__, names, function.__name__)
+    copied = FunctionType(function.__code__, names, function.__name__)
+    # machine code of several processes meets in one, where what has one name is taken for the same
+    copied.__qualname__ = "_".join([function.__name__, *(str(part) for part in parts.values() if isinstance(part, int))])
+    return copied
 
 
 @cache
