@@ -166,11 +166,10 @@ def store(part, wide, column, P, place, apart, first, outputs, y):
         count = min(lanes, P - p)
         neighbours = are_neighbours(place, p, count)
         for o in range(0, outputs, lanes):
-            start, some, source = place[p] + (first + o) * apart, min(lanes, outputs - o), p * wide + column + o
-            if neighbours and count == some == lanes:
-                transpose(part, source, wide, lanes, y, start, apart)
+            some, source = min(lanes, outputs - o), p * wide + column + o
+            if neighbours:
+                move(part, source, wide, y, place[p] + (first + o) * apart, apart, some, count, block)
             else:
-                transpose(part, source, wide, count, block, 0, lanes)
                 for k in range(some):
                     for i in range(count):
-                        y[place[p + i] + (first + o + k) * apart] = block[k * lanes + i]
+                        y[place[p + i] + (first + o + k) * apart] = part[source + i * wide + k]

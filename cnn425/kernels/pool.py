@@ -10,7 +10,7 @@ cells that an average counts, the pixels from cell to cell. So ordinary, ceil_mo
 
 import numpy as np
 
-from cnn425.kernels.box import LANES, transpose
+from cnn425.kernels.box import LANES, move, transpose
 from cnn425.kernels.threads import loop, step
 
 IMAGES, RESULTS = 16, 1 << 8  # images that are interleaved, and outputs of them that are separated at a time
@@ -38,17 +38,11 @@ def interleave(x, first, d, h, line):
 def separate(results, count, first, place, y):
     """y[first + k, place + p] = results[p*IMAGES + k], for `count` outputs of the images that exist: the inverse of `interleave`."""
     (M, Q), lanes, numbers = y.shape, LANES // y.itemsize, y.reshape(y.size)
-    images = min(IMAGES, M - first)
+    images, block = min(IMAGES, M - first), np.empty(lanes * lanes, y.dtype)
     for p in range(0, count, lanes):
-        some = min(lanes, count - p)
         for k in range(0, images, lanes):
-            start = (first + k) * Q + place + p
-            if some == lanes and images - k >= lanes:
-                transpose(results, p * IMAGES + k, IMAGES, lanes, numbers, start, Q)
-            else:
-                for j in range(min(lanes, images - k)):
-                    for i in range(some):
-                        numbers[start + j * Q + i] = results[(p + i) * IMAGES + k + j]
+            to = (first + k) * Q + place + p
+            move(results, p * IMAGES + k, IMAGES, numbers, to, Q, min(lanes, images - k), min(lanes, count - p), block)
 
 
 @step

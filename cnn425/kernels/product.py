@@ -19,7 +19,7 @@ the positions of a box; its pixels. `source` and `target (2, 5)` hold the sizes 
 
 import numpy as np
 
-from cnn425.kernels.box import LANES, fill, load, store, transpose
+from cnn425.kernels.box import LANES, fill, load, move, store, transpose
 from cnn425.kernels.threads import Loop, loop, step
 from cnn425.kernels.tile import (
     GROUP,
@@ -257,11 +257,5 @@ def unpack(lo, hi, p, offset, order, hop, group, O, w):
                         more = p[part, q, order[j + i], o : o + lanes]
                         for k in range(lanes):
                             line[k] = more[k] if part == 0 else line[k] + more[k]
-                if run == some == lanes:
-                    transpose(block, 0, lanes, lanes, w, start, hop)
-                else:
-                    transpose(block, 0, lanes, lanes, turned, 0, lanes)
-                    for k in range(some):
-                        for i in range(run):
-                            w[start + k * hop + i] = turned[k * lanes + i]
+                move(block, 0, lanes, w, start, hop, some, run, turned)
             j += run
