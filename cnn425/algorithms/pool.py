@@ -44,7 +44,7 @@ def winners(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
     y, where, numbers = blank(x, plan.shape, plan.strides), blank(x, plan.shape, plan.strides, torch.int32), dense(x, plan.dimensions, last)
     loop = loops.max_pool_interleaved if plan.neighbours else loops.max_pool
     image = memory(numbers, *plan.image), *plan.neighbours, *plan.tables
-    loop(plan.units, plan.steps, *image, memory(y, *plan.rows), memory(where, *plan.rows))
+    loop(plan.units, plan.steps, *image, 1, memory(y, *plan.rows), memory(where, *plan.rows))
     return y, where
 
 
@@ -58,9 +58,9 @@ def route(g: Tensor, where: Tensor, size: Sequence[int], last: bool) -> Tensor:
     shape = (*g.shape[: g.ndim - d], *size)
     gx, K = blank(g, shape, channels_last(shape, d) if last else None), shape[-d - 1] if last else 1
     M = gx.numel() // (pixels * K)
-    parts, upstream, places = cuts(M, K), dense(g, d, last), dense(where, d, last)
-    arguments = memory(upstream, M, numbers // M), memory(places, M, numbers // M), parts, memory(gx, M, pixels, K)
-    loops.route(M * parts, numbers + gx.numel(), *arguments)
+    upstream, places = dense(g, d, last), dense(where, d, last)
+    arguments = memory(upstream, M, numbers // M), memory(places, M, numbers // M), memory(gx, M, pixels, K)
+    loops.route(M, numbers + gx.numel(), *arguments)
     return gx
 
 
@@ -102,8 +102,9 @@ def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bo
 def summed(x: Tensor, plan: "Plan", last: bool, divisor: int) -> Tensor:
     """The sums of windows over an image, divided."""
     y, numbers = blank(x, plan.shape, plan.strides), dense(x, plan.dimensions, last)
-    loop = loops.sum_pool_interleaved if plan.neighbours else loops.sum_pool
-    loop(plan.units, plan.steps, memory(numbers, *plan.image), *plan.neighbours, *plan.tables, divisor, memory(y, *plan.rows))
+    loop, where = loops.sum_pool_interleaved if plan.neighbours else loops.sum_pool, x.new_empty(0, 0, dtype=torch.int32)
+    image = memory(numbers, *plan.image), *plan.neighbours, *plan.tables
+    loop(plan.units, plan.steps, *image, divisor, memory(y, *plan.rows), memory(where, 0, 0))
     return y
 
 
@@ -118,11 +119,6 @@ def spatial(x: Tensor, windows: Windows) -> tuple[int, ...]:
 def whole(windows: Windows) -> bool:
     """Whether one window shows the whole image: its mean is a mean like any other."""
     return isinstance(windows, Adaptive) and all(count == 1 for count in windows.output)
-
-
-def cuts(images: int, neighbours: int) -> int:
-    """Into how many parts the neighbours of few images are cut, so that threads have something to share."""
-    return max(1, min(-(-torch.get_num_threads() // images), neighbours // 32))
 
 
 def dense(x: Tensor, dimensions: int, last: bool) -> Tensor:

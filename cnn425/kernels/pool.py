@@ -1,4 +1,4 @@
-"""Pools as loops: a window is reduced one side after the other, first over its rows, then along the row that is left.
+"""Pools as loops: the cells of a window are compared, or added, one after the other, for many images or channels at a time.
 
 Loops see an image as `(D, H, W*K)`, where K neighbours in memory belong to different images: the compiler puts them in one vector register.
 Where channels are last in memory K is their number. Contiguous images come as `(M, D, H, W)`; IMAGES of them are interleaved, line by line,
@@ -8,13 +8,15 @@ The windows along a side are a table `(4, positions)`: the first pixel inside th
 cells that an average counts, the pixels from cell to cell. So ordinary, ceil_mode and adaptive windows are one case.
 """
 
+import contextlib
+
 import numpy as np
 
 from cnn425.kernels.box import LANES, move, transpose
-from cnn425.kernels.threads import loop, step
+from cnn425.kernels.threads import Loop, loop, machine_step, step
 
-IMAGES, RESULTS = 16, 1 << 8  # images that are interleaved, and outputs of them that are separated at a time
-BUFFER = 1 << 11  # numbers of a row that stay in the nearest cache
+ADDS = 0  # whether a window is added up
+IMAGES, RESULTS = 32, 1 << 8  # images that are interleaved, and outputs of them that are separated at a time
 
 
 @step
@@ -69,148 +71,203 @@ def follow(x, first, planes, rows, a, i, ready, image):
     return ready
 
 
-# ---- The largest number ------------------------------------------------------------------------------------------------------------------
+# ---- One window --------------------------------------------------------------------------------------------------------------------------
+
+
+def _reduce():
+    """`reduce` in machine code: what a window has come to so far stays in vector registers."""
+    from llvmlite import ir
+    from numba.core import cgutils, types
+    from numba.extending import intrinsic
+    from numba.np.arrayobj import make_array
+
+    @intrinsic(prefer_literal=True)
+    def reduce(typing, x, k, line, top, R, cell, w, step_, V, cells, y, where, to, L, adds):
+        """See `reduce` below."""
+        if not isinstance(L, types.IntegerLiteral) or not isinstance(adds, types.IntegerLiteral):
+            return None
+        lanes, align, word = L.literal_value, x.dtype.bitwidth // 8, ir.IntType(64)
+        same = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+
+        def generate(context, builder, signature, values):
+            data = {i: make_array(signature.args[i])(context, builder, values[i]).data for i in (0, 2, 3, 5, 10, 11)}
+            k, R, w, step_, V, cells, to = (values[i] for i in (1, 4, 6, 7, 8, 9, 12))
+            vector = ir.VectorType(context.get_data_type(x.dtype), lanes)
+
+            def at(array, place, kind):
+                return builder.bitcast(builder.gep(data[array], [place]), kind.as_pointer())
+
+            def spread(number):
+                one = builder.insert_element(ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined), number, word(0))
+                return builder.shuffle_vector(one, one, same)
+
+            def each_cell(of_row, of_cell):
+                with cgutils.for_range(builder, R) as row:
+                    start, above = (builder.load(builder.gep(data[i], [row.index])) for i in (2, 3))
+                    with of_row(), cgutils.for_range(builder, V) as column:
+                        here = builder.add(builder.add(above, w), builder.mul(column.index, step_))
+                        place = builder.add(builder.add(start, k), builder.load(builder.gep(data[5], [column.index])))
+                        of_cell(builder.load(at(0, place, vector), align=align), here)
+
+            def memory(start):
+                return cgutils.alloca_once_value(builder, ir.Constant(vector, [start] * lanes))
+
+            def add(to, number):
+                builder.store(builder.fadd(builder.load(to), number), to)
+
+            def total():
+                all_, part = memory(0.0), memory(0.0)
+                builder.store(ir.Constant(vector, [0.0] * lanes), all_)
+
+                @contextlib.contextmanager
+                def of_row():
+                    builder.store(ir.Constant(vector, [0.0] * lanes), part)
+                    yield
+                    add(all_, builder.load(part))
+
+                each_cell(of_row, lambda number, _: add(part, number))
+                builder.store(builder.fdiv(builder.load(all_), spread(cells)), at(10, to, vector), align=align)
+
+            def largest():
+                some = builder.icmp_signed(">", builder.mul(R, V), word(0))
+                first = builder.select(some, builder.add(builder.load(builder.gep(data[3], [word(0)])), w), word(-1))
+                best, pixel = memory(float("-inf")), cgutils.alloca_once_value(builder, same)
+                builder.store(ir.Constant(vector, [float("-inf")] * lanes), best)
+                builder.store(spread(builder.trunc(first, ir.IntType(32))), pixel)
+
+                def of_cell(number, here):
+                    held = builder.load(best)
+                    wins = builder.or_(builder.fcmp_ordered(">", number, held), builder.fcmp_unordered("uno", number, number))
+                    builder.store(builder.select(wins, number, held), best)
+                    builder.store(builder.select(wins, spread(builder.trunc(here, ir.IntType(32))), builder.load(pixel)), pixel)
+
+                each_cell(contextlib.nullcontext, of_cell)
+                builder.store(builder.load(best), at(10, to, vector), align=align)
+                builder.store(builder.load(pixel), at(11, to, same.type), align=4)
+
+            (total if adds.literal_value else largest)()
+            return context.get_dummy_value()
+
+        i = types.intp
+        return types.void(x, i, line, top, i, cell, i, i, i, cells, y, where, i, L, adds), generate
+
+    return reduce
+
+
+@machine_step(_reduce)
+def reduce(x, k, line, top, R, cell, w, step_, V, cells, y, where, to, L, adds):
+    """y[to + l] = sum / cells, or largest, of x[k + line[r] + cell[v] + l] over rows r < R and columns v < V, for L of the l.
+
+    Rows are summed up one by one. `where` has the pixel of the largest number, `top[r] + w + v*step_`.
+    """
+    best, pixel, total = np.full(L, -np.inf, x.dtype), np.full(L, top[0] + w if R * V else -1), np.zeros(L, x.dtype)
+    for r in range(R):
+        part = np.zeros(L, x.dtype)
+        for v in range(V):
+            numbers = x[k + line[r] + cell[v] :][:L]
+            wins = (numbers > best) | (numbers != numbers)
+            best, pixel, part = np.where(wins, numbers, best), np.where(wins, top[r] + w + v * step_, pixel), part + numbers
+        total += part
+    y[to : to + L] = total / cells if adds else best
+    if not adds:
+        where[to : to + L] = pixel
+
+
+# ---- All windows -------------------------------------------------------------------------------------------------------------------------
 
 
 @step
-def stretch_of(columns, j, K):
-    """The windows from j on whose columns, of K numbers each, fit into the buffers: (one behind the last, first column, columns)."""
-    stop, first, end = j, columns[0, j], columns[0, j]
-    while stop < columns.shape[1]:
-        low, high = columns[0, stop], columns[0, stop] + (columns[1, stop] - 1) * columns[3, stop] + 1
-        if stop > j and (max(end, high) - min(first, low)) * K > BUFFER:
-            break
-        first, end, stop = min(first, low), max(end, high), stop + 1
-    return stop, first, end - first
+def lines_of(shape, H, W, planes, rows, a, i, line, top):
+    """Where the rows of windows (a, i) begin in an image of the given shape, and the numbers of their first pixels; how many."""
+    R, (depth, height, L) = 0, shape
+    for t in range(planes[1, a]):
+        for u in range(rows[1, i]):
+            d, h = planes[0, a] + t * planes[3, a], rows[0, i] + u * rows[3, i]
+            line[R], top[R] = (d % depth * height + h % height) * L, (d * H + h) * W
+            R += 1
+    return R
 
 
 @step
-def largest_of_four(image, K, H, W, planes, rows, columns, a, i, y, where):
-    """The windows (a, i, j) of all columns j, of two times two cells: `image (.., .., W*K) -> y, where (J*K)`."""
-    depth, height, _ = image.shape
-    d, h, last = planes[0, a], rows[0, i], rows[0, i] + rows[3, i]
-    line, below, top, bottom = image[d % depth, h % height], image[d % depth, last % height], (d * H + h) * W, (d * H + last) * W
+def row_of_windows(x, line, top, R, columns, K, divisor, counted, y, where, to):
+    """The windows of all columns j, whose rows are those of `lines_of`: `y, where [to + j*K + k]`."""
+    some = 64 if K >= 64 else 32 if K >= 32 else 16 if K >= 16 else 4 if K >= 4 else 1
+    cell = np.arange(columns[1].max()) * (columns[3].max() * K)
     for j in range(columns.shape[1]):
-        w, v = columns[0, j], columns[0, j] + columns[3, j]
-        p, q, r, s = line[w * K : (w + 1) * K], line[v * K : (v + 1) * K], below[w * K : (w + 1) * K], below[v * K : (v + 1) * K]
-        value, place = y[j * K : (j + 1) * K], where[j * K : (j + 1) * K]
-        first, second, third, fourth = np.int32(top + w), np.int32(top + v), np.int32(bottom + w), np.int32(bottom + v)
-        for k in range(K):
-            number, here = p[k], first
-            wins = (q[k] > number) | (q[k] != q[k])
-            number, here = q[k] if wins else number, second if wins else here
-            wins = (r[k] > number) | (r[k] != r[k])
-            number, here = r[k] if wins else number, third if wins else here
-            wins = (s[k] > number) | (s[k] != s[k])
-            value[k], place[k] = s[k] if wins else number, fourth if wins else here
+        w, V, step_ = columns[0, j], columns[1, j], columns[3, j]
+        cells = x.dtype.type(divisor if divisor != 0 else counted * columns[2, j])
+        for first in range(0, K, some):
+            k = min(first, K - some)  # the last numbers are found again
+            start, at = w * K + k, to + j * K + k
+            if some == 64:
+                reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, 64, ADDS)
+            elif some == 32:
+                reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, 32, ADDS)
+            elif some == 16:
+                reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, 16, ADDS)
+            elif some == 4:
+                reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, 4, ADDS)
+            else:
+                reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, 1, ADDS)
 
 
-@step
-def largest_of_row(image, K, H, W, planes, rows, columns, a, i, best, pixel, y, where):
-    """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y, where (J*K)`, by way of the buffers `best, pixel`."""
-    if planes[1, a] == 1 and rows[1, i] == 2 and (columns[1] == 2).all():  # the most common size needs no buffer
-        return largest_of_four(image, K, H, W, planes, rows, columns, a, i, y, where)
-    depth, height, _ = image.shape
-    J, begin, empty = columns.shape[1], 0, planes[1, a] == 0 or rows[1, i] == 0
-    while begin < J:
-        end, left, width = stretch_of(columns, begin, K)
-        for t in range(planes[1, a]):
-            d = planes[0, a] + t * planes[3, a]
-            for u in range(rows[1, i]):
-                h = rows[0, i] + u * rows[3, i]
-                line, above = image[d % depth, h % height, left * K : (left + width) * K], np.int32((d * H + h) * W)
-                if t == 0 and u == 0:
-                    for w in range(line.size):
-                        best[w] = line[w]
-                        pixel[w] = above
-                else:
-                    for w in range(line.size):
-                        wins = (line[w] > best[w]) | (line[w] != line[w])
-                        best[w] = line[w] if wins else best[w]
-                        pixel[w] = above if wins else pixel[w]
-        for j in range(begin, end):
-            value, place = y[j * K : (j + 1) * K], where[j * K : (j + 1) * K]
-            if empty or columns[1, j] == 0:
-                value[:] = -np.inf
-                place[:] = -1
-            for v in range(0 if empty else columns[1, j]):
-                w = columns[0, j] + v * columns[3, j]
-                first, across = (w - left) * K, np.int32(w)
-                line, above = best[first : first + K], pixel[first : first + K]
-                if v == 0:
-                    for k in range(K):
-                        value[k] = line[k]
-                        place[k] = above[k] + across
-                else:
-                    for k in range(K):
-                        number, here = line[k], np.int32(above[k] + across)
-                        wins = (number > value[k]) | ((number == value[k]) & (here < place[k]))
-                        wins |= (number != number) & ((value[k] == value[k]) | (here > place[k]))
-                        value[k] = number if wins else value[k]
-                        place[k] = here if wins else place[k]
-        begin = end
-    return None
-
-
-@loop
-def max_pool_interleaved(lo, hi, x, K, planes, rows, columns, y, where):
+def pool_interleaved(lo, hi, x, K, planes, rows, columns, divisor, y, where):
     """y[m,a,i,j,k] = the largest of x[m, d, h, w, k] over the cells of window (a, i, j); `where`: its pixel `(d*H + h)*W + w`.
 
     `x (M, D, H, W*K) -> y, where (M*A*I, J*K)`; the rows of windows are shared out. Of equal numbers the first pixel wins, of NaNs the
-    last; a window without cells is minus infinity and has pixel -1.
+    last; a window without cells is minus infinity and has pixel -1. With ADDS, `y` is the sum of the cells, divided by `divisor`, or if
+    that is 0 by the cells that count, and `where` is empty. The adjoint of that is the same loop: the gradient of a pixel is a sum over a
+    window of windows, those that show it.
     """
-    _, _, H, L = x.shape
-    A, I = planes.shape[1], rows.shape[1]
-    best, pixel = np.empty(max(L, 1), x.dtype), np.empty(max(L, 1), np.int32)
+    (_, D, H, L), A, I, J = x.shape, planes.shape[1], rows.shape[1], columns.shape[1]
+    most = planes[1].max() * rows[1].max() + 1
+    line, top, results, pixels = np.zeros(most, np.int64), np.zeros(most, np.int64), y.reshape(y.size), where.reshape(where.size)
     for unit in range(lo, hi):
         m, a, i = unit // (A * I), unit // I % A, unit % I
-        largest_of_row(x[m], K, H, L // K, planes, rows, columns, a, i, best, pixel, y[unit], where[unit])
+        R = lines_of((D, H, L), H, L // K, planes, rows, a, i, line, top)
+        image, counted = x[m].reshape(D * H * L), planes[2, a] * rows[2, i]
+        row_of_windows(image, line, top, R, columns, K, divisor, counted, results, pixels, unit * J * K)
 
 
-@loop
-def max_pool(lo, hi, x, planes, rows, columns, y, where):
+def pool(lo, hi, x, planes, rows, columns, divisor, y, where):
     """The same for contiguous images, `x (M, D, H, W) -> y, where (M, A*I*J)`; blocks of IMAGES images are shared out."""
-    (_, _, H, W), I, J = x.shape, rows.shape[1], columns.shape[1]
+    (_, _, H, W), I, J, most = x.shape, rows.shape[1], columns.shape[1], planes[1].max() * rows[1].max() + 1
     image = np.zeros((span(planes), span(rows), (W + LANES) * IMAGES), x.dtype)
-    best, pixel = np.empty(W * IMAGES, x.dtype), np.empty(W * IMAGES, np.int32)
-    numbers, pixels = np.empty((RESULTS + J) * IMAGES, x.dtype), np.empty((RESULTS + J) * IMAGES, np.int32)
+    line, top, numbers = np.zeros(most, np.int64), np.zeros(most, np.int64), np.empty((RESULTS + J) * IMAGES, x.dtype)
+    pixels = np.empty(numbers.size, np.int32)
     for unit in range(lo, hi):
         done, count = 0, 0
         for a in range(planes.shape[1]):
             ready = 0
             for i in range(I):
-                ready, to = follow(x, unit * IMAGES, planes, rows, a, i, ready, image), count * IMAGES
-                largest_of_row(image, IMAGES, H, W, planes, rows, columns, a, i, best, pixel, numbers[to:], pixels[to:])
+                ready, counted = follow(x, unit * IMAGES, planes, rows, a, i, ready, image), planes[2, a] * rows[2, i]
+                R = lines_of(image.shape, H, W, planes, rows, a, i, line, top)
+                row_of_windows(image.reshape(image.size), line, top, R, columns, IMAGES, divisor, counted, numbers, pixels, count * IMAGES)
                 count += J
                 if count >= RESULTS or (i == I - 1 and a == planes.shape[1] - 1):
                     separate(numbers, count, unit * IMAGES, done, y)
-                    separate(pixels, count, unit * IMAGES, done, where)
+                    if not ADDS:
+                        separate(pixels, count, unit * IMAGES, done, where)
                     done, count = done + count, 0
 
 
-@loop
-def route(lo, hi, gy, where, parts, gx):
-    """gx[m,p,k] = the sum of gy[m,q,k] over the windows q that pixel p won. `gy, where (M, Q*K) -> gx (M, P, K)`.
+max_pool, sum_pool = Loop(pool, False, ADDS=0), Loop(pool, False, ADDS=1)
+max_pool_interleaved, sum_pool_interleaved = Loop(pool_interleaved, False, ADDS=0), Loop(pool_interleaved, False, ADDS=1)
 
-    Images are shared out, and where channels are last, `parts` equal parts of the K neighbours: M*parts units.
-    """
+# ---- The gradient of a max pool ----------------------------------------------------------------------------------------------------------
+
+
+@loop
+def route(lo, hi, gy, where, gx):
+    """gx[m,p,k] = the sum of gy[m,q,k] over the windows q that pixel p won. `gy, where (M, Q*K) -> gx (M, P, K)`; images are shared out."""
     _, P, K = gx.shape
-    for unit in range(lo, hi):
-        m, start, stop = unit // parts, unit % parts * K // parts, (unit % parts + 1) * K // parts
-        g, winner, image = gy[m], where[m], gx[m]
-        if K == 1:
-            pixels = image.reshape(P)
-            pixels[:] = 0
-            for q in range(g.size):
-                if winner[q] >= 0:
-                    pixels[winner[q]] += g[q]
-            continue
-        image[:, start:stop] = 0
+    for m in range(lo, hi):
+        g, winner, image = gy[m], where[m], gx[m].reshape(P * K)
+        image[:] = 0
         for q in range(0, g.size, K):
-            upstream, won = g[q + start : q + stop], winner[q + start : q + stop]
-            for k in range(stop - start):
-                if won[k] >= 0:
-                    image[won[k], start + k] += upstream[k]
+            for k in range(K):
+                if winner[q + k] >= 0:
+                    image[winner[q + k] * K + k] += g[q + k]
 
 
 @loop
@@ -222,73 +279,3 @@ def pick(lo, hi, t, where, y):
         for q in range(Q):
             for k in range(K):
                 numbers[q, k] = image[winner[q, k], k] if winner[q, k] >= 0 else 0
-
-
-# ---- The sum -----------------------------------------------------------------------------------------------------------------------------
-
-
-@step
-def sum_of_row(image, K, W, planes, rows, columns, a, i, total, divisor, y):
-    """The windows (a, i, j) of all columns j: `image (.., .., W*K) -> y (J*K)`, by way of the buffer `total (W*K)`."""
-    depth, height, L = image.shape[0], image.shape[1], W * K
-    if planes[1, a] == 0 or rows[1, i] == 0:
-        total[:] = 0
-    for t in range(planes[1, a]):
-        d = planes[0, a] + t * planes[3, a]
-        for u in range(rows[1, i]):
-            line = image[d % depth, (rows[0, i] + u * rows[3, i]) % height, :L]
-            if t == 0 and u == 0:
-                for w in range(L):
-                    total[w] = line[w]
-            else:
-                for w in range(L):
-                    total[w] += line[w]
-    for j in range(columns.shape[1]):
-        value, cells = y[j * K : (j + 1) * K], y.dtype.type(divisor if divisor != 0 else planes[2, a] * rows[2, i] * columns[2, j])
-        if columns[1, j] == 0:
-            value[:] = 0
-        for v in range(columns[1, j]):
-            w = columns[0, j] + v * columns[3, j]
-            line = total[w * K : (w + 1) * K]
-            if v == 0:
-                for k in range(K):
-                    value[k] = line[k]
-            else:
-                for k in range(K):
-                    value[k] += line[k]
-        if cells != 1:
-            for k in range(K):
-                value[k] /= cells
-
-
-@loop
-def sum_pool_interleaved(lo, hi, x, K, planes, rows, columns, divisor, y):
-    """y[m,a,i,j,k] = the sum of x over the cells of window (a, i, j), divided by `divisor`, or if that is 0 by the cells that count.
-
-    `x (M, D, H, W*K) -> y (M*A*I, J*K)`; the rows of windows are shared out. The adjoint is the same loop: the gradient of a pixel is a sum
-    over a window of windows, those that show it.
-    """
-    A, I = planes.shape[1], rows.shape[1]
-    total = np.empty(x.shape[3], x.dtype)
-    for unit in range(lo, hi):
-        m, a, i = unit // (A * I), unit // I % A, unit % I
-        sum_of_row(x[m], K, x.shape[3] // K, planes, rows, columns, a, i, total, divisor, y[unit])
-
-
-@loop
-def sum_pool(lo, hi, x, planes, rows, columns, divisor, y):
-    """The same for contiguous images, `x (M, D, H, W) -> y (M, A*I*J)`; blocks of IMAGES images are shared out."""
-    W, I, J = x.shape[3], rows.shape[1], columns.shape[1]
-    image = np.zeros((span(planes), span(rows), (W + LANES) * IMAGES), x.dtype)
-    total, numbers = np.empty(W * IMAGES, x.dtype), np.empty((RESULTS + J) * IMAGES, x.dtype)
-    for unit in range(lo, hi):
-        done, count = 0, 0
-        for a in range(planes.shape[1]):
-            ready = 0
-            for i in range(I):
-                ready = follow(x, unit * IMAGES, planes, rows, a, i, ready, image)
-                sum_of_row(image, IMAGES, W, planes, rows, columns, a, i, total, divisor, numbers[count * IMAGES :])
-                count += J
-                if count >= RESULTS or (i == I - 1 and a == planes.shape[1] - 1):
-                    separate(numbers, count, unit * IMAGES, done, y)
-                    done, count = done + count, 0
