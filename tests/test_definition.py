@@ -54,6 +54,19 @@ def test_any_type_of_number(dtype):
     assert torch.equal(definition.output(x, w, GEOMETRY, GROUPS).to(torch.complex128), expected)
 
 
+@pytest.mark.parametrize("local", [False, True], ids=["convolution", "local layer"])
+def test_sums_of_half_precision_are_rounded_once(local):
+    """Partial sums beyond 65504, the largest float16, cancel; what is added up in float16 becomes infinite, or NaN."""
+    one, geometry = torch.tensor([40000.0, 40000.0, -40000.0, -39008.0], dtype=torch.float16), Geometry((4,), (1,), ((0, 0),), (1,))
+    pixels, w, g = one.view(1, 1, 4), torch.ones((1, 1, 1, 4) if local else (1, 1, 4), dtype=torch.float16), torch.ones(1, 1, 1).half()
+    assert definition.output(pixels, w, geometry, 1, local) == 992
+    images, upstream = one.view(4, 1, 1), torch.ones(4, 1, 1, dtype=torch.float16)
+    alone = Geometry((1,), (1,), ((0, 0),), (1,))
+    assert definition.weight_gradient(upstream, images, alone, 1, local) == 992
+    outputs = one.view((1, 4, 1, 1) if local else (4, 1, 1))
+    assert definition.input_gradient(g.expand(1, 4, 1), outputs, alone, 1, (1,), local) == 992
+
+
 def test_channels_in_groups_are_a_view():
     grouped = definition.split(X, 1, 2)
     assert grouped.shape == (2, 2, 2, *SIZE)
