@@ -65,6 +65,9 @@ def test_sums_of_half_precision_are_rounded_once(local):
     assert definition.weight_gradient(upstream, images, alone, 1, local) == 992
     outputs = one.view((1, 4, 1, 1) if local else (4, 1, 1))
     assert definition.input_gradient(g.expand(1, 4, 1), outputs, alone, 1, (1,), local) == 992
+    weight, pair = torch.tensor([400.0, -400.0]).half().view(1, 1, 2), Geometry((2,), (1,), ((1, 1),), (1,))
+    own = weight.expand(3, 1, 1, 2) if local else weight  # each pixel is seen by two windows, which say 80000 and -80000
+    assert definition.input_gradient(torch.full((1, 1, 3), 200.0).half(), own, pair, 1, (2,), local).tolist() == [[[0, 0]]]
 
 
 def test_channels_in_groups_are_a_view():
