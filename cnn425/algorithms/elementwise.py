@@ -60,7 +60,7 @@ def classes(x: Tensor, dim: int) -> tuple[int, int, int]:
 
 def units(shape: tuple[int, int, int]) -> int:
     """How many blocks loops see in a shape `(B, C, K)`."""
-    return -(-shape[0] // loops.ROWS) if shape[2] == 1 else shape[0] * -(-shape[2] // loops.BLOCK)
+    return -(-shape[0] // loops.rows_of(shape[1])) if shape[2] == 1 else shape[0] * -(-shape[2] // loops.BLOCK)
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:

@@ -14,8 +14,7 @@ import numpy as np
 
 from cnn425.kernels.threads import loop, step, sums
 
-LANES = 64  # numbers of a row that are compared at once
-BLOCK, ROWS = 1 << 8, 16  # neighbours, and rows, that are taken at a time, so that they stay in the nearest cache
+BLOCK, NUMBERS = 1 << 8, 1 << 11  # neighbours or rows, and numbers of rows, taken at a time: they stay in the nearest cache
 
 
 @loop
@@ -82,53 +81,56 @@ def logarithm(x):
 
 
 @step
-def largest(row, lanes):
-    """The largest number of a row, NaNs aside, by way of a buffer of LANES numbers."""
-    top = row[0]
-    if row.size < LANES:
-        for c in range(row.size):
-            top = row[c] if row[c] > top or top != top else top
-        return top
-    lanes[:] = -np.inf
-    for first in range(0, row.size, LANES):
-        part = row[min(first, row.size - LANES) :]  # the last ones are compared again
-        for k in range(LANES):
-            lanes[k] = part[k] if part[k] > lanes[k] else lanes[k]
-    for half in (32, 16, 8, 4, 2, 1):
-        for k in range(half):
-            lanes[k] = lanes[k + half] if lanes[k + half] > lanes[k] else lanes[k]
-    return lanes[0]
+def in_order(bits):
+    """An int32 for the bits of a float32, and the other way round, so that both are in the same order; NaNs are at the ends."""
+    return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @step
-def part(unit, B, K):
-    """The unit-th block of `(B, K)`: the first b and the one behind the last, the first k and the one behind the last.
+def largest(row):
+    """The largest number of a row, or NaN: of integers the compiler finds it in vector registers."""
+    bits, top = row.view(np.int32), np.int32(-(2**31))
+    for c in range(bits.size):
+        top = max(top, in_order(bits[c]))
+    return np.int32(in_order(top)).view(np.float32)
+
+
+@step
+def rows_of(C):
+    """How many rows of C numbers are taken at a time."""
+    return max(1, min(BLOCK, NUMBERS // C))
+
+
+@step
+def part(unit, B, C, K):
+    """The unit-th block of `(B, C, K)`: the first b and the one behind the last, the first k and the one behind the last.
 
     A block has some neighbours k of one b, or if there are none, some b.
     """
     if K == 1:
-        return unit * ROWS, min(B, (unit + 1) * ROWS), 0, 1
+        return unit * rows_of(C), min(B, (unit + 1) * rows_of(C)), 0, 1
     blocks = (K + BLOCK - 1) // BLOCK
     return unit // blocks, unit // blocks + 1, unit % blocks * BLOCK, min(K, (unit % blocks + 1) * BLOCK)
 
 
 @step
-def probabilities(x, y, unit, top, total, lanes):
+def probabilities(x, y, unit, top, total):
     """The softmax of a block, its largest numbers and its sums of exp(x - top). Loops are short, so that each fits vector registers."""
     B, C, K = x.shape
-    first, last, start, stop = part(unit, B, K)
+    first, last, start, stop = part(unit, B, C, K)
     if K == 1:
+        given, found = x.reshape(x.size), y.reshape(y.size)
         for b in range(first, last):
-            row, result = x[b].reshape(C), y[b].reshape(C)
-            most = largest(row, lanes)
+            row, result = given[b * C : (b + 1) * C], found[b * C : (b + 1) * C]
+            most = largest(row)
             for c in range(C):
                 result[c] = row[c] - most
             top[b - first] = most
-        numbers = y[first:last].reshape((last - first) * C)
+        numbers = found[first * C : last * C]
         for i in range(numbers.size):
             numbers[i] = exponential(numbers[i])
         for b in range(first, last):
-            result, all_ = y[b].reshape(C), x.dtype.type(0)
+            result, all_ = found[b * C : (b + 1) * C], x.dtype.type(0)
             for c in range(C):
                 all_ += result[c]
             total[b - first], share = all_, x.dtype.type(1) / all_
@@ -159,20 +161,21 @@ def softmax(lo, hi, x, y):
 
     Blocks are shared out, here and below.
     """
-    top, total, lanes = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype), np.empty(LANES, x.dtype)
+    top, total = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
     for unit in range(lo, hi):
-        probabilities(x, y, unit, top, total, lanes)
+        probabilities(x, y, unit, top, total)
 
 
 @sums
 def softmax_gradient(lo, hi, gy, y, gx):
     """`(B, C, K), (B, C, K) -> (B, C, K)`."""
     B, C, K = y.shape
-    total = np.empty(BLOCK, y.dtype)
+    total, upstream, found, gradient = np.empty(BLOCK, y.dtype), gy.reshape(gy.size), y.reshape(y.size), gx.reshape(gx.size)
     for unit in range(lo, hi):
-        first, last, start, stop = part(unit, B, K)
+        first, last, start, stop = part(unit, B, C, K)
         for b in range(first, last if K == 1 else first):
-            g, value, result, both = gy[b].reshape(C), y[b].reshape(C), gx[b].reshape(C), y.dtype.type(0)
+            g, value, result = upstream[b * C : (b + 1) * C], found[b * C : (b + 1) * C], gradient[b * C : (b + 1) * C]
+            both = y.dtype.type(0)
             for c in range(C):
                 both += g[c] * value[c]
             for c in range(C):
@@ -195,10 +198,10 @@ def cross_entropy(lo, hi, x, target, ignored, y, p, wrong):
     A target that is no class is written to `wrong (2)`, with a 1 in the second place.
     """
     B, C, K = x.shape
-    top, total, lanes = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype), np.empty(LANES, x.dtype)
+    top, total = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
     for unit in range(lo, hi):
-        probabilities(x, p, unit, top, total, lanes)
-        first, last, start, stop = part(unit, B, K)
+        probabilities(x, p, unit, top, total)
+        first, last, start, stop = part(unit, B, C, K)
         for k in range((last - first) * (stop - start)):
             total[k] = logarithm(total[k])
         for b in range(first, last):
@@ -216,14 +219,14 @@ def cross_entropy(lo, hi, x, target, ignored, y, p, wrong):
 def cross_entropy_gradient(lo, hi, gy, p, target, ignored, gx):
     """`gy (B, K), p (B, C, K), target (B, K) -> gx (B, C, K)`."""
     B, C, K = p.shape
-    factors = np.empty(BLOCK, p.dtype)
+    factors, found, gradient = np.empty(BLOCK, p.dtype), p.reshape(p.size), gx.reshape(gx.size)
     for unit in range(lo, hi):
-        first, last, start, stop = part(unit, B, K)
+        first, last, start, stop = part(unit, B, C, K)
         for b in range(first, last):
             for k in range(start, stop):
                 factors[k - start] = gy[b, k] if target[b, k] != ignored else p.dtype.type(0)
             if K == 1:
-                row, result, factor = p[b].reshape(C), gx[b].reshape(C), factors[0]
+                row, result, factor = found[b * C : (b + 1) * C], gradient[b * C : (b + 1) * C], factors[0]
                 for c in range(C):
                     result[c] = factor * row[c]
             for c in range(0 if K == 1 else C):
