@@ -195,10 +195,29 @@ def test_same_refusal_wants_the_same_type():
     assert "ours: KeyError" in same_refusal(lambda: raises(KeyError("a")), lambda: raises(ValueError("a")))
 
 
-def test_derivatives_find_a_wrong_gradient():
-    assert derivatives(lambda x: x**3, [torch.randn(3)]) == {"gradcheck": "", "gradgradcheck": ""}
-    inputs = [torch.randn(1, 1, 4, 4), torch.randn(1, 1, 3, 3)]
-    assert "GradcheckError" in derivatives(lambda x, w: Planted.apply(x, w, BUGS[0]), inputs)["gradcheck"]
+class WrongCurvature(torch.autograd.Function):
+    """x**3 with its gradient, whose own gradient takes x for a constant."""
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0].detach())
+
+    @staticmethod
+    def backward(ctx, gy):
+        return gy * 3 * ctx.saved_tensors[0] ** 2
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_derivatives_find_a_wrong_gradient(fast):
+    assert derivatives(lambda x: x**3, [torch.randn(3)], fast) == {"gradcheck": "", "gradgradcheck": ""}
+    inputs = [torch.randn(2, 1, 4, 4), torch.randn(1, 1, 3, 3)]
+    for bug in BUGS:
+        assert "GradcheckError" in derivatives(lambda x, w, bug=bug: Planted.apply(x, w, bug), inputs, fast)["gradcheck"], bug
+    assert "GradcheckError" in derivatives(lambda x: WrongCurvature.apply(x), [torch.randn(3)], fast)["gradgradcheck"]
 
 
 def test_transforms_find_what_a_function_cannot_do():
