@@ -5,6 +5,7 @@
 | within `use("im2col")`, `use("winograd")` or `use("fft")`, where they apply   | `im2col`, `winograd`, `fft`                         |
 | another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                        |
 | at most TINY products                                                         | loops of the local layer, with shared weights       |
+| the gradient of the input, with a weight that is infinite or NaN              | `definition`                                        |
 | everything else                                                               | gathered products, `product`                        |
 
 Half precision is computed in float32 and rounded once.
@@ -60,6 +61,8 @@ def input_gradient(
         task = Task(gx, w, gy, geometry, groups, shared=True)
         task.sweep_input_gradient()
         return gx if task.x is gx else layout.stored(task.x, order)
+    if not w.sum().isfinite():  # loops put zeros between and around what they multiply, and zero times infinity is NaN
+        return layout.stored(definition.input_gradient(gy, w, geometry, groups, size), order)
     if groups == 1 and w.shape[1] <= THIN:
         product.scattered_product(gy, w, gx, geometry)
     else:
