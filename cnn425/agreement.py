@@ -185,10 +185,7 @@ def describe(error: Exception | None) -> str:
 
 
 def derivatives(function: Computation, inputs: Sequence[Any], fast: bool = False) -> dict[str, str]:
-    """`gradcheck` and `gradgradcheck`: empty, or the first line of what is wrong. Inputs are cast to float64; use few and small ones.
-
-    With `fast`, random combinations of all numbers are compared instead of one number after the other.
-    """
+    """`gradcheck` and `gradgradcheck` of few inputs, cast to float64: empty, or what is wrong; `fast` compares random sums of numbers."""
     leaves = [copied(value, exact=True) if isinstance(value, Tensor) else value for value in inputs]
     both: dict[str, Any] = {"check_batched_grad": True, "fast_mode": fast}
     first: dict[str, Any] = {**both, "check_forward_ad": True, "check_batched_forward_grad": not fast}
@@ -228,13 +225,11 @@ def under(transforms: "Transforms", ours: Computation, theirs: Computation, inpu
 
 
 def weighted(function: Computation) -> Callable[..., Tensor]:
-    """`function` as a scalar: its floating-point outputs, squared (so that there is a second derivative) and summed with uneven weights.
-
-    The weights are in [-1, 1], no two alike, and not random, since vmap forbids drawing any.
-    """
+    """`function` as a scalar: its floating-point outputs, squared (so that there is a second derivative) and summed with uneven weights."""
 
     def scalar(*x: Tensor) -> Tensor:
         parts = [y for y in tensors(function(*x)) if y.is_floating_point()]
+        # vmap forbids drawing any
         weights = [torch.arange(1 + i, 1 + i + y.numel(), device=y.device).cos().to(y.dtype).view(y.shape) for i, y in enumerate(parts)]
         return torch.stack([(y * (1 + y) * weight).sum() for y, weight in zip(parts, weights, strict=True)]).sum()
 

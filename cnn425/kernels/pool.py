@@ -86,20 +86,15 @@ def _reduce():
         """See `reduce` below."""
         if not isinstance(L, types.IntegerLiteral) or not isinstance(adds, types.IntegerLiteral):
             return None
-        lanes, align, word = L.literal_value, x.dtype.bitwidth // 8, ir.IntType(64)
-        same = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+        lanes, align, word, short = L.literal_value, x.dtype.bitwidth // 8, ir.IntType(64), ir.IntType(32)
 
         def generate(context, builder, signature, values):
             data = {i: make_array(signature.args[i])(context, builder, values[i]).data for i in (0, 2, 3, 5, 10, 11)}
             k, R, w, step_, V, cells, to = (values[i] for i in (1, 4, 6, 7, 8, 9, 12))
-            vector = ir.VectorType(context.get_data_type(x.dtype), lanes)
+            numbers, pixels = ir.VectorType(context.get_data_type(x.dtype), lanes), ir.VectorType(short, lanes)
 
             def at(array, place, kind):
                 return builder.bitcast(builder.gep(data[array], [place]), kind.as_pointer())
-
-            def spread(number):
-                one = builder.insert_element(ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined), number, word(0))
-                return builder.shuffle_vector(one, one, same)
 
             def each_cell(of_row, of_cell):
                 with cgutils.for_range(builder, R) as row:
@@ -107,51 +102,69 @@ def _reduce():
                     with of_row(), cgutils.for_range(builder, V) as column:
                         here = builder.add(builder.add(above, w), builder.mul(column.index, step_))
                         place = builder.add(builder.add(start, k), builder.load(builder.gep(data[5], [column.index])))
-                        of_cell(builder.load(at(0, place, vector), align=align), here)
+                        of_cell(builder.load(at(0, place, numbers), align=align), builder.trunc(here, short))
 
-            def memory(start):
-                return cgutils.alloca_once_value(builder, ir.Constant(vector, [start] * lanes))
-
-            def add(to, number):
-                builder.store(builder.fadd(builder.load(to), number), to)
-
-            def total():
-                all_, part = memory(0.0), memory(0.0)
-                builder.store(ir.Constant(vector, [0.0] * lanes), all_)
-
-                @contextlib.contextmanager
-                def of_row():
-                    builder.store(ir.Constant(vector, [0.0] * lanes), part)
-                    yield
-                    add(all_, builder.load(part))
-
-                each_cell(of_row, lambda number, _: add(part, number))
-                builder.store(builder.fdiv(builder.load(all_), spread(cells)), at(10, to, vector), align=align)
-
-            def largest():
+            if adds.literal_value:
+                found = builder.fdiv(_total(builder, numbers, each_cell), _spread(builder, cells, numbers))
+            else:
                 some = builder.icmp_signed(">", builder.mul(R, V), word(0))
                 first = builder.select(some, builder.add(builder.load(builder.gep(data[3], [word(0)])), w), word(-1))
-                best, pixel = memory(float("-inf")), cgutils.alloca_once_value(builder, same)
-                builder.store(ir.Constant(vector, [float("-inf")] * lanes), best)
-                builder.store(spread(builder.trunc(first, ir.IntType(32))), pixel)
-
-                def of_cell(number, here):
-                    held = builder.load(best)
-                    wins = builder.or_(builder.fcmp_ordered(">", number, held), builder.fcmp_unordered("uno", number, number))
-                    builder.store(builder.select(wins, number, held), best)
-                    builder.store(builder.select(wins, spread(builder.trunc(here, ir.IntType(32))), builder.load(pixel)), pixel)
-
-                each_cell(contextlib.nullcontext, of_cell)
-                builder.store(builder.load(best), at(10, to, vector), align=align)
-                builder.store(builder.load(pixel), at(11, to, same.type), align=4)
-
-            (total if adds.literal_value else largest)()
+                found, pixel = _largest(builder, numbers, each_cell, _spread(builder, builder.trunc(first, short), pixels))
+                builder.store(pixel, at(11, to, pixels), align=4)
+            builder.store(found, at(10, to, numbers), align=align)
             return context.get_dummy_value()
 
         i = types.intp
         return types.void(x, i, line, top, i, cell, i, i, i, cells, y, where, i, L, adds), generate
 
     return reduce
+
+
+def _total(builder, numbers, each_cell):
+    """The instructions that add up the cells, row by row: their sum."""
+    from numba.core import cgutils
+
+    zero = numbers([0.0] * numbers.count)
+    total, part = cgutils.alloca_once(builder, numbers), cgutils.alloca_once(builder, numbers)
+
+    def add(to, number):
+        builder.store(builder.fadd(builder.load(to), number), to)
+
+    @contextlib.contextmanager
+    def of_row():
+        builder.store(zero, part)
+        yield
+        add(total, builder.load(part))
+
+    builder.store(zero, total)
+    each_cell(of_row, lambda number, _: add(part, number))
+    return builder.load(total)
+
+
+def _largest(builder, numbers, each_cell, first):
+    """The instructions that compare the cells: the largest numbers and their pixels, which are `first` where none is larger."""
+    from numba.core import cgutils
+
+    best, pixel = cgutils.alloca_once(builder, numbers), cgutils.alloca_once(builder, first.type)
+
+    def of_cell(number, here):
+        held = builder.load(best)
+        wins = builder.or_(builder.fcmp_ordered(">", number, held), builder.fcmp_unordered("uno", number, number))
+        builder.store(builder.select(wins, number, held), best)
+        builder.store(builder.select(wins, _spread(builder, here, first.type), builder.load(pixel)), pixel)
+
+    builder.store(numbers([float("-inf")] * numbers.count), best)
+    builder.store(first, pixel)
+    each_cell(contextlib.nullcontext, of_cell)
+    return builder.load(best), builder.load(pixel)
+
+
+def _spread(builder, number, vector):
+    """The instructions that put a number into all lanes of a vector."""
+    from llvmlite import ir
+
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.IntType(64)(0))
+    return builder.shuffle_vector(one, one, ir.VectorType(ir.IntType(32), vector.count)([0] * vector.count))
 
 
 @machine_step(_reduce)
