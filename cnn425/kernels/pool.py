@@ -277,10 +277,15 @@ def route(lo, hi, gy, where, gx):
     for m in range(lo, hi):
         g, winner, image = gy[m], where[m], gx[m].reshape(P * K)
         image[:] = 0
-        for q in range(0, g.size, K):
+        if K == 1:
+            for q in range(g.size):
+                if winner[q] >= 0:
+                    image[winner[q]] += g[q]
+        for q in range(0, g.size if K > 1 else 0, K):
+            upstream, won = g[q : q + K], winner[q : q + K]
             for k in range(K):
-                if winner[q + k] >= 0:
-                    image[winner[q + k] * K + k] += g[q + k]
+                if won[k] >= 0:
+                    image[won[k] * K + k] += upstream[k]
 
 
 @loop
