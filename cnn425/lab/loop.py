@@ -30,10 +30,14 @@ def default_folder(experiment: str, name: str, options: Options) -> Path:
     return Path("runs", experiment, run_name(options, name))
 
 
+def in_a_shell(path: Path) -> str:
+    """A path as it is typed: relative to here if it is below, in quotes if it needs them."""
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+
 def show_board(folder: Path) -> None:
     """The line that opens TensorBoard on what was just written: what to do next."""
-    near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    say(f"next: tensorboard --logdir {shlex.quote(str(near))}     (then open http://localhost:6006)")
+    say(f"next: tensorboard --logdir {in_a_shell(folder)}     (then open http://localhost:6006)")
 
 
 def train(options: Options, model: nn.Sequential, training: Pictures, held_out: Pictures, folder: Path, title: str = "training") -> Verdict:
