@@ -505,7 +505,7 @@ def main(argv: list[str] | None = None) -> int:
     from cnn425.lab.progress import console, write
     from cnn425.lab.verdict import conclude
 
-    o = tyro.cli(Options, args=argv, prog="compare_layers.py", description=__doc__)
+    o = tyro.cli(Options, args=argv, prog="python scripts/compare_layers.py", description=__doc__)
     if o.model:
         try:
             checked(o)
