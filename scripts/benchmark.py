@@ -549,8 +549,8 @@ def found(results: dict[str, Any]) -> Finding:
         for what, kind in kinds.items()
         if results.get(what)
     }
-    words = ", ".join(f"{mean:.2f} times for {kind}" for kind, mean in means.items())
-    said = f"ours take {words} what torch takes, forward and backward (geometric means)"
+    words = ", ".join(f"{mean:.2f} times torch's time for {kind}" for kind, mean in means.items())
+    said = f"ours take {words} (geometric means, forward and backward)"
     return Finding(all(mean <= 1.005 for mean in means.values()), said if means else "torch has no local layers to compare with")
 
 
