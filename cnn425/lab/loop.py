@@ -5,7 +5,6 @@ Only the first process of a group writes. Times, which differ between two runs, 
 
 import contextlib
 import dataclasses
-import shlex
 import signal
 import tempfile
 import time
@@ -20,7 +19,7 @@ from cnn425.lab.folder import Metrics, describe, home, lengths, locked, rewind
 from cnn425.lab.group import joined, under_torchrun
 from cnn425.lab.options import Options, as_words, changed, difference, digest, meaning, run_name, with_paths
 from cnn425.lab.pictures import Pictures
-from cnn425.lab.progress import Reporter, say
+from cnn425.lab.progress import Reporter, in_a_shell, say
 from cnn425.lab.signals import CODES, Signals
 from cnn425.lab.training import HELD_OUT_BATCH, Evaluation, Training, Verdict, settings
 
@@ -28,11 +27,6 @@ from cnn425.lab.training import HELD_OUT_BATCH, Evaluation, Training, Verdict, s
 def default_folder(experiment: str, name: str, options: Options) -> Path:
     """`runs/<experiment>/<name>-<layers>-seed-<seed>-...`: other options, other folder; the same options again resume."""
     return Path("runs", experiment, run_name(options, name))
-
-
-def in_a_shell(path: Path) -> str:
-    """A path as it is typed: relative to here if it is below, in quotes if it needs them."""
-    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def show_board(folder: Path) -> None:
