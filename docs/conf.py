@@ -16,7 +16,12 @@ html_css_files = ["site.css"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 myst_heading_anchors = 4
-myst_url_schemes = {"http": None, "https": None, "page": "{{path}}", "file": "files/{{path}}"}
+myst_url_schemes = {
+    "http": None,
+    "https": None,
+    "page": "{{path}}",
+    "source": "files/{{path}}",
+}  # a scheme `file` is no link to newer versions of markdown-it
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\(\.\./([^)#]+)(#[^)]*)?\)")
@@ -51,7 +56,7 @@ def source_links(app: Any, name: str, content: list[str]) -> None:
             return f"]({path.removeprefix('docs/')}{match[2] or ''})"
         if not (ROOT / path).exists():
             raise FileNotFoundError(f"docs/{name}.md links to {path}, which is not there")
-        return f"](file:{path}{'/' if (ROOT / path).is_dir() else '.txt'})"
+        return f"](source:{path}{'/' if (ROOT / path).is_dir() else '.txt'})"
 
     content[0] = LINK.sub(copied, content[0])
 

@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> ExploreVerdict:
         print(f"{name}: {why}; the page shows its numbers as torch computed them")
     for name, maps in page.partial.items():
         print(f"{name}: too many weights for one page; it holds those of the first {maps} maps")
-    print(f"{page.images} images, {page.size / 1e6:.2f} MB; open {page.path}")
+    print(f"{page.images} image{'s' * (page.images != 1)}, {page.size / 1e6:.2f} MB; open {page.path}")
     return ExploreVerdict(not page.stored and not complaints, str(page.path), page.size, page.images, page.stored, complaints)
 
 

@@ -33,7 +33,7 @@ from cnn425.lab.loop import default_folder, show_board, train
 from cnn425.lab.models import build, looked_at
 from cnn425.lab.options import Options, meaning, parse
 from cnn425.lab.pictures import Pictures, pattern_images
-from cnn425.lab.progress import say
+from cnn425.lab.progress import in_a_shell, say
 from cnn425.lab.seeds import write_spread
 from cnn425.lab.verdict import conclude, percent
 
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> DigitVerdict:
     conclude(verdict, None if options.dry_run else Path(verdict.folder, "mean") if several else Path(verdict.folder))
     if not options.dry_run:
         show_board(options.log_dir or Path(verdict.folder).parent)
-        run = Path(verdict.folder, f"seed-{options.seed}") if several else verdict.folder
+        run = in_a_shell(Path(verdict.folder, f"seed-{options.seed}") if several else Path(verdict.folder))
         say(f"      python -m experiments.predict --checkpoint {run} digit.png     (a picture of your own)")
         say(f"      python -m experiments.explore --checkpoint {run}     (every number of the network, on a page)")
     return verdict
@@ -167,10 +167,10 @@ def with_seed(options: DigitOptions) -> DigitVerdict:
 def draw(options: DigitOptions, model: nn.Sequential, test: Pictures, folder: Path) -> None:
     """Loss and accuracy against the step, as mnist.png, and the pictures that are taken for something else, as mistakes.png."""
     written = {(tag, step): value for tag, step, value in scalars(folder)}
-    device = next(model.parameters()).device
+    some = next(model.parameters())
     with torch.no_grad(), looked_at(model):
         batches = torch.arange(len(test.labels)).split(1000)
-        predictions = torch.cat([model(test.batch(part)[0].to(device)).argmax(1).cpu() for part in batches])
+        predictions = torch.cat([model(test.batch(part, some.dtype)[0].to(some.device)).argmax(1).cpu() for part in batches])
     with figures.own_style():
         made = figures.figure(9, 4)
         right = float((predictions == test.labels.cpu()).double().mean())

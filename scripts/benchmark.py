@@ -1,4 +1,4 @@
-"""Times the layers against torch's built-ins and other ways to compute them: one table, one JSON file, figures.
+"""The layers take no longer than torch's built-ins: one table, one JSON file, figures.
 
     python scripts/benchmark.py                                  # convolutions, pools, local layers; about ten minutes
     python scripts/benchmark.py --what conv --only 3x3           # some of them
@@ -28,12 +28,13 @@ from typing import Any, Literal
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 import cnn425.nn
 import cnn425.nn.functional as ours
+from cnn425.lab.progress import watched
+from cnn425.lab.verdict import Finding, conclude, opening
 
 theirs = torch.nn.functional
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -533,6 +534,26 @@ def versus_torch(title: str, rows: list[dict[str, Any]]) -> Iterator[Table | str
     )
 
 
+def found(results: dict[str, Any]) -> Finding:
+    """Whether ours took at most torch's time, as geometric means, by kind of layer; local layers have no twin in torch."""
+    kinds = {
+        "conv": "convolutions",
+        "survey": "surveyed convolutions",
+        "pool": "pools",
+        "small": "small calls",
+        "rows": "rows",
+        "step": "a training step",
+    }
+    means = {
+        kind: geometric_mean([r for row in results[what] if (r := ratio(row, "both")) is not None])
+        for what, kind in kinds.items()
+        if results.get(what)
+    }
+    words = ", ".join(f"{mean:.2f} times torch's time for {kind}" for kind, mean in means.items())
+    said = f"ours take {words} (geometric means, forward and backward)"
+    return Finding(all(mean <= 1.005 for mean in means.values()), said if means else "torch has no local layers to compare with")
+
+
 def versus_others(rows: list[dict[str, Any]]) -> Table:
     """A table of local layers, which torch does not have: milliseconds of forward + backward."""
     table = Table(title="local layers, forward + backward, ms")
@@ -625,6 +646,7 @@ def main(options: Options) -> dict[str, Any]:
         Console(stderr=True).print(f"error: {mistake}", soft_wrap=True, markup=False, highlight=False)
         raise SystemExit(2)
     console = Console() if sys.stdout.isatty() else Console(width=140)
+    opening(__doc__)
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     rates = roofline(getattr(torch, options.dtype))
@@ -638,22 +660,23 @@ def main(options: Options) -> dict[str, Any]:
     for what, convolutions in (("conv", CONVOLUTIONS), ("survey", SURVEY)):
         if what in options.what:
             cases = [c for c in convolutions if options.only in c.name]
-            results[what] = [convolution(c, options, rates) for c in track(cases, "convolutions", console=console)]
+            results[what] = [convolution(c, options, rates) for c in watched(cases, "convolutions", len(cases))]
             for part in versus_torch("convolution, ours / torch", results[what]):
                 console.print(part)
     if "pool" in options.what:
-        results["pool"] = [pool(c, options) for c in track([c for c in POOLS if options.only in c[0]], "pools", console=console)]
+        pools = [c for c in POOLS if options.only in c[0]]
+        results["pool"] = [pool(c, options) for c in watched(pools, "pools", len(pools))]
         for part in versus_torch("pooling, ours / torch", results["pool"]):
             console.print(part)
     if "local" in options.what:
         cases = [c for c in LOCALS if options.only in c.name]
-        results["local"] = [local(c, options, rates) for c in track(cases, "local layers", console=console)]
+        results["local"] = [local(c, options, rates) for c in watched(cases, "local layers", len(cases))]
         console.print(versus_others(results["local"]))
         console.print(means_of_others(results["local"]))
     for what, functions in (("small", SMALL), ("rows", ROWS)):
         if what in options.what:
             chosen = [c for c in functions if options.only in c[0]]
-            results[what] = [function_of(c, options) for c in track(chosen, what, console=console)]
+            results[what] = [function_of(c, options) for c in watched(chosen, what, len(chosen))]
             for part in versus_torch(f"{what}, ours / torch", results[what]):
                 console.print(part)
     if "step" in options.what:
@@ -662,7 +685,7 @@ def main(options: Options) -> dict[str, Any]:
             console.print(part)
     if options.scaling:
         results["scaling"] = {
-            title: [convolution(c, options, rates) for c in track(sweep, title, console=console)] for title, sweep in SWEEPS.items()
+            title: [convolution(c, options, rates) for c in watched(sweep, title, len(sweep))] for title, sweep in SWEEPS.items()
         }
         threads = []
         for n in (1, 2):
@@ -677,8 +700,10 @@ def main(options: Options) -> dict[str, Any]:
             draw_sweeps(results["scaling"], options.figures / "convolution_scaling.png")
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
+    conclude(found(results))
+    print("next: docs/performance.md says what the columns mean and what came out elsewhere")
     return results
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(tyro.cli(Options, prog="python scripts/benchmark.py", description=__doc__))

@@ -114,9 +114,11 @@ def pages(options: SiteOptions) -> None:
 
 
 def broken_links(page: Path) -> list[str]:
-    """The links of a page to files of the site that are not there."""
-    found = re.findall(r'(?:href|src)="([^"#?:]+)(?:[#?][^"]*)?"', page.read_text(encoding="utf-8"))
-    return [f"{page.name} -> {link}" for link in dict.fromkeys(found) if not (page.parent / link).exists()]
+    """The links of a page to files of the site that are not there, or that are shown as they were typed."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r'(?:href|src)="([^"#?:]+)(?:[#?][^"]*)?"', text)
+    lost = [link for link in dict.fromkeys(found) if not (page.parent / link).exists()]
+    return [f"{page.name} -> {link}" for link in (*lost, *re.findall(r"\]\(((?:source|page):[^)<]*)\)", text))]
 
 
 if __name__ == "__main__":

@@ -307,6 +307,8 @@ def checked(o: Options) -> None:
         raise ImpossibleError(f"--padding must be at least 0, but got {o.padding}")
     if (o.ours or o.theirs) and o.layer:
         raise ImpossibleError("--layer names a layer of this project, --ours one of yours; leave out one")
+    if o.theirs and not o.ours:
+        raise ImpossibleError("--theirs is what --ours is compared with; say which class --ours is")
     window, room = o.dilation * (o.kernel_size - 1) + 1, o.size + 2 * o.padding
     if window > room and (o.layer is None or dimensions(o.layer)):
         raise ImpossibleError(
@@ -505,7 +507,7 @@ def main(argv: list[str] | None = None) -> int:
     from cnn425.lab.progress import console, write
     from cnn425.lab.verdict import conclude
 
-    o = tyro.cli(Options, args=argv, prog="compare_layers.py", description=__doc__)
+    o = tyro.cli(Options, args=argv, prog="python scripts/compare_layers.py", description=__doc__)
     if o.model:
         try:
             checked(o)
@@ -516,7 +518,7 @@ def main(argv: list[str] | None = None) -> int:
     if o.ours and not o.theirs:
         o = replace(o, theirs=f"torch.nn:{o.ours.partition(':')[2]}")
     sys.path.insert(0, str(Path.cwd()))
-    names = [o.ours] if o.ours or o.theirs else [o.layer] if o.layer else list(get_args(Name))
+    names = [o.ours] if o.ours else [o.layer] if o.layer else list(get_args(Name))
     errors = Console(stderr=True, force_terminal=sys.stderr.isatty())
     rows = []
     try:

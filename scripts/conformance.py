@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The scorecard: every layer against torch, feature by feature, passed / tried; and what each locally connected layer in existence can do.
+"""Every layer does what torch's does, feature by feature, passed / tried; and what each locally connected layer in existence can do.
 
     python scripts/conformance.py                          every layer, ten minutes or more; --deep for hours of it (--limit 20: shorter)
     python scripts/conformance.py --layers conv2d relu     some of them
@@ -334,7 +334,7 @@ def collect(o: Options) -> list[Score]:
 
     if o.deep:
         o = replace(o, samples=10**9, limit=o.limit or 120.0)
-    scores = []
+    scores, spoke = [], time.monotonic()
     errors = Console(stderr=True, force_terminal=sys.stderr.isatty())
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
         features = [feature for feature in FEATURES if not o.features or feature in o.features]
@@ -342,6 +342,9 @@ def collect(o: Options) -> list[Score]:
         for layer in o.layers:
             for feature in features:
                 progress.update(task, advance=1, description=f"{layer} {feature}")
+                if not errors.is_terminal and time.monotonic() - spoke > 2:
+                    errors.print(f"{layer} {feature} ...", soft_wrap=True, highlight=False)
+                    spoke = time.monotonic()
                 scores.append(score(layer, feature, o))
     return scores
 
@@ -351,7 +354,10 @@ def main(argv: list[str] | None = None) -> int:
     import tyro
     from rich.console import Console
 
-    o = tyro.cli(Options, args=argv, prog="conformance.py", description=__doc__)
+    from cnn425.lab.progress import write
+    from cnn425.lab.verdict import Finding, conclude, opening
+
+    o = tyro.cli(Options, args=argv, prog="python scripts/conformance.py", description=__doc__)
     wrong = ""
     for name, known in (("features", tuple(FEATURES)), ("layers", LAYERS)):
         if unknown := [value for value in getattr(o, name) if value not in known]:
@@ -366,6 +372,8 @@ def main(argv: list[str] | None = None) -> int:
     if wrong:
         Console(stderr=True).print(f"error: {wrong}", soft_wrap=True, markup=False, highlight=False)
         return 2
+    if not (o.json or o.markdown):
+        opening(__doc__)
     try:
         scores, local_rows = collect(o), local_features()
     except KeyboardInterrupt:
@@ -386,6 +394,10 @@ def main(argv: list[str] | None = None) -> int:
         shown = failures if o.failures else failures[:10]
         more = f"\n... and {len(failures) - len(shown)} more: --failures" if len(shown) < len(failures) else ""
         print("\n".join(shown) + more, file=sys.stderr)
+    if not (o.json or o.markdown):
+        passed, tried = sum(s.passed for s in scores), sum(s.tried for s in scores)
+        conclude(Finding(not failures, f"{passed:,} of {tried:,} attempts come out as torch's (torch {torch.__version__})"))
+        write("next: --failures shows every difference; docs/conformance.md says what differs on purpose\n")
     return 1 if failures else 0
 
 

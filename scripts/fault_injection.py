@@ -1,4 +1,4 @@
-"""A report on the promise of the training loop: whatever hits a run, the same command again ends with the bits of an undisturbed one.
+"""Whatever hits a training run, the same command again ends with the bits of an undisturbed one.
 
     python scripts/fault_injection.py                 (50 kills and everything else; some minutes on two CPU cores)
     python scripts/fault_injection.py --kills 4       (the quick version that the tests run; --only kills,clock to choose)
@@ -41,6 +41,7 @@ from cnn425.lab.board import scalars
 from cnn425.lab.errors import command
 from cnn425.lab.folder import write_whole
 from cnn425.lab.progress import say_table
+from cnn425.lab.verdict import Finding, conclude, opening
 from experiments import mnist
 
 WORDS = [
@@ -496,6 +497,7 @@ def killed_of_two(scene: Scene, kills: int) -> None:
 
 def main(options: FaultOptions) -> Report:
     """Everything that was asked for, and the report."""
+    opening(__doc__)
     report = Report()
     faults: dict[str, Callable[[Scene], None]] = {
         "kills": lambda scene: killed_at_random(scene, options.kills),
@@ -517,13 +519,16 @@ def main(options: FaultOptions) -> Report:
         scene = Scene(folder, report, options.seed)
         for name in chosen:
             faults[name](scene)
-    table = Table("fault", "ended", title=f"{sum(good for *_, good in report.lines)} of {len(report.lines)} as promised")
-    for fault, how, good in report.lines:
-        table.add_row(fault, how if good else f"[red]{how}[/red]")
+    good = sum(good for *_, good in report.lines)
+    table = Table("fault", "ended")
+    for fault, how, as_promised in report.lines:
+        table.add_row(fault, how if as_promised else f"[red]{how}[/red]")
     say_table(table)
+    conclude(Finding(good == len(report.lines), f"{good} of {len(report.lines)} faults ended as promised"))
+    print("next: docs/training.md says what is promised after each")
     return report
 
 
 if __name__ == "__main__":
-    report = main(tyro.cli(FaultOptions, description=(__doc__ or "").splitlines()[0]))
+    report = main(tyro.cli(FaultOptions, prog="python scripts/fault_injection.py", description=__doc__))
     raise SystemExit(0 if all(good for *_, good in report.lines) else 1)

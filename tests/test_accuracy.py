@@ -28,7 +28,11 @@ def test_the_table_has_every_algorithm_and_every_error_is_that_of_float32(monkey
     assert set(table["small"]) == {"torch", "default", "definition", "im2col", "winograd", "fft"}
     assert set(table["large kernel"]) == {"torch", "default", "definition", "im2col", "fft"}
     assert all(1e-8 < error < 3e-5 for rows in table.values() for errors in rows.values() for error in errors)
-    assert capsys.readouterr().out.count("\n") == 2 + 6 + 5
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("|") for line in lines) == 2 + 6 + 5
+    assert lines[0].startswith("Claim: ")
+    assert any(line.startswith(("Holds: the errors are", "Does not hold: the errors are")) for line in lines)
+    assert lines[-1].startswith("next: ")
 
 
 @dataclass(frozen=True)

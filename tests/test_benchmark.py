@@ -46,7 +46,10 @@ def test_one_case_from_command_to_file_and_figure(tmp_path, capsys):
     row = json.loads(file.read_text())["conv"][0]
     assert row["ms"]["both"].keys() == {"ours", "torch", "ours last", "torch last"}
     assert (tmp_path / "figures" / "convolution_speed.png").stat().st_size > 1000
-    assert "geometric mean" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "geometric mean" in said
+    assert said.startswith("Claim: ")
+    assert "old: ours take" in said or "olds: ours take" in said
 
 
 def test_small_calls_rows_and_the_step_of_a_network_are_timed(capsys):

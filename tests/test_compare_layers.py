@@ -105,6 +105,7 @@ def test_a_wrong_second_derivative_is_disagreement(monkeypatch, capsys):
         (["--device", "abacus"], "--device abacus cannot be used"),
         (["--device", "meta"], "--device meta cannot be used"),
         (["--layer", "linear", "--groups", "3"], "linear has no --groups"),
+        (["--theirs", "torch.nn:Conv2d"], "say which class --ours is"),
         (["--layer", "relu", "--no-bias"], "relu has no --bias"),
         (["--layer", "avg_pool2d", "--dilation", "2"], "avg_pool2d has no --dilation"),
         (["--layer", "adaptive_max_pool1d", "--kernel-size", "2"], "adaptive_max_pool1d has no --kernel-size"),

@@ -88,8 +88,10 @@ KAGGLE = {name.replace("-idx", ".idx"): content for name, content in CONTENTS.it
         KAGGLE,
         {f"{name.replace('.idx', '-idx')}/{name.replace('.idx', '-idx')}": content for name, content in KAGGLE.items()},
         {**dict(list(KAGGLE.items())[:2]), **dict(list(PACKED.items())[2:])},
+        {f"{name}.gz": gzip.compress(content, 1) for name, content in KAGGLE.items()},
+        {f"{name}.gz": gzip.compress(content, 1) for name, content in CONTENTS.items()},
     ],
-    ids=["names with a dot", "each in a folder of its name", "two of each"],
+    ids=["names with a dot", "each in a folder of its name", "two of each", "names with a dot, packed", "packed again"],
 )
 def test_the_names_of_kaggle_are_known(published, tmp_path, contents):
     for name, content in contents.items():

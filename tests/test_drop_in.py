@@ -471,18 +471,22 @@ EXPORTED = {
     "adaptive_avg_pool2d": (lambda x: F.adaptive_avg_pool2d(x, 1), 4),
     "locally_connected2d": (lambda x: F.locally_connected2d(x, torch.ones(6, 6, 3, 2, 3, 3)), 4),
     "conv1d": (lambda x: F.conv1d(x, torch.ones(3, 2, 3)), 3),
+    "LowRankLocal2d": (lambda x: nn.LowRankLocal2d(2, 3, 8, 3, rank=2)(x), 4),
 }
 
 
 @pytest.mark.parametrize("name", EXPORTED)
 def test_a_trace_holds_nothing_that_the_older_onnx_exporter_lacks(name):
-    """`torch.onnx.export(dynamo=False)` exports a trace, and knows neither strided views nor copies into memory; issue 19, case 22."""
+    """`torch.onnx.export(dynamo=False)` exports a trace, and knows neither strided views nor copies; issue 19, case 22."""
     function, ndim = EXPORTED[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trace = torch.jit.trace(function, (torch.randn(2, 2, *[8] * (ndim - 2)),), check_trace=False)
-    used = {node.kind() for node in trace.inlined_graph.nodes()}
+    graph = trace.inlined_graph
+    used = {node.kind() for node in graph.nodes()}
     assert not used & {"aten::as_strided", "aten::copy", "aten::copy_"}
+    moved = [argument.toIValue() for node in graph.findAllNodes("aten::movedim") for argument in node.inputs()]
+    assert all(dim >= 0 for dim in moved if isinstance(dim, int))  # it writes negative ones down as they are
 
 
 # ---- Half precision: sums that pass 65504 on their way

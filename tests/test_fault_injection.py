@@ -16,4 +16,5 @@ def test_the_same_command_again_ends_with_the_same_bits(faults):
     done = subprocess.run(command, capture_output=True, text=True, timeout=595, cwd=SCRIPT.parents[1])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok  " in done.stdout
+    assert "\nHolds: " in done.stdout
     assert "FAIL" not in done.stdout

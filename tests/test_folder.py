@@ -171,6 +171,14 @@ def test_the_list_stays_short(tmp_path):
     assert names[-1] == f"checkpoint-{k}"
 
 
+@pytest.mark.parametrize("kind", ["a file", "a link to nowhere"])
+def test_what_is_not_a_folder_is_refused_in_one_sentence(kind, tmp_path):
+    path = tmp_path / "run"
+    path.write_text("mine") if kind == "a file" else path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(LabError, match=f"^{path} is not a folder; choose another --log-dir$"):
+        home(path, "run", "inside")
+
+
 # ---- File systems that cannot do everything
 
 

@@ -1,7 +1,9 @@
+import shlex
+
 import pytest
 import torch
 
-from cnn425.lab import checkpoint, digits
+from cnn425.lab import checkpoint, digits, trained
 from cnn425.lab.errors import LabError
 from experiments import mnist
 
@@ -26,6 +28,24 @@ def test_custom_and_torch_layers_see_the_same_and_lose_the_same(model, tmp_path)
 def test_convolution_learns_patterns_anywhere(tmp_path):
     verdict = mnist.main(["--dataset", "patterns", "--examples", "2000", "--epochs", "2", "--log-dir", str(tmp_path)])
     assert verdict.test_accuracy > 0.95
+
+
+def test_a_notebook_that_computes_in_float64_may_train_and_use_a_network(tmp_path):
+    torch.set_default_dtype(torch.float64)
+    try:
+        mnist.main([*SMALL, "--model", "linear", "--log-dir", str(tmp_path)])
+        model = trained.load(tmp_path)
+        (answer,) = trained.best(model, torch.rand(1, 1, 28, 28, dtype=torch.float32))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert sum(probability for _, probability in answer) == pytest.approx(1)
+
+
+def test_what_to_do_next_can_be_pasted_into_a_shell(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    mnist.main([*SMALL, "--model", "linear", "--log-dir", "a b's"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "--checkpoint" in line or "--logdir" in line]
+    assert [shlex.split(line.partition("     (")[0])[-1 - line.count("digit.png")] for line in lines] == ["a b's"] * 3
 
 
 def test_dry_run_leaves_nothing(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import struct
 import time
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -113,13 +114,27 @@ def load(dataset: Dataset = "mnist", data_dir: Path | None = None, download: boo
 
 
 def candidates(part: Part, folder: Path) -> Iterator[tuple[Path, str]]:
-    """Where a published file may be, and the digest it then has: unpacked, under Kaggle's names too, or packed."""
+    """Where a published file may be, and the digest it then has: unpacked, packed, or either of them under Kaggle's names."""
+    name = part.file.removesuffix(".gz")
+    kaggle = name.replace("-idx", ".idx")  # train-images.idx3-ubyte, alone or in a folder called train-images-idx3-ubyte
     if part.unpacked:
-        name = part.file.removesuffix(".gz")
-        kaggle = name.replace("-idx", ".idx")  # train-images.idx3-ubyte, alone or in a folder called train-images-idx3-ubyte
         for path in (folder / name, folder / kaggle, folder / name / name, folder / kaggle / kaggle):
             yield path, part.unpacked
     yield folder / part.file, part.md5
+    if part.unpacked:  # packed again by somebody else
+        yield folder / f"{kaggle}.gz", part.unpacked
+        yield folder / part.file, part.unpacked
+
+
+def whole(content: bytes, digest: str) -> bytes | None:
+    """The content of a published file, unpacked, if it or what is packed in it has this digest."""
+    packed = content.startswith(b"\x1f\x8b")
+    if packed and md5(content) != digest:
+        with contextlib.suppress(OSError, EOFError, zlib.error):
+            content, packed = gzip.decompress(content), False
+    if md5(content) != digest:
+        return None
+    return gzip.decompress(content) if packed else content
 
 
 def found(part: Part, folder: Path, origin: Source) -> bytes:
@@ -129,8 +144,8 @@ def found(part: Part, folder: Path, origin: Source) -> bytes:
         if not path.is_file():
             continue
         content = path.read_bytes()
-        if md5(content) == digest:
-            return gzip.decompress(content) if path.suffix == ".gz" else content
+        if (unpacked := whole(content, digest)) is not None:
+            return unpacked
         damaged = damaged or LabError(
             f"{path} is damaged: {len(content)} bytes with md5 {md5(content)}, the published file has {digest}; "
             f"remove it and put the published {part.file} (or {path.name}) into {folder}"
@@ -192,7 +207,7 @@ def fetch(origin: Source, folder: Path) -> None:
 
 def is_whole(path: Path, digest: str) -> bool:
     """Whether the file is there with this digest."""
-    return path.is_file() and md5(path.read_bytes()) == digest
+    return path.is_file() and whole(path.read_bytes(), digest) is not None
 
 
 def download(part: Part, folder: Path) -> None:

@@ -179,6 +179,8 @@ def _left_by_a_killed_start(path: Path) -> bool:
 def home(folder: Path, kind: str, name: str) -> Path:
     """The folder itself, absolute, if a run of this kind may use it; else, and that is said, one called `name` inside it."""
     folder = expanded(folder).absolute()
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise LabError(f"{folder} is not a folder; choose another --log-dir", 2)
     if free(folder, kind):
         return folder
     inside = folder / name

@@ -5,7 +5,6 @@ Only the first process of a group writes. Times, which differ between two runs, 
 
 import contextlib
 import dataclasses
-import shlex
 import signal
 import tempfile
 import time
@@ -20,7 +19,7 @@ from cnn425.lab.folder import Metrics, describe, home, lengths, locked, rewind
 from cnn425.lab.group import joined, under_torchrun
 from cnn425.lab.options import Options, as_words, changed, difference, digest, meaning, run_name, with_paths
 from cnn425.lab.pictures import Pictures
-from cnn425.lab.progress import Reporter, say
+from cnn425.lab.progress import Reporter, in_a_shell, say
 from cnn425.lab.signals import CODES, Signals
 from cnn425.lab.training import HELD_OUT_BATCH, Evaluation, Training, Verdict, settings
 
@@ -32,8 +31,7 @@ def default_folder(experiment: str, name: str, options: Options) -> Path:
 
 def show_board(folder: Path) -> None:
     """The line that opens TensorBoard on what was just written: what to do next."""
-    near = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    say(f"next: tensorboard --logdir {shlex.quote(str(near))}     (then open http://localhost:6006)")
+    say(f"next: tensorboard --logdir {in_a_shell(folder)}     (then open http://localhost:6006)")
 
 
 def train(options: Options, model: nn.Sequential, training: Pictures, held_out: Pictures, folder: Path, title: str = "training") -> Verdict:

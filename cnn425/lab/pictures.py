@@ -25,9 +25,9 @@ class Pictures(NamedTuple):
     labels: Tensor
     classes: tuple[str, ...]
 
-    def batch(self, indices: Tensor | slice, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """The pictures at `indices`, brightness from 0 to 1 in `dtype`, and their labels."""
-        images = self.images[indices]
+    def batch(self, indices: Tensor | slice, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """The pictures at `indices`, brightness from 0 to 1 in `dtype` (default: that of new networks), and their labels."""
+        images, dtype = self.images[indices], dtype or torch.get_default_dtype()
         return (images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)), self.labels[indices]
 
     def to(self, device: torch.device) -> "Pictures":

@@ -3,9 +3,11 @@
 Escape codes go to terminals only, whatever FORCE_COLOR says: a log file is not read by a terminal.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -48,6 +50,11 @@ def write(text: str) -> None:
         encoding = sys.stdout.encoding
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
+
+
+def in_a_shell(path: Path) -> str:
+    """A path as it is typed: relative to here if it is below, in quotes if it needs them."""
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def module_of(kind: type) -> tuple[str, str]:

@@ -72,7 +72,9 @@ def best(trained: Trained, images: Tensor, most: int = 3) -> list[list[tuple[str
     from cnn425.nn.functional import softmax
 
     with torch.no_grad():
-        probabilities, order = softmax(trained.model(images), dim=1).topk(min(most, len(trained.classes)))
+        probabilities, order = softmax(trained.model(images.to(next(trained.model.parameters()).dtype)), dim=1).topk(
+            min(most, len(trained.classes))
+        )
     return [
         [(trained.classes[int(c)], float(p)) for p, c in zip(row, places, strict=True)]
         for row, places in zip(probabilities, order, strict=True)

@@ -127,7 +127,7 @@ class LowRankLocal(LocallyConnected):
             m = softmax(m, -1)
         elif self.normalise == "norm":
             m = m / m.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
-        return m.movedim(-1, 0)
+        return m.movedim(m.ndim - 1, 0)  # counted from the front: the older ONNX exporter writes -1 down
 
     def connect(self, input: Tensor, padding: Any) -> Tensor:
         """The layer's output for an image that has the right size and, unless it is zeros, its padding."""
