@@ -4,22 +4,23 @@
 
 After R. Pogodin, Y. Mehta, T. Lillicrap, P. Latham, "Towards biologically plausible convolutional networks", 2021: the visual cortex
 cannot share weights at every moment, but it could pull them together now and then, as in sleep. There, sharing every 10 steps keeps most
-of what a convolution has on CIFAR-10 and ImageNet. Here the locally connected network of `spectrum` learns its jittered digits (10x10 pixels,
-anywhere on a 16x16 canvas), where a convolution is far ahead. Before every k-th step, the first included, all positions of a layer get
-their mean (`cnn425.nn.share_`); so all but the one that never shares start with equal filters. `kept` is the share of the lead that is left:
+of what a convolution has on CIFAR-10 and ImageNet. Here the locally connected network of `spectrum` learns its jittered digits (10x10
+pixels, anywhere on a 16x16 canvas), where a convolution is far ahead. Before every k-th step, the first included, all positions of a
+layer get their mean (`cnn425.nn.share_`); so all but the one that never shares start with equal filters. `kept` is how much of the lead is
+left:
 
     (accuracy shared every k steps - accuracy never shared) / (accuracy shared every step - accuracy never shared)
 
 Gradient descent has momentum 0.9, and no Adam: sharing every step is then a convolution whose learning rate is divided by the number of
-positions. (Adam scales the gradient of each position by itself, and with it sharing every step fell behind: 63 % where the convolution had
-84 % after 200 steps.) The network is tested as the last step leaves it, without a further sharing. How rarely one may share depends on how
-long one learns: of 200 steps, every tenth shared, nothing of the lead was left. `apart` is the root mean square of |filters - mean| / |mean|
-at the end (`cnn425.nn.sharing`), averaged over the three layers; with a learning rate that falls to zero it is small at the end.
+positions, while Adam scales the gradient of each position by itself. The network is tested as the last step leaves it, without a further
+sharing. How rarely one may share depends on how long one learns: of 200 steps (`--steps 200`), every tenth shared, nothing of the lead is
+left. `apart` is the root mean square of |filters - mean| / |mean| at the end (`cnn425.nn.sharing`), averaged over the three layers; the
+learning rate falls to zero, so it is small.
 
 Figures:
 
-    sleep.png    Local networks share their weights every k steps. Look at how far to the right the curve stays near the convolution (dashed)
-                 before it falls to the network that never shares (dotted), and then below it.
+    sleep.png    Local networks share their weights every k steps. Look at how far to the right the curve stays near the convolution
+                 (dashed) before it falls to the network that never shares (dotted), and then below it.
 """
 
 from collections.abc import Iterable, Sequence
