@@ -60,10 +60,10 @@ class LadderOptions(SmallOptions):
 
     epochs: int = 30
     """How often every training example is seen; 30 in the paper."""
-    batch_size: int = 10
-    """Examples per step."""
-    lr: float = 0.01
-    """Adam's learning rate at the first step; it falls linearly to zero."""
+    batch_size: int = 4
+    """Examples per step; 1 in the paper."""
+    lr: float = 0.1
+    """Learning rate at the first step; it falls linearly to zero."""
     seeds: int = 5
     """How often every run is repeated with other examples and other initial weights."""
     drawings: int = 12
@@ -160,19 +160,37 @@ def network(rung: int, layers: Layers, seed: int, classes: int = 10) -> nn.Seque
     def shared(c: int, o: int, side: int, kernel: int) -> nn.Module:
         return SharedWindow(layers, c, o, side // 2, kernel)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if rung == 1:
-            return nn.Sequential(nn.Flatten(), ours.Linear(SIDE * SIDE, classes))
-        if rung == 2:
-            return nn.Sequential(nn.Flatten(), ours.Linear(SIDE * SIDE, 12), Squash(layers), ours.Linear(12, classes))
-        first, second = {
-            3: lambda: (own(1, SIDE, 3), own(1, SIDE // 2, 5)),
-            4: lambda: (shared(1, 2, SIDE, 3), own(2, SIDE // 2, 5)),
-            5: lambda: (shared(1, 2, SIDE, 3), shared(2, 4, SIDE // 2, 5)),
-        }[rung]()
-        units = 64 if rung == 5 else 16
-        return nn.Sequential(first, Squash(layers), second, Squash(layers), nn.Flatten(), ours.Linear(units, classes))
+    hidden: list[nn.Module] = {
+        1: list,
+        2: lambda: [nn.Flatten(), ours.Linear(SIDE * SIDE, 12), Squash(layers)],
+        3: lambda: [own(1, SIDE, 3), Squash(layers), own(1, SIDE // 2, 5), Squash(layers)],
+        4: lambda: [shared(1, 2, SIDE, 3), Squash(layers), own(2, SIDE // 2, 5), Squash(layers)],
+        5: lambda: [shared(1, 2, SIDE, 3), Squash(layers), shared(2, 4, SIDE // 2, 5), Squash(layers)],
+    }[rung]()
+    model = nn.Sequential(*hidden, nn.Flatten(), ours.Linear((SIDE * SIDE, 12, 16, 16, 64)[rung - 1], classes), Squash(layers))
+    start(model, seed)
+    return model
+
+
+def inputs(weight: Tensor) -> int:
+    """The fan-in: the weights of one unit."""
+    return weight.shape[1] if weight.ndim == 2 else weight.shape[-3:].numel()
+
+
+def start(model: nn.Module, seed: int) -> None:
+    """LeCun's initial weights, uniform in +-2.4/fan-in; biases are zero, as in Karpathy's copy, because the paper does not tell."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.zero_()
+            else:
+                weight.uniform_(-2.4 / inputs(weight), 2.4 / inputs(weight), generator=random)
+
+
+def squared_error(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The mean of (output - target)^2 over all outputs; the target is 1 for the true class and -1 for the others."""
+    return (outputs - (2.0 * nn.functional.one_hot(labels, outputs.shape[1]) - 1)).square().mean()
 
 
 def connections(model: nn.Sequential) -> int:
@@ -182,8 +200,7 @@ def connections(model: nn.Sequential) -> int:
         image = layer(image)
         weight = layer.conv.weight if isinstance(layer, SharedWindow) else getattr(layer, "weight", None)
         if weight is not None:  # every output has one product per cell of its window (or one per input) and a bias
-            cells = weight.shape[1] if weight.ndim == 2 else weight.shape[-3:].numel()
-            total += image[0].numel() * (cells + 1)
+            total += image[0].numel() * (inputs(weight) + 1)
     return total
 
 
@@ -202,7 +219,15 @@ def main(argv: Sequence[str] | None = None) -> LadderVerdict:
         for rung, k in watched(runs, "ladder", len(runs)):
             known, asked = lecuns(training, options.drawings, options.seed + k)
             model = network(rung, options.layers, options.seed + k, classes)
-            fit(model, known, options.epochs * -(-len(known.labels) // options.batch_size), options, options.seed + k)
+            fit(
+                model,
+                known,
+                options.epochs * -(-len(known.labels) // options.batch_size),
+                options,
+                options.seed + k,
+                loss=squared_error,
+                kind=torch.optim.SGD,
+            )
             reached[rung - 1, k], others[rung - 1, k] = accuracy(model, asked), accuracy(model, strangers)
         mean, spread = reached.mean(1), reached.std(1, correction=min(1, options.seeds - 1))
         gains = reached.diff(dim=0)

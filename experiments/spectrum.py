@@ -19,12 +19,15 @@ Figures:
     spectrum.png    Eleven networks, ordered from no sharing to sharing everywhere, learn three sets of digits; black points are single
                     seeds, coloured ones their mean. Look at what lies right of the dashed line, ahead of the convolution: low rank in red
                     is, and on MNIST as it is blocks of 2x2 neighbours are further ahead.
+    sets.png        Who shares with whom, read off the layers themselves: each square is one of 8x8 positions, and those of one colour use
+                    one set of weights. Look from left to right: from 64 sets to one; at low rank each position has a mixture of its own.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import matplotlib
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -203,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> SpectrumVerdict:
         holds = all(g > 2 * e for g, e in zip(gain, error, strict=True))
         verdict = SpectrumVerdict(holds, plain, moved, centred, gain, error, counts)
         record.figure("spectrum", draw(reached, tests, verdict))
+        record.figure("sets", draw_sets())
         return record.verdict(verdict)
 
 
@@ -237,6 +241,48 @@ def draw(reached: Tensor, tests: Sequence[Pictures], verdict: SpectrumVerdict) -
         axes.set_xlabel("recognised test pictures", fontsize=9)
         axes.grid(color="#e5e5e5")
         axes.set_axisbelow(True)
+    return made
+
+
+def sets(layer: nn.Module, positions: int) -> Tensor:
+    """Which set of weights each position uses, from 0: `(I, J)`; its one weight per set is its number, and the image is 1 everywhere."""
+    weight = layer.get_parameter("weight")
+    with torch.no_grad():
+        weight.copy_(torch.arange(weight.numel()).reshape(weight.shape))
+        found: Tensor = layer(torch.ones(1, 1, positions, positions))[0, 0]
+    return found.long()
+
+
+def draw_sets(positions: int = 8) -> Figure:
+    """Positions coloured by the set of weights they use, from the local layer to the convolution."""
+    made = figures.figure(11, 2.1)
+    bare: dict[str, Any] = {"kernel_size": 1, "bias": False}
+    layers: dict[str, nn.Module] = {
+        "local": ours.LocallyConnected2d(1, 1, positions, **bare),
+        **{f"share={n}": ours.LocallyConnected2d(1, 1, positions, share=n, **bare) for n in (2, 4, 7)},
+        "tile=2": ours.LocallyConnected2d(1, 1, positions, tile=2, **bare),
+        "rank=3": ours.LowRankLocal2d(1, 1, positions, rank=3, **bare),
+        "convolution": ours.Conv2d(1, 1, **bare),
+    }
+    for axes, (name, layer) in zip(made.subplots(1, len(layers)).flat, layers.items(), strict=True):
+        if isinstance(layer, ours.LowRankLocal2d):
+            random = torch.Generator().manual_seed(1)
+            for name_of_side in layer.mixing_shapes:
+                nn.init.normal_(layer.get_parameter(name_of_side), std=2.0, generator=random)
+            cells = layer.coefficients().detach().permute(1, 2, 0)  # a mixture of three is a mixture of red, green and blue
+            words = "3 sets, mixed"
+        else:
+            used = sets(layer, positions)
+            count = int(used.max()) + 1
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(0))  # so that neighbours differ
+            cells = torch.as_tensor(matplotlib.colormaps["turbo"](((order[used] + 0.5) / count).numpy()))
+            words = f"{count} {'sets' if count > 1 else 'set'}"
+        axes.imshow(cells.numpy())
+        lines = [k - 0.5 for k in range(positions + 1)]
+        axes.set(xticks=lines, yticks=lines, xticklabels=[], yticklabels=[])
+        axes.tick_params(length=0)
+        axes.grid(color="white", linewidth=1)
+        axes.set_title(f"{name}\n{words}", fontsize=11)
     return made
 
 

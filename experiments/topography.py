@@ -6,7 +6,8 @@ After Z. Lu, A. Doerig, V. Bosch, B. Krahmer, D. Kaiser, R. Cichy, T. Kietzmann,
 formation and human visual behaviour" (All-TNN), 2025: locally connected layers are trained with the loss of the task and a weight times the
 mean distance of neighbouring units' filters, 1 - cosine (`cnn425.nn.neighbour_similarity`), and smooth maps of preferred orientation
 appear, as in the visual cortex. Here: the locally connected network of `samples` on MNIST's digits at 16x16 pixels, the penalty on both of
-its layers; in the paper, photographs and deeper networks.
+its layers, and one map per channel. In the paper: photographs, six layers, and one map per layer, in which the channels of a position lie
+side by side.
 
 The preferred orientation of a unit is read off its 5x5 filter w: its answers to gratings of 36 orientations t, periods of 3, 4 and 5 pixels
 and any phase have the energy E(t) = sum over periods of |sum over u,v of w[u,v] exp(2 pi i (u cos t + v sin t) / period)|^2, and the

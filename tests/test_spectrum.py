@@ -59,3 +59,16 @@ def test_jittered_pictures_lie_anywhere_and_framed_ones_in_the_middle():
 def test_torch_has_no_such_layers():
     with pytest.raises(LabError, match="--layers torch: torch has no layers between"):
         spectrum.main(["--layers", "torch"])
+
+
+@pytest.mark.parametrize(
+    ("sharing", "rows"),
+    [
+        ({}, [[0, 1, 2], [3, 4, 5], [6, 7, 8]]),
+        ({"share": 2}, [[0, 0, 1], [0, 0, 1], [2, 2, 3]]),
+        ({"tile": 2}, [[0, 1, 0], [2, 3, 2], [0, 1, 0]]),
+    ],
+)
+def test_who_shares_with_whom_is_read_off_the_layer(sharing, rows):
+    layer = spectrum.ours.LocallyConnected2d(1, 1, 3, 1, bias=False, **sharing)
+    assert spectrum.sets(layer, 3).tolist() == rows
