@@ -98,8 +98,8 @@ class SleepVerdict(NamedTuple):
         last = min(range(len(self.every)), key=lambda k: abs(self.every[k] - WANTED))
         return (
             f"sharing every step the network recognises {percent(self.shared[0], 1)} of the test digits, every {self.every[last]} steps "
-            f"{percent(self.shared[last], 1)}, never {percent(self.never, 1)}; more than half of the lead is kept up to every "
-            f"{self.rarest} steps"
+            f"{percent(self.shared[last], 1)}, never {percent(self.never, 1)}; more than half of the lead is kept when at most "
+            f"{self.rarest} steps lie between two sharings"
         )
 
 
@@ -180,7 +180,7 @@ def draw(reached: Tensor, apart: Tensor, verdict: SleepVerdict) -> Figure:
     made = figures.figure(10, 4.4)
     made.suptitle(
         f"Shared every step {percent(verdict.shared[0], 1)}, never {percent(verdict.never, 1)}: "
-        f"half of the lead is kept up to every {verdict.rarest} steps",
+        f"half of the lead is kept with at most {verdict.rarest} steps between two sharings",
         fontsize=13,
     )
     left, right = made.subplots(1, 2, width_ratios=[1.5, 1])

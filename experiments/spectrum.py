@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -41,6 +41,7 @@ from cnn425.lab.models import looked_at, parameters
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say_table, watched
 from cnn425.lab.study import at_least, parse, study
+from cnn425.lab.verdict import percent
 from cnn425.nn import functional
 
 from .samples import SIDE, SmallOptions, accuracy, fit, small, subset
@@ -234,9 +235,10 @@ def draw(reached: Tensor, tests: Sequence[Pictures], verdict: SpectrumVerdict) -
             axes.plot(reached[s, k], [k] * reached.shape[2], "o", color="black", markersize=3, alpha=0.6)
             axes.plot([mean[k]], [k], "D", color=colour, markeredgecolor="black", markersize=9, alpha=0.9)
             if mean[k] < low:
-                axes.text(low, k, f"  < {float(mean[k]):.0%}", va="center", color="#555555", fontsize=9)
+                axes.text(low, k, f"  ← {percent(float(mean[k]))}", va="center", color="#555555", fontsize=9)
         axes.set(xlim=(low, min(1.0, float(reached[s].max()) + 0.02)), ylim=(len(NAMES) - 0.5, -0.5))
         axes.set_yticks(range(len(NAMES)), labels if s == 0 else [""] * len(NAMES), fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel("recognised test pictures", fontsize=9)
         axes.grid(color="#e5e5e5")
