@@ -153,13 +153,15 @@ def fit(
     watch: Callable[[int], object] | None = None,
     first: int = 0,
     last: int | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    kind: type[torch.optim.Optimizer] = torch.optim.Adam,
 ) -> None:
     """Adam steps `first` to `last` (default: all) of so many, with a learning rate that falls linearly to zero.
 
-    `watch(step)` is called before each step, and after the last of all.
+    `watch(step)` is called before each step, and after the last of all; `loss(outputs, labels)` is the cross-entropy by default.
     """
-    loss = namespace(options.layers).CrossEntropyLoss()
-    optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
+    loss = loss or namespace(options.layers).CrossEntropyLoss()
+    optimizer = kind(model.parameters(), lr=options.lr)  # type: ignore[call-arg]
     order = Order(len(pictures.labels), options.batch_size, seed + first)
     last = steps if last is None else last
     for step in range(first, last):

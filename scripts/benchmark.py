@@ -4,6 +4,7 @@
     python scripts/benchmark.py --what conv --only 3x3           # some of them
     python scripts/benchmark.py --what survey                    # 74 convolutions that networks are made of
     python scripts/benchmark.py --what small step                # what a call costs before it computes; a training step of MNIST
+    python scripts/benchmark.py --what transposed between        # also unfold and fold; layers between local and convolution
     python scripts/benchmark.py --what local                     # also against JAX and Keras 2: `pip install jax tensorflow-cpu tf_keras`
     python scripts/benchmark.py --scaling --figures docs/images  # who wins where; cost against size
 
@@ -44,7 +45,11 @@ LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 class Options:
     """What to time, how long, and where to put the results."""
 
-    what: tuple[Literal["conv", "survey", "pool", "local", "small", "rows", "step"], ...] = ("conv", "pool", "local")
+    what: tuple[Literal["conv", "survey", "pool", "local", "between", "transposed", "small", "rows", "step"], ...] = (
+        "conv",
+        "pool",
+        "local",
+    )
     """which of them"""
     only: str = ""
     """cases whose name contains this text"""
@@ -248,6 +253,20 @@ ROWS: tuple[tuple[str, str, tuple[tuple[int, ...], ...], dict[str, Any]], ...] =
     ("cross-entropy 128x1000", "cross_entropy", ((128, 1000),), {"target": torch.arange(128)}),
     ("cross-entropy 8x21x64x64", "cross_entropy", ((8, 21, 64, 64),), {"target": torch.arange(8 * 64 * 64).view(8, 64, 64) % 21}),
 )
+TRANSPOSED: tuple[tuple[str, str, tuple[tuple[int, ...], ...], dict[str, Any]], ...] = (
+    ("transposed 4x4 / 2", "conv_transpose2d", ((8, 64, 14, 14), (64, 32, 4, 4), (32,)), {"stride": 2, "padding": 1}),
+    ("transposed 3x3", "conv_transpose2d", ((8, 64, 28, 28), (64, 64, 3, 3), (64,)), {"padding": 1}),
+    ("transposed 2x2 / 2", "conv_transpose2d", ((4, 128, 28, 28), (128, 64, 2, 2), (64,)), {"stride": 2}),
+    ("transposed 1-D 4 / 2", "conv_transpose1d", ((8, 64, 500), (64, 32, 4), (32,)), {"stride": 2, "padding": 1}),
+    ("transposed 3-D 2 / 2", "conv_transpose3d", ((2, 32, 8, 14, 14), (32, 16, 2, 2, 2), (16,)), {"stride": 2}),
+    ("unfold 3x3", "unfold", ((16, 32, 28, 28),), {"kernel_size": 3, "padding": 1}),
+    ("fold 3x3", "fold", ((16, 288, 784),), {"output_size": 28, "kernel_size": 3, "padding": 1}),
+)
+BETWEEN: tuple[tuple[str, tuple[int, ...], int, dict[str, Any]], ...] = (
+    *((f"share {n}", (32, 16, 28, 28), 32, {"share": n}) for n in (2, 4, 7)),
+    ("tile 2", (32, 16, 28, 28), 32, {"tile": 2}),
+    *((f"rank {n}", (32, 16, 28, 28), 32, {"rank": n}) for n in (1, 4, 8)),
+)  # batch and channels, outputs; all with windows of 3x3
 LOCALS = (
     Conv("local 3x3 MNIST", (64, 32, 26, 26), 64, (3, 3)),
     Conv("local 3x3 MNIST first", (64, 1, 28, 28), 32, (3, 3)),
@@ -480,6 +499,25 @@ def local(case: Conv, options: Options, rates: tuple[float, float]) -> dict[str,
     return row
 
 
+def between(case: tuple[str, tuple[int, ...], int, dict[str, Any]], options: Options) -> dict[str, Any]:
+    """One row: a layer between local and convolution, the local layer and the convolution of its shape; of rank r, r convolutions."""
+    name, (n, c, *size), outputs, sharing = case
+    kind = cnn425.nn.LowRankLocal2d if "rank" in sharing else cnn425.nn.LocallyConnected2d
+    x, dtype = torch.randn(n, c, *size), getattr(torch, options.dtype)
+    layer = kind(c, outputs, tuple(size), 3, **sharing)
+    convolution = cnn425.nn.Conv2d(c, outputs * sharing.get("rank", 1), 3)
+    rivals = {}
+    for rival, module in (("ours", layer), ("local", layer.unshared()), ("convolutions", convolution)):
+        named = dict(module.to(dtype).named_parameters())
+
+        def call(x: Tensor, *parameters: Tensor, module: torch.nn.Module = module, names: Sequence[str] = tuple(named)) -> Tensor:
+            found: Tensor = torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
+            return found
+
+        rivals[rival] = passes(call, [x.to(dtype), *named.values()])
+    return {"name": name, "ms": race(rivals, options.seconds)}
+
+
 def geometric_mean(values: Sequence[float]) -> float:
     """The geometric mean, NaN of nothing."""
     return math.exp(statistics.fmean(map(math.log, values))) if values else math.nan
@@ -543,6 +581,7 @@ def found(results: dict[str, Any]) -> Finding:
         "small": "small calls",
         "rows": "rows",
         "step": "a training step",
+        "transposed": "transposed convolutions and unfold",
     }
     means = {
         kind: geometric_mean([r for row in results[what] if (r := ratio(row, "both")) is not None])
@@ -554,9 +593,9 @@ def found(results: dict[str, Any]) -> Finding:
     return Finding(all(mean <= 1.005 for mean in means.values()), said if means else "torch has no local layers to compare with")
 
 
-def versus_others(rows: list[dict[str, Any]]) -> Table:
-    """A table of local layers, which torch does not have: milliseconds of forward + backward."""
-    table = Table(title="local layers, forward + backward, ms")
+def versus_others(title: str, rows: list[dict[str, Any]]) -> Table:
+    """A table of layers that torch does not have: milliseconds of forward + backward."""
+    table = Table(title=f"{title}, forward + backward, ms")
     names = list(dict.fromkeys(name for row in rows for name in row["ms"]["both"]))
     for column in ("", *names):
         table.add_column(column, justify="left" if column == "" else "right")
@@ -565,7 +604,8 @@ def versus_others(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         times = row["ms"]["both"]
         cells = (f"{times[n]:.1f} ({times[n] / times['ours']:.1f} x)" if n in times else "" for n in names)
-        table.add_row(row["name"], *cells, f"{row['roofline']:.0%}", f"{row['MB']['ours']:.0f} / {row['MB allowed']:.0f}")
+        extra = [f"{row['roofline']:.0%}", f"{row['MB']['ours']:.0f} / {row['MB allowed']:.0f}"] if "MB" in row else ["", ""]
+        table.add_row(row["name"], *cells, *extra)
     return table
 
 
@@ -626,7 +666,16 @@ def draw_sweeps(sweeps: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def wrong(options: Options) -> str | None:
     """What is wrong with the options, in one sentence; folders for results are made before anything is timed."""
-    names: dict[str, Sequence[Any]] = {"conv": CONVOLUTIONS, "survey": SURVEY, "pool": POOLS, "local": LOCALS, "small": SMALL, "rows": ROWS}
+    names: dict[str, Sequence[Any]] = {
+        "conv": CONVOLUTIONS,
+        "survey": SURVEY,
+        "pool": POOLS,
+        "local": LOCALS,
+        "between": BETWEEN,
+        "transposed": TRANSPOSED,
+        "small": SMALL,
+        "rows": ROWS,
+    }
     for what in options.what:
         if what in names and not any(options.only in (c.name if isinstance(c, Conv) else c[0]) for c in names[what]):
             return f"--only {options.only!r} is in no name of a case of {what}; run without --only to see the names"
@@ -671,9 +720,14 @@ def main(options: Options) -> dict[str, Any]:
     if "local" in options.what:
         cases = [c for c in LOCALS if options.only in c.name]
         results["local"] = [local(c, options, rates) for c in watched(cases, "local layers", len(cases))]
-        console.print(versus_others(results["local"]))
+        console.print(versus_others("local layers", results["local"]))
         console.print(means_of_others(results["local"]))
-    for what, functions in (("small", SMALL), ("rows", ROWS)):
+    if "between" in options.what:
+        chosen = [c for c in BETWEEN if options.only in c[0]]
+        results["between"] = [between(c, options) for c in watched(chosen, "between local and convolution", len(chosen))]
+        console.print(versus_others("between local and convolution", results["between"]))
+        console.print(means_of_others(results["between"]))
+    for what, functions in (("transposed", TRANSPOSED), ("small", SMALL), ("rows", ROWS)):
         if what in options.what:
             chosen = [c for c in functions if options.only in c[0]]
             results[what] = [function_of(c, options) for c in watched(chosen, what, len(chosen))]

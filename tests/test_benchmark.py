@@ -63,6 +63,17 @@ def test_small_calls_rows_and_the_step_of_a_network_are_timed(capsys):
     assert "training step" in capsys.readouterr().out
 
 
+def test_layers_between_local_and_convolution_and_transposed_ones_are_timed():
+    options = benchmark.Options(seconds=0)
+    row = benchmark.between(("tile 2", (2, 3, 8, 8), 4, {"tile": 2}), options)
+    mixed = benchmark.between(("rank 2", (2, 3, 8, 8), 4, {"rank": 2}), options)
+    assert row["ms"]["both"].keys() == mixed["ms"]["both"].keys() == {"ours", "local", "convolutions"}
+    assert benchmark.versus_others("between", [row, mixed]).row_count == 2
+    assert benchmark.means_of_others([row, mixed]).startswith("geometric means, times as long as ours: local")
+    transposed = [benchmark.function_of(case, options)["name"] for case in benchmark.TRANSPOSED if "fold" in case[0]]
+    assert transposed == ["unfold 3x3", "fold 3x3"]
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

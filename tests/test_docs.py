@@ -100,8 +100,8 @@ def test_the_readmes_commands_one_after_the_other(tmp_path, monkeypatch, capsys)
     for command in commands(ROOT / "README.md"):
         words = shlex.split(command)
         for module, more in ((mnist, ["--dataset", "patterns", "--examples", "96", "--model", "linear"]), (predict, []), (explore, [])):
-            if words[:3] == ["python", "-m", module.__name__]:
-                assert module.main([*words[3:], *more]).holds
+            if words[:4] == ["python", "-m", *module.__name__.split(".")]:
+                assert module.main([*words[4:], *more]).holds
                 done.append(module.__name__)
     assert done == ["experiments.mnist", "experiments.mnist", "experiments.predict", "experiments.explore"]
     assert sorted(path.name for path in Path("runs").iterdir()) == ["custom", "torch"]

@@ -145,3 +145,40 @@ def test_keras_same_is_not_tensorflows_same():
     assert importers.keras_same((6,), (4,)) == ((2, 1),)
     assert nn.LocallyConnected1d(1, 1, 6, 4, padding="same").geometry.padding == ((1, 2),)
     assert importers.keras_same((7, 7), (3, 2), (4, 3)) == ((1, 0), (1, 0))
+
+
+@pytest.mark.parametrize("normalise", ["softmax", "norm", None])
+@pytest.mark.parametrize("mixing", ["sides", "positions"])
+def test_low_rank_there_and_back(mixing, normalise):
+    """Against the formula of LowRankLocallyConnected2D, with its letters: i image, j k place, l basis, m filter; TensorFlow 1 is gone."""
+    random = np.random.default_rng(0)
+    layer = nn.LowRankLocal2d(2, 4, (6, 7), (3, 2), 3, mixing=mixing, normalise=normalise, dtype=torch.float64)
+    rows, columns = layer.output_size
+    bases, bias, x = random.normal(size=(3, 2, 2, 3 * 4)), random.normal(size=(1, 1, 4)), random.normal(size=(2, 6, 7, 2))
+    given = [random.normal(size=(n, 3)) for n in (rows, columns)] if mixing == "sides" else [random.normal(size=(rows, columns, 3))]
+    combining = given[0][:, None] + given[1] if mixing == "sides" else given[0]
+    if normalise == "softmax":
+        combining = np.exp(combining) / np.exp(combining).sum(-1, keepdims=True)
+    elif normalise == "norm":
+        combining = combining / np.linalg.norm(combining, axis=-1, keepdims=True)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 2), (1, 2))  # i j k c u v
+    convs = np.einsum("ijkcuv,uvcp->ijkp", windows, bases).reshape(2, rows, columns, 3, 4)
+    y = np.einsum("ijklm,jkl->ijkm", convs, combining) + bias
+    importers.load_low_rank(layer, bases, given, bias)
+    torch.testing.assert_close(layer(torch.tensor(x).permute(0, 3, 1, 2)), torch.tensor(y).permute(0, 3, 1, 2))
+    back, weights, per_channel = importers.low_rank_weights(layer)
+    for array, tensor in zip((bases, *given, bias), (back, *weights, per_channel), strict=True):
+        assert_same_bits(array, tensor)
+
+
+def test_low_rank_of_another_form_is_refused():
+    layer = nn.LowRankLocal2d(1, 2, 4, 3, 2)
+    bases, sides = np.zeros((3, 3, 1, 4)), [np.zeros((2, 2))] * 2
+    with pytest.raises(ValueError, match=r"load_low_rank: the layer wants a kernel_bases of shape \[3, 3, 1, 4\]"):
+        importers.load_low_rank(layer, bases[..., :3], sides, np.zeros(2))
+    with pytest.raises(ValueError, match="the layer takes 2 combining_weights and a bias, but got 1 and one"):
+        importers.load_low_rank(layer, bases, sides[:1], np.zeros(2))
+    with pytest.raises(ValueError, match="the layer takes 2 combining_weights and a bias, but got 2 and none"):
+        importers.load_low_rank(layer, bases, sides)
+    with pytest.raises(ValueError, match="load_low_rank: the layer wants a mixing_j of shape"):
+        importers.load_low_rank(layer, bases, [sides[0], np.zeros((3, 2))], np.zeros(2))

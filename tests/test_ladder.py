@@ -35,7 +35,26 @@ def test_units_of_a_shared_map_have_biases_of_their_own():
         ((0.1, 0.1, 0.1, 0.1), False, "every rung is better than the one below; sharing does not help"),
     ],
 )
-def test_a_claim_that_does_not_hold_says_which_rungs_are_in_its_way(steps, helps, words):
-    holds = all(step > 0 for step in steps)
-    verdict = ladder.LadderVerdict(holds, helps, (), (), (), steps, (), (), ())
+def test_a_ladder_that_does_not_hold_says_which_rungs_are_in_its_way(steps, helps, words):
+    verdict = ladder.LadderVerdict(helps, all(step > 0 for step in steps), (), (), (), steps, (), (), ())
     assert ladder.in_words(verdict).startswith(words)
+
+
+@pytest.mark.parametrize("rung", PAPER)
+def test_initial_weights_are_within_lecuns_bound_and_biases_zero(rung):
+    for name, weight in ladder.network(rung, "custom", seed=3).named_parameters():
+        bound = 2.4 / ladder.inputs(weight)
+        if name.endswith("bias"):
+            assert (weight == 0).all()
+        else:
+            assert 0.8 * bound < weight.abs().max() <= bound
+
+
+def test_the_fan_in_is_of_one_unit():
+    local, shared = ladder.network(3, "custom", seed=0), ladder.network(5, "custom", seed=0)
+    assert [ladder.inputs(net.get_parameter(name)) for net, name in ((local, "2.weight"), (shared, "2.conv.weight"))] == [25, 50]
+
+
+def test_the_squared_error_is_from_one_for_the_true_class_and_minus_one_for_others():
+    outputs, labels = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 3.0]]), torch.tensor([0, 2])
+    assert float(ladder.squared_error(outputs, labels)) == pytest.approx((1 + 1 + 1 + 4) / 6)

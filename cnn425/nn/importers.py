@@ -6,6 +6,7 @@ between them are joined to one axis):
     Keras 2, implementation 1    (ij, uvc, o)    with data_format='channels_first'    (ij, cuv, o)
     Keras 2, implementation 3    (ijouvc)        with data_format='channels_first'    (oijcuv), without the weights that only see padding
     flax ConvLocal               (i, j, cuv, o)
+    LowRankLocallyConnected2D    (u, v, c, ro)    and coefficients (i, r) and (j, r), or (i, j, r)
     PyTorch forum                (1, o, c, i, j, uv)
 
 The bias, one number per neuron, is `(i, j, o)` in Keras and flax and `(1, o, i, j)` in the forum's snippet. (Keras with channels first
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from cnn425.layers.local import LocallyConnected
+from cnn425.layers.local_low_rank import LowRankLocal
 
 KERAS_IMPLEMENTATIONS = (1, 3)
 DATA_FORMATS = ("channels_last", "channels_first")
@@ -92,6 +94,38 @@ def forum_state(layer: LocallyConnected) -> dict[str, Tensor]:
     weight = _own(layer, "forum_state").permute(_forum_order(layer)).reshape(shape)
     bias = _bias(layer, range(layer.dimensions + 1))
     return {"weight": weight} if bias is None else {"weight": weight, "bias": bias[None]}
+
+
+def load_low_rank(layer: LowRankLocal, kernel_bases: Any, combining_weights: Sequence[Any], bias: Any = None) -> LowRankLocal:
+    """`layer`, filled with the weights of Elsayed et al.'s `LowRankLocallyConnected2D` (google-research/low_rank_local_connectivity).
+
+    combining_weights: one array for the rows and one for the columns (`mixing='sides'`), or a single one (`'positions'`), not normalised.
+    bias: `bias_channels`. Build theirs with `use_spatial_bias=False`: a bias per row and column, the layer does not have.
+    """
+    bases, given = _array(kernel_bases), [_array(weights) for weights in combining_weights]
+    own = _own(layer, "load_low_rank")
+    rank, o, c, *kernel = own.shape
+    _expect("load_low_rank", "kernel_bases", bases, (*kernel, c, rank * o))
+    wanted = f"{len(layer.mixing_shapes)} combining_weights and {'no' if layer.bias is None else 'a'} bias"
+    if len(given) != len(layer.mixing_shapes) or (bias is None) != (layer.bias is None):
+        raise ValueError(f"load_low_rank: the layer takes {wanted}, but got {len(given)} and {'none' if bias is None else 'one'}")
+    for (name, shape), weights in zip(layer.mixing_shapes.items(), given, strict=True):
+        _expect("load_low_rank", name, weights, shape)
+    with torch.no_grad():
+        own.copy_(bases.unflatten(-1, (rank, o)).permute(-2, -1, -3, *range(len(kernel))))
+        for name, weights in zip(layer.mixing_shapes, given, strict=True):
+            getattr(layer, name).copy_(weights)
+        if layer.bias is not None:
+            layer.bias.copy_(_array(bias).reshape(-1))
+    return layer
+
+
+def low_rank_weights(layer: LowRankLocal) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    """Kernel bases, combining weights and bias of `layer` as `LowRankLocallyConnected2D` stores them."""
+    weight = _own(layer, "low_rank_weights")
+    bases = weight.permute(*range(3, weight.ndim), 2, 0, 1).flatten(-2)
+    bias = None if layer.bias is None else layer.bias.detach().reshape(*(1,) * layer.dimensions, -1)
+    return bases, [getattr(layer, name).detach() for name in layer.mixing_shapes], bias
 
 
 # ---- the orders: dimensions of our weight (*positions, O, C, *kernel), as they follow one another in the peer's memory
