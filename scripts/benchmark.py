@@ -723,8 +723,8 @@ def main(options: Options) -> dict[str, Any]:
         console.print(versus_others("local layers", results["local"]))
         console.print(means_of_others(results["local"]))
     if "between" in options.what:
-        chosen = [c for c in BETWEEN if options.only in c[0]]
-        results["between"] = [between(c, options) for c in watched(chosen, "between local and convolution", len(chosen))]
+        kept = [c for c in BETWEEN if options.only in c[0]]
+        results["between"] = [between(c, options) for c in watched(kept, "between local and convolution", len(kept))]
         console.print(versus_others("between local and convolution", results["between"]))
         console.print(means_of_others(results["between"]))
     for what, functions in (("transposed", TRANSPOSED), ("small", SMALL), ("rows", ROWS)):
