@@ -286,28 +286,33 @@ def sliding(options: FilterOptions) -> Iterator[Figure]:
     y = namespace(options.layers).functional.conv2d(x[None, None], weight[None, None], stride=s, padding=p, dilation=d)[0, 0]
     padded = nn.functional.pad(x, (p, p, p, p))
     made = figures.figure(9.6, 4.4)
-    left, middle, right = made.subplots(1, 3, width_ratios=[1.35, 0.75, 1])
-    grid(left, padded, "Greys", 3)
+    left, middle, right = made.subplots(1, 3, width_ratios=[len(padded), k + 0.5, len(y)])  # cells of one size
+    grid(left, padded, "Greys", 6)
     left.set_title(f"image, {options.side}x{options.side}" + (f", and {p} of padding" if p else ""), fontsize=11)
     if p:
         left.add_patch(Rectangle((p - 0.5, p - 0.5), options.side, options.side, fill=False, edgecolor="#555555", linewidth=2))
-    grid(middle, weight, "RdBu_r", 1.5)
+    grid(middle, weight, "RdBu_r", 3)
     middle.set_title(f"kernel, {k}x{k}", fontsize=11)
-    marks = [Rectangle((0, 0), 1, 1, facecolor="#edae49", alpha=0.45, edgecolor="#b36b00", linewidth=1.5) for _ in range(k * k)]
+    middle.set_xlabel("positive where it is\nbrighter on the right" if k > 1 else "", fontsize=10)
+    marks = [Rectangle((0, 0), 1, 1, facecolor="#edae49", alpha=0.4, edgecolor="#b36b00", linewidth=2) for _ in range(k * k)]
     for mark in marks:
         left.add_patch(mark)
     limit = float(y.abs().max()) or 1.0
     places = [(i, j) for i in range(y.shape[0]) for j in range(y.shape[1])]
     right.set_title(f"output, {y.shape[0]}x{y.shape[1]}", fontsize=11)
-    shown = grid(right, torch.full_like(y, float("nan")), "RdBu_r", 1.4 * limit)
+    shown = grid(right, torch.full_like(y, float("nan")), "RdBu_r", 2 * limit)
+    here = right.add_patch(Rectangle((0, 0), 1, 1, fill=False, edgecolor="#b36b00", linewidth=2.5, zorder=3))
     filled = torch.full_like(y, float("nan"))
     for i, j in places:
         for mark, (u, v) in zip(marks, [(u, v) for u in range(k) for v in range(k)], strict=True):
             mark.set_xy((j * s + v * d - 0.5, i * s + u * d - 0.5))
+        here.set_xy((j - 0.5, i - 0.5))
         filled[i, j] = y[i, j]
         shown.set_data(filled.numpy())
         right.text(j, i, f"{float(y[i, j]):g}", ha="center", va="center", fontsize=10)
-        title = f"One kernel slides over the image: output [{i}, {j}] is the sum of window x kernel = {float(y[i, j]):g}"
+        window = padded[i * s : i * s + d * (k - 1) + 1 : d, j * s : j * s + d * (k - 1) + 1 : d]
+        terms = " + ".join(f"{float(a):g}·{float(b):g}" for a, b in zip(window.flatten(), weight.flatten(), strict=True) if b) or "0"
+        title = f"Output [{i}, {j}] = {terms if len(terms) < 60 else 'the sum of window x kernel'} = {float(y[i, j]):g}"
         made.suptitle(title, fontsize=12)
         yield made
 

@@ -9,8 +9,9 @@ channels anywhere in the image, one linear layer. On new bars in the left half a
 
 Figures:
 
-    shift.png    Three networks see bars in the left half only and are tested with new bars everywhere. Look right of the grey area: one
-                 curve stays at 100 %, the two others fall to guessing.
+    shift.png    Three networks see bars in the left half only and are tested with new bars everywhere. Look right of the middle: one
+                 curve stays at 100 %, the two others fall to guessing. Noise on every pixel moves the weights of the fully connected
+                 layer in both halves.
 """
 
 from collections.abc import Sequence
@@ -176,21 +177,22 @@ def draw(
     grid = made.add_gridspec(2, 6, width_ratios=[1, 1, 0.15, 4.2, 0.1, 1.5])
     for row, (pictures, title) in enumerate(((training, "trained on"), (test, "tested on"))):
         for column in range(2):
-            axes = made.add_subplot(grid[row, column], xticks=[], yticks=[])
-            axes.imshow(pictures.images[column + 1, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
+            axes, which = made.add_subplot(grid[row, column], xticks=[], yticks=[]), 2 * row + column
+            axes.imshow(pictures.images[pictures.labels == which][0, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
             axes.axvline(SIZE / 2 - 0.5, color="#8888ff", linewidth=0.8)
-            axes.set_title(f"{title}:" if column == 0 else test.classes[column + 1], fontsize=9)
-            axes.set_xlabel(pictures.classes[column + 1] if column == 0 else "", fontsize=8)
+            axes.set_title(pictures.classes[which], fontsize=10)
+            axes.set_ylabel(title if column == 0 else "", fontsize=10)
     axes = made.add_subplot(grid[:, 3])
-    axes.axvspan(0, SIZE / 2, color="#dddddd", zorder=0)
-    axes.text(SIZE / 4, 0.04, "seen in training", ha="center", fontsize=9, color="#666666")
+    axes.axvspan(LENGTH / 2, SIZE / 2 - LENGTH / 2, color="#dddddd", zorder=0)
+    axes.text(SIZE / 4, 0.04, "as in training", ha="center", fontsize=10, color="#555555")
+    axes.axvline(SIZE / 2, color="#8888ff", linewidth=0.8)
     starts = range(SIZE - LENGTH + 1)
     for kind, result, model in zip(KINDS, results, models, strict=True):
         heights = [accuracy(model, bars(400, (c, c + LENGTH), SIZE, LENGTH, options.noise, options.seed + 2)) for c in starts]
-        label = f"{kind}: {result.first_layer:,} parameters"
+        label = f"{kind}: {result.first_layer:,}"
         axes.plot([c + LENGTH / 2 for c in starts], heights, "o-", markersize=4, color=COLOURS[kind], label=label)
     axes.axhline(0.25, color="#999999", linewidth=0.8, linestyle="--")
-    axes.text(SIZE, 0.26, "guessing", ha="right", fontsize=8, color="#666666")
+    axes.text(0.2, 0.27, "guessing among four", fontsize=10, color="#555555")
     axes.set(
         xlim=(0, SIZE),
         ylim=(0, 1.05),
@@ -199,14 +201,14 @@ def draw(
         yticks=[0, 0.25, 0.5, 0.75, 1],
     )
     axes.set_yticklabels(["0 %", "25 %", "50 %", "75 %", "100 %"])
-    axes.legend(loc="center left", bbox_to_anchor=(0, 0.5), fontsize=8, title="first layer", title_fontsize=8)
-    axes.set_title("Learnt on the left: who knows it on the right?", fontsize=11)
+    axes.legend(loc="center left", bbox_to_anchor=(0, 0.6), fontsize=9, title="first layer: parameters", title_fontsize=9)
+    axes.set_title("Trained in the left half: only the convolution knows the right half", fontsize=12)
     learnt = grid[:, 5].subgridspec(3, 1)
     for row, (kind, model) in enumerate(zip(KINDS, models, strict=True)):
         axes = made.add_subplot(learnt[row], xticks=[], yticks=[])
         axes.imshow(change(model, network(kind, options.layers, options.seed)).numpy(), cmap="magma", vmin=0)
-        axes.set_title(("Which weights moved?\n" if row == 0 else "") + kind, fontsize=8)
-        axes.set_xlabel({0: "by pixel", 1: "by position", 2: "the one shared window"}[row], fontsize=7)
+        axes.set_title(("Which weights moved?\n(bright: most)\n" if row == 0 else "") + kind, fontsize=9)
+        axes.set_xlabel({0: "by pixel", 1: "by position", 2: "the one shared window"}[row], fontsize=9)
     figures.save(made, path, dpi=110)
 
 
