@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+import types
 
 import pytest
 import torch
@@ -264,3 +266,11 @@ def test_scaled_gradients_step_and_overflow_is_skipped():
         scaler.step(optimizer)
         scaler.update()
         assert torch.equal(before, model.weight) == bool((x > 1).any())
+
+
+def test_captum_is_told_the_rules_of_our_layers(monkeypatch):
+    """Its DeepLift looks types up exactly, in this dictionary, and skips others without a word."""
+    rules = {torch.nn.ReLU: "of activations", torch.nn.MaxPool2d: "of pools"}
+    monkeypatch.setitem(sys.modules, "captum.attr._core.deep_lift", types.SimpleNamespace(SUPPORTED_NON_LINEAR=rules))
+    model = nn.convert(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2)))
+    assert [rules.get(type(layer)) for layer in model] == [None, "of activations", "of pools"]

@@ -7,11 +7,12 @@ Only exact types are exchanged. A subclass may compute something else and is lef
 forward pass, layers with parametrizations (torch makes a subclass for each) and scripted layers. Functions that a model calls itself, like
 the `torch.flatten` and `F.relu` in torchvision's models, stay torch's.
 
-Libraries that look layers up by their exact type do not recognise ours, and some skip them without a word (captum's DeepLift): give them
-`revert(model)`.
+Libraries that look layers up by their exact type do not recognise ours, and some skip them without a word: give them `revert(model)`.
+captum's DeepLift, if it is imported when a model is converted, is told the rules of our layers.
 """
 
 import copy
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -40,6 +41,8 @@ Model = TypeVar("Model", bound=Module)
 
 def convert(model: Model, inplace: bool = False) -> Model:
     """The model with our layers in place of torch's: a deep copy, or, with `inplace`, the model itself."""
+    rules = getattr(sys.modules.get("captum.attr._core.deep_lift"), "SUPPORTED_NON_LINEAR", {})
+    rules.update({ours: rules[builtin] for builtin, ours in COUNTERPART.items() if builtin in rules})
     return _exchange(model, COUNTERPART, inplace)
 
 
