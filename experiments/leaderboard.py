@@ -16,6 +16,7 @@ Figures:
 """
 
 import csv
+import fnmatch
 import io
 import json
 import statistics
@@ -56,20 +57,82 @@ class Entry(NamedTuple):
     aim: float
 
 
+UNDISTORTED: dict[str, Any] = {"rotation": 0, "shift": 0, "scale": 0, "shear": 0}
+LIGHTLY: dict[str, Any] = {"rotation": 6, "shift": 1, "scale": 0.05, "shear": 0.05}
 ENTRIES: dict[str, Entry] = {
     "golf": Entry(
         Recipe(
-            "conv 4 3, pool, norm, relu, conv 6 3, pool, norm, relu, depthwise 7 valid, norm, linear 10"
+            "conv 4 3, pool, norm, relu, conv 8 3, pool, norm, relu, depthwise 3 stride 2 valid, norm, relu, "
+            "conv 8 1, depthwise 3 valid, norm, linear 10",
+            epochs=18,
+            lr=0.04,
+            **UNDISTORTED,
         ),
         700,
         0.985,
     ),
     "small": Entry(
         Recipe(
-            "conv 6 3, pool, norm, relu, conv 9 3, pool, norm, relu, conv 9 3, norm, relu, depthwise 7 valid, norm, linear 10"
+            "conv 6 3, pool, norm, relu, conv 12 3, pool, norm, relu, depthwise 3 stride 2 valid, norm, relu, "
+            "conv 24 1, norm, relu, depthwise 3 valid, norm, linear 10",
+            lr=0.04,
+            **LIGHTLY,
         ),
         2000,
         0.991,
+    ),
+    "medium": Entry(
+        Recipe(
+            "conv 8 3, pool, norm, relu, conv 16 3, pool, norm, relu, conv 16 3, norm, relu, conv 20 3 valid, norm, relu, "
+            "depthwise 5 valid, norm, relu, linear 10"
+        ),
+        8000,
+        0.994,
+    ),
+    "large": Entry(
+        Recipe(
+            "conv 12 3, pool, norm, relu, conv 24 3, pool, norm, relu, conv 32 3, norm, relu, conv 40 3 valid, norm, relu, "
+            "depthwise 5 valid, norm, relu, linear 10"
+        ),
+        25_000,
+        0.9955,
+    ),
+    "local": Entry(
+        Recipe(
+            "local 16 5 stride 2, norm, relu, local 24 3 stride 2, norm, relu, local 32 3 stride 2, norm, relu, dropout 0.2, linear 10",
+            elastic=0.5,
+        ),
+        None,
+        0.992,
+    ),
+    "between": Entry(
+        Recipe(
+            "lowrank 8 5 stride 2 rank 2, norm, relu, lowrank 16 3 rank 2, pool, norm, relu, lowrank 16 3 rank 2, norm, relu, "
+            "depthwise 7 valid, norm, relu, linear 10",
+            epochs=12,
+        ),
+        None,
+        0.992,
+    ),
+    "sprint": Entry(
+        Recipe(
+            "conv 8 3, pool, norm, relu, conv 16 3, pool, norm, relu, conv 16 3, norm, relu, linear 10",
+            epochs=3,
+            average=0,
+            **UNDISTORTED,
+        ),
+        None,
+        0.99,
+    ),
+    "best": Entry(
+        Recipe(
+            "conv 16 3, pool, norm, relu, conv 32 3, norm, relu, conv 48 3, pool, norm, relu, conv 64 3, norm, relu, "
+            "conv 64 3 valid, norm, relu, depthwise 5 valid, norm, relu, dropout 0.2, linear 10",
+            epochs=10,
+            elastic=0.5,
+        ),
+        None,
+        0.9975,
     ),
 }
 PUBLISHED = (  # parameters, accuracy, how it was read, whose; sizes in bytes and quantised networks have no place on this axis
@@ -78,15 +141,19 @@ PUBLISHED = (  # parameters, accuracy, how it was read, whose; sizes in bytes an
     (1936, 0.9913, "last of 75 epochs, one run", "ruslangrimov/mnist-minimal-model"),
     (9142, 0.994, "last 6 epochs, one run", "sanjeev29/EVA-4"),
 )
-ABLATION_EPOCHS = 5
+ABLATION_EPOCHS = 4
+NETWORK = ENTRIES["small"].recipe.network
 ABLATED: dict[str, dict[str, Any]] = {  # what is changed in `small`
     "as it is": {},
-    "no distortion": {"rotation": 0, "shift": 0, "scale": 0, "shear": 0},
+    "no distortion": UNDISTORTED,
+    "twice as strong": {name: 2 * how for name, how in LIGHTLY.items()},
     "elastic, too": {"elastic": 0.5},
     "no average": {"average": 0},
     "smoothing 0.1": {"smoothing": 0.1},
-    "half the rate": {"lr": 0.01},
+    "half the rate": {"lr": 0.02},
     "batches of 64": {"batch_size": 64},
+    "no norm": {"network": NETWORK.replace(", norm", "")},
+    "mean at the end": {"network": NETWORK.replace("depthwise 3 valid, norm, linear", "mean, linear")},
 }
 
 
@@ -97,7 +164,7 @@ class LeaderboardOptions(StudyOptions):
     recipes: tuple[str, ...] = ()
     """Which ones; default: all."""
     seeds: int = 3
-    """Runs of each recipe, from `--seed` on. `--full`: ten."""
+    """Runs of each recipe, from `--seed` on; those that are there are shown, too. `--full`: ten. 0: only show what is there."""
     tune: bool = False
     """Train on 55,000 pictures and measure on the other 5,000 of the training set; the test set is not looked at."""
     ablation: bool = False
@@ -113,7 +180,7 @@ class LeaderboardOptions(StudyOptions):
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing, and recipes that do not exist."""
-        at_least(self, threads=0, seeds=1)
+        at_least(self, threads=0, seeds=0)
         if unknown := [name for name in self.recipes if name not in ENTRIES]:
             raise LabError(f"there is no recipe {unknown[0]}; there are {', '.join(ENTRIES)}", 2)
 
@@ -177,17 +244,35 @@ def data(options: LeaderboardOptions) -> Data:
 # ---- One seed ----------------------------------------------------------------------------------------------------------------------------
 
 
-def file_of(name: str, recipe: Recipe, seed: int, options: LeaderboardOptions, known: Data) -> str:
-    """The name of a result's file: it changes with everything that can change the result."""
-    asked = {**asdict(recipe), "layers": options.layers, "examples": len(known.training.labels), "on": known.where, "habit": options.habit}
-    return f"{name.replace(' ', '-')}-{seed}-{digest(asked)}.json"
+class Board(NamedTuple):
+    """Where results are kept, one file per recipe and seed."""
+
+    folder: Path
+    options: LeaderboardOptions
+    data: Data
+
+    def file(self, name: str, recipe: Recipe, seed: int | str) -> str:
+        """The file of a result: its name changes with everything that can change the result."""
+        what = {
+            "layers": self.options.layers,
+            "examples": len(self.data.training.labels),
+            "on": self.data.where,
+            "habit": self.options.habit,
+        }
+        return f"{name.replace(' ', '-')}-{seed}-{digest({**asdict(recipe), **what})}.json"
+
+    def kept(self, name: str, recipe: Recipe, seed: int | str = "*") -> list[Result]:
+        """The results that are there, of one seed or of all, in the order of the seeds."""
+        there = [name for name in own(self.folder) or () if (self.folder / name).exists()]
+        files = fnmatch.filter(there, self.file(name, recipe, seed))
+        return sorted((Result(**json.loads((self.folder / file).read_text())) for file in files), key=lambda result: result.seed)
 
 
-def result(name: str, recipe: Recipe, seed: int, options: LeaderboardOptions, known: Data, folder: Path) -> Result:
-    """From its file, or trained; the checkpoint of a run that was killed is gone on with."""
-    file = file_of(name, recipe, seed, options, known)
-    if file in (own(folder) or ()) and (folder / file).exists():
-        return Result(**json.loads((folder / file).read_text()))
+def result(name: str, recipe: Recipe, seed: int, board: Board) -> None:
+    """Train one seed, or go on with it, unless its file is there."""
+    folder, options, known = board
+    if board.kept(name, recipe, seed):
+        return
     best: list[float] = []
 
     def after(run: recipes.Run) -> None:
@@ -209,22 +294,13 @@ def result(name: str, recipe: Recipe, seed: int, options: LeaderboardOptions, kn
         learnt.processor_seconds,
         max(best) if len(best) == recipe.epochs else None,
     )
-    write_whole(claim(folder, file), json.dumps(found._asdict(), indent=1).encode() + b"\n")
+    write_whole(claim(folder, board.file(name, recipe, seed)), json.dumps(found._asdict(), indent=1).encode() + b"\n")
     for path in checkpoint.checkpoints(folder):
         path.unlink()
     say(f"{name}, seed {seed}: {found.accuracy:.2%} of {len(labels):,} {known.where}")
-    return found
 
 
 # ---- All seeds ---------------------------------------------------------------------------------------------------------------------------
-
-
-def by_name(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """The runs of each recipe."""
-    found: dict[str, list[Result]] = {}
-    for each in results:
-        found.setdefault(each.name, []).append(each)
-    return found
 
 
 def mean(numbers: Iterable[float]) -> float:
@@ -239,32 +315,33 @@ def spread(numbers: Sequence[float]) -> float:
 
 def show(results: dict[str, list[Result]], where: str) -> None:
     """The tables in the terminal."""
-    table = Table("recipe", "params", "epochs", "multiply-adds", "seeds", "mean", "s.d.", "lowest", "cpu s", title=f"right of the {where}")
+    table = Table(
+        "recipe", "weights", "epochs", "multiply-\nadds", "seeds", "mean %", "s.d.", "lowest", "cpu s", title=f"right of the {where}"
+    )
     for name, runs in results.items():
-        shares, first = [run.accuracy for run in runs], runs[0]
+        shares, first = [100 * run.accuracy for run in runs], runs[0]
         numbers = (f"{first.parameters:,}", str(len(first.losses)), f"{first.multiply_adds:,}", str(len(runs)))
-        shown = (percent(mean(shares), 2), f"{100 * spread(shares):.2f}", percent(min(shares), 2))
-        table.add_row(name, *numbers, *shown, f"{mean(run.processor_seconds for run in runs):.0f}")
+        seconds = mean(run.processor_seconds for run in runs)
+        table.add_row(name, *numbers, f"{mean(shares):.2f}", f"{spread(shares):.2f}", f"{min(shares):.2f}", f"{seconds:.0f}")
     say_table(table, 80)
     for name, runs in results.items():
-        if all(run.best_epoch for run in runs):
+        if all(run.best_epoch is not None for run in runs):
             say(f"{name}: {mean(run.best_epoch or 0 for run in runs):.2%} if the best epoch on the test set were chosen, which is no test")
-    table = Table("recipe", "as it is", *STRESSES, title="distorted digits")
+    table = Table("recipe", "as it is", *STRESSES, title="distorted digits, right in %")
     for name, runs in results.items():
-        shares = [percent(mean(run.stress[how] for run in runs), 1) for how in STRESSES]
-        table.add_row(name, percent(mean(run.accuracy for run in runs), 1), *shares)
+        harder = [f"{100 * mean(run.stress[how] for run in runs):.1f}" for how in STRESSES]
+        table.add_row(name, f"{100 * mean(run.accuracy for run in runs):.1f}", *harder)
     say_table(table, 80)
 
 
 def as_csv(results: dict[str, list[Result]]) -> bytes:
     """A row per run."""
     text = io.StringIO()
-    columns = ("recipe", "seed", "accuracy", "parameters", "multiply_adds", "epochs", "seconds", "processor_seconds", "best_epoch", *STRESSES)
+    kept = [name for name in Result._fields if name not in ("stress", "losses")]
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(columns)
-    for r in (run for runs in results.values() for run in runs):
-        numbers = (r.accuracy, r.parameters, r.multiply_adds, len(r.losses), round(r.seconds, 1), round(r.processor_seconds, 1), r.best_epoch)
-        rows.writerow((r.name, r.seed, *numbers, *(r.stress[how] for how in STRESSES)))
+    rows.writerow([*kept, "epochs", *STRESSES])
+    for run in (run for runs in results.values() for run in runs):
+        rows.writerow([*(getattr(run, name) for name in kept), len(run.losses), *(run.stress[how] for how in STRESSES)])
     return text.getvalue().encode()
 
 
@@ -272,10 +349,9 @@ def curves(results: dict[str, list[Result]], record: Study) -> None:
     """TensorBoard: the training loss of each recipe, mean over its seeds, smallest and largest."""
     for name, runs in results.items():
         tag = f"loss/{name}"
-        for value, tag_of in zip((mean, min, max), names(tag), strict=True):
-            points = [value(epoch) for epoch in zip(*(run.losses for run in runs), strict=True)]
-            for epoch, point in enumerate(points, 1):
-                record.board.scalar(tag_of, point, epoch)
+        for epoch, losses in enumerate(zip(*(run.losses for run in runs), strict=True), 1):
+            for point, curve in zip((mean(losses), min(losses), max(losses)), names(tag), strict=True):
+                record.board.scalar(curve, point, epoch)
         record.charts.setdefault("mean and spread of the seeds", {})[tag] = ["Margin", names(tag)]
         record.board.scalar(f"accuracy/{name}", mean(run.accuracy for run in runs), len(runs[0].losses))
 
@@ -329,8 +405,11 @@ def main(argv: Sequence[str] | None = None) -> LeaderboardVerdict:
     if options.quick:
         chosen = {name: replace(recipe, epochs=1) for name, recipe in chosen.items()}
     with study("leaderboard", options) as record:
-        seeds = range(options.seed, options.seed + (10 if options.full else options.seeds))
-        found = by_name(result(name, recipe, seed, options, known, record.folder) for name, recipe in chosen.items() for seed in seeds)
+        board = Board(record.folder, options, known)
+        for name, recipe in chosen.items():
+            for seed in range(options.seed, options.seed + (10 if options.full else options.seeds)):
+                result(name, recipe, seed, board)
+        found = {name: runs for name, recipe in chosen.items() if (runs := board.kept(name, recipe))}
         show(found, known.where)
         write_whole(claim(record.folder, "results.csv"), as_csv(found))
         curves(found, record)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,9 @@ def laps(layers: Layers, options: RaceOptions) -> list[tuple[float, float]]:
         where = [] if options.data_dir is None else ["--data-dir", str(options.data_dir.absolute())]
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         begun = time.perf_counter()
-        done = subprocess.run([sys.executable, __file__, *words, *where], stdout=subprocess.PIPE, check=True, env={**os.environ, "PYTHONPATH": path})
+        done = subprocess.run(
+            [sys.executable, __file__, *words, *where], stdout=subprocess.PIPE, check=True, env={**os.environ, "PYTHONPATH": path}
+        )
         found.append((time.perf_counter() - begun, float(done.stdout)))
     return found
 
@@ -85,7 +87,7 @@ def tensors(pictures: Pictures) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def loader(pictures: Pictures) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The example's way: a picture at a time, through torchvision's transforms. Brightness comes out as in `tensors`: the network normalises."""
+    """The example's way: a picture at a time, through torchvision's transforms, which normalise, too."""
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
@@ -130,7 +132,11 @@ def measure(options: RaceOptions) -> dict[str, Any]:
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     for layers, numbers in raced.items():
         seconds, shares = zip(*numbers, strict=True)
-        found[f"sprint, {layers} layers"] = {"seconds": seconds, "mean seconds": statistics.fmean(seconds), "mean accuracy": statistics.fmean(shares)}
+        found[f"sprint, {layers} layers"] = {
+            "seconds": seconds,
+            "mean seconds": statistics.fmean(seconds),
+            "mean accuracy": statistics.fmean(shares),
+        }
     if options.epoch:
         training = digits.load("mnist", options.data_dir)[0].first(options.examples)
         for name, layers, batches in (

@@ -31,11 +31,11 @@ def warped(
 ) -> Tensor:
     """Images `(N, C, H, W)`, each displaced by a field of its own.
 
-    Uniform: rotation up to so many degrees to either side, shift in pixels per axis, scale per axis from 1/(1+s) to 1+s, shear as the tangent
-    of its angle. elastic: the standard deviation of the displacement in pixels.
+    Uniform: rotation up to so many degrees to either side, shift in pixels per axis, scale per axis from 1/(1+s) to 1+s, shear as the
+    tangent of its angle. elastic: the standard deviation of the displacement in pixels.
     """
     n, _, h, w = images.shape
-    turn, across, down, wide, high, slant = ((2 * torch.rand(6, n, generator=generator) - 1)).unbind()
+    turn, across, down, wide, high, slant = (2 * torch.rand(6, n, generator=generator) - 1).unbind()
     angle = turn * math.radians(rotation)
     cos, sin, wide, high = angle.cos(), angle.sin(), (1 + scale) ** wide, (1 + scale) ** high
     rows = (cos * wide, (slant * shear - sin) * high, across * 2 * shift / w, sin * wide, cos * high, down * 2 * shift / h)

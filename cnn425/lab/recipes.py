@@ -68,7 +68,7 @@ class Recipe:
 class Learnt(NamedTuple):
     """A trained network, the mean loss of each epoch in nats, and the seconds it took: of the clock, of the processors."""
 
-    model: nn.Module
+    model: nn.Sequential
     losses: list[float]
     seconds: float
     processor_seconds: float
@@ -92,9 +92,12 @@ def windowed(words: list[str], ours: Any, layers: Layers, c: int, side: int) -> 
     if kind in ("conv", "depthwise"):
         layer = ours.Conv2d(c, o, k, stride, padding, groups=c if kind == "depthwise" else 1, bias=bias)
     elif kind == "local":
-        layer = local_layer(layers)(c, o, side, k, stride, padding, bias=bias)
-    else:  # torch has no such layers
-        layer = {"blocks": ours.LocallyConnected2d, "lowrank": ours.LowRankLocal2d}[kind](c, o, side, k, stride, padding, bias=bias, **named)
+        layer = local_layer(layers)(c, o, side, k, stride=stride, padding=padding, bias=bias)
+    else:  # torch has none of its own
+        from cnn425.nn import LocallyConnected2d, LowRankLocal2d
+
+        kinds: dict[str, Any] = {"blocks": LocallyConnected2d, "lowrank": LowRankLocal2d}
+        layer = kinds[kind](c, o, side, k, stride=stride, padding=padding, bias=bias, **named)
     return layer, o, (side + 2 * padding - k) // stride + 1
 
 
@@ -211,9 +214,11 @@ class Run:
         self.processor_seconds += time.process_time() - begun_processor
 
     @property
-    def result(self) -> nn.Module:
+    def result(self) -> nn.Sequential:
         """The network that is to be used."""
-        return (self.average.module if self.recipe.average else self.model).eval()
+        found = self.average.module if self.recipe.average else self.model
+        assert isinstance(found, nn.Sequential)
+        return found.eval()
 
 
 def train(
