@@ -367,12 +367,13 @@ def draw(results: dict[str, list[Result]], where: str) -> Any:
         for axes, x in ((left, runs[0].parameters), (right, mean(run.processor_seconds for run in runs))):
             axes.errorbar([x], [middle], error, fmt="o", color="#00798c", capsize=3)
             axes.annotate(f"{name} ({len(runs)})", (x, middle), (5, 5), textcoords="offset points", fontsize=9)
-    for k, (x, share, how, _) in enumerate(PUBLISHED):
+    for k, (x, share, how, whose) in enumerate(PUBLISHED if where == "test digits" else ()):
         left.plot([x], [100 * share], "x", color="#d1495b", label="published, read in another way" if k == 0 else None)
-        left.annotate(how, (x, 100 * share), (5, -11), textcoords="offset points", fontsize=7, color="#d1495b")
+        left.annotate(f"{whose.split('/')[0]}: {how}", (x, 100 * share), (5, -11), textcoords="offset points", fontsize=7, color="#d1495b")
     left.set(xscale="log", xlabel="parameters", ylabel=f"{where} recognised [%]", title="Accuracy against size: mean and all seeds")
     right.set(xscale="log", xlabel="seconds of one processor for the whole training", title="Accuracy against time (number of seeds)")
-    left.legend(fontsize=8, loc="lower right")
+    if left.get_legend_handles_labels()[0]:
+        left.legend(fontsize=8, loc="lower right")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.margins(0.12)
