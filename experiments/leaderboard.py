@@ -308,21 +308,20 @@ def mean(numbers: Iterable[float]) -> float:
     return statistics.fmean(numbers)
 
 
-def spread(numbers: Sequence[float]) -> float:
-    """The standard deviation of single runs; 0 for one run, of which nothing is known."""
-    return statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+def spread(numbers: Sequence[float]) -> str:
+    """The standard deviation of single runs, in words for a table: one run has none."""
+    return f"{statistics.stdev(numbers):.2f}" if len(numbers) > 1 else "-"
 
 
 def show(results: dict[str, list[Result]], where: str) -> None:
-    """The tables in the terminal."""
-    table = Table(
-        "recipe", "weights", "epochs", "multiply-\nadds", "seeds", "mean %", "s.d.", "lowest", "cpu s", title=f"right of the {where}"
-    )
+    """The tables in the terminal; MACs are multiply-adds for one picture."""
+    columns = ("recipe", "weights", "epochs", "MACs", "seeds", "mean %", "s.d.", "lowest", "cpu s")
+    table = Table(*columns, title=f"right of the {where}")
     for name, runs in results.items():
         shares, first = [100 * run.accuracy for run in runs], runs[0]
         numbers = (f"{first.parameters:,}", str(len(first.losses)), f"{first.multiply_adds:,}", str(len(runs)))
         seconds = mean(run.processor_seconds for run in runs)
-        table.add_row(name, *numbers, f"{mean(shares):.2f}", f"{spread(shares):.2f}", f"{min(shares):.2f}", f"{seconds:.0f}")
+        table.add_row(name, *numbers, f"{mean(shares):.2f}", spread(shares), f"{min(shares):.2f}", f"{seconds:.0f}")
     say_table(table, 80)
     for name, runs in results.items():
         if all(run.best_epoch is not None for run in runs):
@@ -366,7 +365,7 @@ def draw(results: dict[str, list[Result]], where: str) -> Any:
         error = [[middle - min(shares)], [max(shares) - middle]]
         for axes, x in ((left, runs[0].parameters), (right, mean(run.processor_seconds for run in runs))):
             axes.errorbar([x], [middle], error, fmt="o", color="#00798c", capsize=3)
-            axes.annotate(f"{name} ({len(runs)})", (x, middle), (5, 5), textcoords="offset points", fontsize=9)
+            axes.annotate(f"{name} ({len(runs)})", (x, middle), (0, 7), textcoords="offset points", fontsize=9, ha="center")
     for k, (x, share, how, whose) in enumerate(PUBLISHED if where == "test digits" else ()):
         left.plot([x], [100 * share], "x", color="#d1495b", label="published, read in another way" if k == 0 else None)
         left.annotate(f"{whose.split('/')[0]}: {how}", (x, 100 * share), (5, -11), textcoords="offset points", fontsize=7, color="#d1495b")
@@ -376,7 +375,7 @@ def draw(results: dict[str, list[Result]], where: str) -> Any:
         left.legend(fontsize=8, loc="lower right")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.margins(0.12)
+        axes.margins(0.15)
     return made
 
 
