@@ -3,13 +3,15 @@
     python -m experiments.predict --checkpoint runs/mnist/conv-custom-... digit.png photo.jpg      (about 5 seconds)
     python -m experiments.predict --checkpoint ... --evaluate                                      (its test set again)
     python -m experiments.predict --checkpoint ... --export folder                                 (torch.export and ONNX, run back)
+    python -m experiments.predict digit.png                                                        (trains a small network first)
 
-A checkpoint is a run folder of experiments/mnist.py or a file in it. A picture is made like MNIST's: dark ink on bright paper is
+A checkpoint is a run folder of experiments/mnist.py or a file in it. Without one, the recipe `small` of experiments/leaderboard.py is
+trained on the spot, for a few epochs. A picture is made like MNIST's: dark ink on bright paper is
 inverted, the ink is scaled to 20x20 pixels and centred by its mass in 28x28.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -17,12 +19,13 @@ import torch
 import tyro
 from PIL import Image
 
-from cnn425.lab import trained
+from cnn425.lab import digits, recipes, trained
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.options import parse_any
 
-from . import mnist
+from . import leaderboard, mnist
 
+EPOCHS = 3  # of the network that is trained on the spot
 CLOSE = 1e-4  # largest difference that an exported program may have from the model: float32 sums in another order
 
 
@@ -30,8 +33,8 @@ CLOSE = 1e-4  # largest difference that an exported program may have from the mo
 class PredictOptions:
     """What can be asked; see --help."""
 
-    checkpoint: Path
-    """A run folder of experiments/mnist.py, or a checkpoint in it."""
+    checkpoint: Path | None = None
+    """A run folder of experiments/mnist.py, or a checkpoint in it. Default: a small network is trained on MNIST now, in seconds."""
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional] = field(default=())
     """Picture files of any kind and size."""
     evaluate: bool = False
@@ -70,6 +73,17 @@ def tiny(folder: Path) -> list[str]:
     return ["--checkpoint", str(folder / "run"), str(folder / "bar.png"), "--evaluate", "--export", str(folder), "--formats", "torch"]
 
 
+def on_the_spot(data_dir: Path | None) -> trained.Trained:
+    """The small network of the leaderboard, with fewer epochs; it saw distorted digits, as pictures of users are."""
+    training, _ = digits.load("mnist", data_dir)
+    recipe = replace(leaderboard.ENTRIES["small"].recipe, epochs=EPOCHS)
+    print(f"no --checkpoint: the recipe `small` is trained on mnist, {recipe.epochs} epochs", flush=True)
+    learnt = recipes.train(recipe, training)
+    steps = recipe.epochs * -(-len(training.labels) // recipe.batch_size)
+    options = {"model": "small", "layers": "custom", "dataset": "mnist", "examples": 0, "seed": 0}
+    return trained.Trained(learnt.model, training.classes, options, steps)
+
+
 def evaluated(model: trained.Trained, data_dir: Path | None) -> float:
     """The share of the test pictures that are recognised, from 0 to 1."""
     options = mnist.DigitOptions(
@@ -98,7 +112,9 @@ def exported(model: trained.Trained, folder: Path, formats: str) -> dict[str, fl
 def main(argv: Sequence[str] | None = None) -> Prediction:
     """Read the pictures, and whatever else was asked for."""
     options = parse_any(PredictOptions, argv)
-    model = trained.load(options.checkpoint)
+    if not (options.pictures or options.evaluate or options.export):
+        raise LabError("nothing to do: name pictures, or say --evaluate or --export FOLDER", 2)
+    model = trained.load(options.checkpoint) if options.checkpoint else on_the_spot(options.data_dir)
     print(f"{model.options['model']} of {model.options['layers']} layers, trained on {model.options['dataset']} for {model.step} steps")
     good, images, complaints = trained.readable(options.pictures)
     answers = trained.best(model, torch.cat(images)) if images else []
@@ -112,8 +128,6 @@ def main(argv: Sequence[str] | None = None) -> Prediction:
     errors = exported(model, options.export, options.formats) if options.export else {}
     for name, error in errors.items():
         print(f"{name}: run back, differs from the model by at most {error:.1e}")
-    if not (options.pictures or options.evaluate or options.export):
-        raise LabError("nothing to do: name pictures, or say --evaluate or --export FOLDER", 2)
     holds = len(good) == len(options.pictures) and all(error < CLOSE for error in errors.values())
     return Prediction(holds, dict(zip(map(str, good), answers, strict=True)), complaints, accuracy, errors)
 

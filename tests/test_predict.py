@@ -1,6 +1,8 @@
 import pytest
 
+from cnn425.lab import digits
 from cnn425.lab.errors import LabError
+from cnn425.lab.pictures import pattern_images
 from experiments import predict
 
 
@@ -28,3 +30,12 @@ def test_nothing_to_do_is_said(tmp_path):
     words = predict.tiny(tmp_path)
     with pytest.raises(LabError, match="nothing to do"):
         predict.main(words[:2])
+
+
+def test_without_a_checkpoint_a_small_network_is_trained_first(tmp_path, monkeypatch, capsys):
+    pictures = pattern_images(300)._replace(classes=digits.DIGITS)
+    monkeypatch.setattr(digits, "load", lambda *words: (pictures, pictures))
+    verdict = predict.main(predict.tiny(tmp_path)[2:3])
+    assert verdict.holds
+    assert len(verdict.best) == 1
+    assert "no --checkpoint: the recipe `small` is trained on mnist, 3 epochs" in capsys.readouterr().out

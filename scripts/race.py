@@ -1,0 +1,165 @@
+"""Two races on MNIST: seconds to 99 % of the test digits, and an epoch of pytorch/examples' network, its way and ours.
+
+    python scripts/race.py --laps 10 --threads 2          (about 6 minutes on two quiet CPU cores)
+
+A lap is a process of its own, from its start to its end: Python and torch are imported, the data loaded, the recipe `sprint` of
+experiments/leaderboard.py trained from new initial weights, the test set read once. The epoch is of the network, batch size and optimiser
+of https://github.com/pytorch/examples/blob/main/mnist/main.py; its way is a DataLoader in one process that turns each picture into a
+tensor and normalises it, our way indexes one tensor of all pictures. The order is that of the table, so nothing runs at the same time.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from cnn425.lab import digits
+from cnn425.lab.models import Layers, namespace
+from cnn425.lab.pictures import Pictures
+from cnn425.lab.recipes import DEVIATION, MEAN, Recipe, accuracy, build, train
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = Recipe(
+    "conv 32 3 valid bias, relu, conv 64 3 valid bias, relu, pool, dropout 0.25, linear 128, relu, dropout 0.5, linear 10", batch_size=64
+)
+
+
+@dataclass(frozen=True)
+class RaceOptions:
+    """How much to measure."""
+
+    laps: int = 3
+    """Runs to 99 %, of each kind of layers."""
+    threads: int = 0
+    """CPU threads. 0: torch's own choice."""
+    examples: int = 60_000
+    """Training pictures, the first ones."""
+    epoch: bool = True
+    """Also measure the epoch of pytorch/examples' network."""
+    data_dir: Path | None = None
+    """The folder that holds MNIST/raw/... Default: CNN425_DATA_DIR, else a cache with download."""
+    json: bool = False
+    """Print JSON instead of lines."""
+    lap: str = ""
+    """What a lap is told by the process that starts it."""
+
+
+def lap(told: str, options: RaceOptions) -> float:
+    """Data, training, test: the accuracy."""
+    words = json.loads(told)
+    training, test = digits.load("mnist", options.data_dir)
+    learnt = train(Recipe(**words["recipe"]), training.first(options.examples), words["layers"], words["seed"])
+    return accuracy(learnt.model, test.images, test.labels)
+
+
+def laps(layers: Layers, options: RaceOptions) -> list[tuple[float, float]]:
+    """Seconds and accuracy of each lap."""
+    sys.path.insert(0, str(ROOT))
+    from experiments.leaderboard import ENTRIES
+
+    found = []
+    for seed in range(options.laps):
+        told = json.dumps({"recipe": asdict(ENTRIES["sprint"].recipe), "layers": layers, "seed": seed})
+        words = ["--threads", str(options.threads), "--examples", str(options.examples), "--lap", told]
+        where = [] if options.data_dir is None else ["--data-dir", str(options.data_dir.absolute())]
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        begun = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, __file__, *words, *where], stdout=subprocess.PIPE, check=True, env={**os.environ, "PYTHONPATH": path}
+        )
+        found.append((time.perf_counter() - begun, float(done.stdout)))
+    return found
+
+
+def tensors(pictures: Pictures) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Our way to batches: one tensor, indexed."""
+    for indices in torch.randperm(len(pictures.labels)).split(EXAMPLE.batch_size):
+        yield pictures.batch(indices)
+
+
+def loader(pictures: Pictures) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The example's way: a picture at a time, through torchvision's transforms, which normalise, too."""
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    class Digits(Dataset[Any]):
+        """As torchvision.datasets.MNIST hands pictures out."""
+
+        change = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (DEVIATION,))])
+
+        def __len__(self) -> int:
+            return len(pictures.labels)
+
+        def __getitem__(self, index: int) -> Any:
+            return self.change(Image.fromarray(pictures.images[index, 0].numpy())), int(pictures.labels[index])
+
+    yield from DataLoader(Digits(), batch_size=EXAMPLE.batch_size, shuffle=True)
+
+
+def epoch(layers: Layers, batches: Any, pictures: Pictures) -> float:
+    """Seconds in which the network sees every picture once."""
+    model = build(EXAMPLE, layers)
+    model = model[1:] if batches is loader else model  # there the pictures come normalised
+    loss = namespace(layers).CrossEntropyLoss()
+    optimizer = torch.optim.Adadelta(model.parameters(), lr=1.0)
+
+    def once(some: Pictures) -> float:
+        begun = time.perf_counter()
+        for images, labels in batches(some):
+            optimizer.zero_grad()
+            loss(model(images), labels).backward()
+            optimizer.step()
+        return time.perf_counter() - begun
+
+    once(pictures.first(2 * EXAMPLE.batch_size))  # what is compiled at the first call
+    return once(pictures)
+
+
+def measure(options: RaceOptions) -> dict[str, Any]:
+    """Everything, as numbers."""
+    kinds: tuple[Layers, ...] = ("custom", "torch")
+    raced = {layers: laps(layers, options) for layers in kinds} if options.laps else {}
+    found: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    for layers, numbers in raced.items():
+        seconds, shares = zip(*numbers, strict=True)
+        found[f"sprint, {layers} layers"] = {
+            "seconds": seconds,
+            "mean seconds": statistics.fmean(seconds),
+            "mean accuracy": statistics.fmean(shares),
+        }
+    if options.epoch:
+        training = digits.load("mnist", options.data_dir)[0].first(options.examples)
+        for name, layers, batches in (
+            ("our layers, pictures as one tensor", "custom", tensors),
+            ("torch's layers, pictures as one tensor", "torch", tensors),
+            ("torch's layers, DataLoader", "torch", loader),
+        ):
+            found[f"epoch of pytorch/examples: {name}, seconds"] = epoch(layers, batches, training)
+    return found
+
+
+def main(options: RaceOptions) -> dict[str, Any] | float:
+    """Race, and say how long it took."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.lap:
+        share = lap(options.lap, options)
+        print(share)
+        return share
+    found = measure(options)
+    print(json.dumps(found, indent=2) if options.json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+    return found
+
+
+if __name__ == "__main__":
+    main(tyro.cli(RaceOptions, description=(__doc__ or "").splitlines()[0]))

@@ -1,0 +1,88 @@
+"""Recipes: words become layers, and a run that is killed between two epochs ends with the same bits."""
+
+import pytest
+import torch
+from torch import nn
+
+import cnn425.nn as ours
+from cnn425.lab import recipes
+from cnn425.lab.models import parameters
+from cnn425.lab.pictures import pattern_images
+from cnn425.lab.recipes import Recipe, build, multiply_adds, train
+
+SMALL = Recipe("conv 4 3, pool, norm, relu, depthwise 3 stride 2, norm, relu, dropout 0.1, mean, linear 10", epochs=3, elastic=0.3)
+EVERYTHING = (
+    "conv 4 3 bias, pool, norm, relu, local 3 5 stride 2, blocks 4 3 share 7, lowrank 4 3 rank 2, "
+    "depthwise 3 valid, mean, linear 6, linear 10"
+)
+
+
+def test_words_are_layers():
+    model = build(Recipe(EVERYTHING))
+    kinds = [type(layer) for layer in model][1:]
+    named = (ours.Conv2d, ours.MaxPool2d, nn.BatchNorm2d, ours.ReLU, ours.LocallyConnected2d, ours.LocallyConnected2d, ours.LowRankLocal2d)
+    assert kinds == [*named, ours.Conv2d, ours.AvgPool2d, nn.Flatten, ours.Linear, ours.Linear]
+    assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    assert model[1].bias is not None
+    assert model[5].bias is None
+    assert tuple(model[5].sets) == (7, 7)
+    assert tuple(model[6].sets) == (1, 1)
+
+
+def test_torch_has_the_same_initial_weights():
+    for words in ("conv 4 3, norm, relu, pool, mean, linear 10", "local 2 5 stride 4, mean, linear 10"):
+        one, other = (build(Recipe(words), layers, 3) for layers in ("custom", "torch"))
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+        x = torch.rand(2, 1, 28, 28)
+        torch.testing.assert_close(one(x), other(x), atol=1e-5, rtol=1e-5)
+
+
+def test_multiply_adds_by_pencil():
+    """28*28 positions * 4 outputs * 9; a window per channel at 14*14; twice as many and a coefficient each at rank 2; 4 * 10."""
+    assert multiply_adds(build(Recipe("conv 4 3, pool, depthwise 3, mean, linear 10"))) == 784 * 36 + 196 * 36 + 40
+    assert multiply_adds(build(Recipe("lowrank 4 3 rank 2, mean, linear 10"))) == 784 * 4 * (9 + 1) * 2 + 40
+    assert multiply_adds(build(Recipe("local 4 3, mean, linear 10"))) == 784 * 36 + 40
+
+
+class KilledError(Exception):
+    """In place of a signal."""
+
+
+@pytest.mark.parametrize("layers", ["custom", "torch"])
+def test_a_run_that_is_killed_ends_with_the_same_bits(layers, tmp_path):
+    pictures = pattern_images(300)
+
+    def kill(run):
+        if len(run.losses) == 2:
+            raise KilledError
+
+    whole = train(SMALL, pictures, layers, 5)
+    with pytest.raises(KilledError):
+        train(SMALL, pictures, layers, 5, tmp_path, kill)
+    seen = []
+    resumed = train(SMALL, pictures, layers, 5, tmp_path, lambda run: seen.append(len(run.losses)))
+    assert seen == [3]
+    assert resumed.losses == whole.losses
+    state = whole.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_the_checkpoint_of_another_run_is_left_alone(tmp_path):
+    pictures = pattern_images(200)
+    train(SMALL, pictures, seed=1, folder=tmp_path)
+    seen = []
+    train(SMALL, pictures, seed=2, folder=tmp_path, after=lambda run: seen.append(len(run.losses)))
+    assert seen == [1, 2, 3]
+
+
+def test_it_learns_and_the_random_state_outside_stays():
+    pictures = pattern_images(600)
+    before = torch.get_rng_state()
+    learnt = train(
+        Recipe("conv 6 5 stride 2, norm, relu, conv 6 3, pool, norm, relu, linear 10", epochs=4, batch_size=32, average=0), pictures
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert learnt.losses[-1] < 0.5 * learnt.losses[0]
+    assert recipes.accuracy(learnt.model, pictures.images, pictures.labels) > 0.8
+    assert not learnt.model.training
+    assert 0 < parameters(learnt.model) < 5000
