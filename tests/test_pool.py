@@ -598,3 +598,22 @@ print(status("VmHWM") - before)
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     image = 2000 * 2000 * 4 / 2**20
     assert float(run.stdout) < 2 * image + 16  # the image and its gradient
+
+
+@pytest.mark.parametrize("images", [1, 3, 31, 33])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 2, 7])
+def test_windows_of_long_rows_of_few_images(images, stride, kernel):
+    """Windows side by side are computed together: ties, NaNs and edges come out as they do one by one."""
+    x = torch.randint(-2, 3, (images, 1, 9, 150)).float()
+    x[torch.rand(x.shape) < 0.02] = torch.nan
+    x[torch.rand(x.shape) < 0.1] = -torch.inf
+    for options in ((kernel, stride, kernel // 2), (kernel, stride, 0, 1, True)):
+        (y, where), (expected, places) = (f.max_pool2d(x, *options, return_indices=True) for f in (F, torch.nn.functional))
+        torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(where, places)
+    x = torch.randn(images, 1, 9, 150, dtype=torch.float64, requires_grad=True)
+    y, expected = (f.avg_pool2d(x, kernel, stride, kernel // 2, count_include_pad=False) for f in (F, torch.nn.functional))
+    torch.testing.assert_close(y, expected)
+    g = torch.randn_like(y)
+    torch.testing.assert_close(*(torch.autograd.grad(t, x, g)[0] for t in (y, expected)))

@@ -9,6 +9,7 @@ import numpy as np
 from cnn425.kernels.threads import machine_step, step
 
 LANES = 64  # bytes of a vector register; the compiler takes several smaller ones where there is none so large
+IMAGES = 32  # that are interleaved
 
 
 def _transpose():
@@ -173,3 +174,34 @@ def store(part, wide, column, P, place, apart, first, outputs, y):
                 for k in range(some):
                     for i in range(count):
                         y[place[p + i] + (first + o + k) * apart] = part[source + i * wide + k]
+
+
+# ---- Images side by side -----------------------------------------------------------------------------------------------------------------
+
+
+@step
+def interleave(x, first, d, h, line):
+    """line[w*IMAGES + k] = x[first + k, d, h, w], for images that exist; blocks are written whole."""
+    (M, D, H, W), lanes = x.shape, LANES // x.itemsize
+    numbers, images, hop = x.reshape(x.size), min(IMAGES, M - first), D * H * W
+    start = first * hop + (d * H + h) * W
+    for w in range(0, W, lanes):
+        if start + w + (images - 1) * hop + lanes <= x.size:
+            for k in range(0, IMAGES, lanes):
+                some = max(1, images - k)
+                transpose(numbers, start + w + min(k, images - 1) * hop, hop, some, line, w * IMAGES + k, IMAGES)
+        else:
+            for i in range(w, min(W, w + lanes)):
+                for k in range(images):
+                    line[i * IMAGES + k] = numbers[start + i + k * hop]
+
+
+@step
+def separate(results, count, first, place, y):
+    """y[first + k, place + p] = results[p*IMAGES + k], for `count` outputs of the images that exist: the inverse of `interleave`."""
+    (M, Q), lanes, numbers = y.shape, LANES // y.itemsize, y.reshape(y.size)
+    images, block = min(IMAGES, M - first), np.empty(lanes * lanes, y.dtype)
+    for p in range(0, count, lanes):
+        for k in range(0, images, lanes):
+            to = (first + k) * Q + place + p
+            move(results, p * IMAGES + k, IMAGES, numbers, to, Q, min(lanes, images - k), min(lanes, count - p), block)

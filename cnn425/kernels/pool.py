@@ -2,7 +2,8 @@
 
 Loops see an image as `(D, H, W*K)`, where K neighbours in memory belong to different images: the compiler puts them in one vector register.
 Where channels are last in memory K is their number. Contiguous images come as `(M, D, H, W)`; IMAGES of them are interleaved, line by line,
-so that they look the same. Signals and images have one row or plane, D = H = 1.
+so that they look the same. Of a few images, K = 1, neighbouring windows take the place of images where one starts a pixel after the other.
+Signals and images have one row or plane, D = H = 1.
 
 The windows along a side are a table `(4, positions)`: the first pixel inside the image, the number of cells inside the image, the number of
 cells that an average counts, the pixels from cell to cell. So ordinary, ceil_mode and adaptive windows are one case.
@@ -12,39 +13,11 @@ import contextlib
 
 import numpy as np
 
-from cnn425.kernels.box import LANES, move, transpose
+from cnn425.kernels.box import IMAGES, LANES, interleave, separate
 from cnn425.kernels.threads import Loop, loop, machine_step, step
 
 ADDS = 0  # whether a window is added up
-IMAGES, RESULTS = 32, 1 << 8  # images that are interleaved, and outputs of them that are separated at a time
-
-
-@step
-def interleave(x, first, d, h, line):
-    """line[w*IMAGES + k] = x[first + k, d, h, w], for images that exist; blocks are written whole."""
-    (M, D, H, W), lanes = x.shape, LANES // x.itemsize
-    numbers, images, hop = x.reshape(x.size), min(IMAGES, M - first), D * H * W
-    start = first * hop + (d * H + h) * W
-    for w in range(0, W, lanes):
-        if start + w + (images - 1) * hop + lanes <= x.size:
-            for k in range(0, IMAGES, lanes):
-                some = max(1, images - k)
-                transpose(numbers, start + w + min(k, images - 1) * hop, hop, some, line, w * IMAGES + k, IMAGES)
-        else:
-            for i in range(w, min(W, w + lanes)):
-                for k in range(images):
-                    line[i * IMAGES + k] = numbers[start + i + k * hop]
-
-
-@step
-def separate(results, count, first, place, y):
-    """y[first + k, place + p] = results[p*IMAGES + k], for `count` outputs of the images that exist: the inverse of `interleave`."""
-    (M, Q), lanes, numbers = y.shape, LANES // y.itemsize, y.reshape(y.size)
-    images, block = min(IMAGES, M - first), np.empty(lanes * lanes, y.dtype)
-    for p in range(0, count, lanes):
-        for k in range(0, images, lanes):
-            to = (first + k) * Q + place + p
-            move(results, p * IMAGES + k, IMAGES, numbers, to, Q, min(lanes, images - k), min(lanes, count - p), block)
+RESULTS = 1 << 8  # outputs of interleaved images that are separated at a time
 
 
 @step
@@ -202,15 +175,28 @@ def lines_of(shape, H, W, planes, rows, a, i, line, top):
 
 
 @step
+def abreast(columns, j):
+    """How many windows from j on, up to 64, start one pixel after the other and have as many cells."""
+    n, stop = 1, min(64, columns.shape[1] - j)
+    while n < stop and columns[0, j + n] == columns[0, j] + n and columns[1, j + n] == columns[1, j] and columns[2, j + n] == columns[2, j]:
+        n += 1
+    return n
+
+
+@step
 def row_of_windows(x, line, top, R, columns, K, divisor, counted, y, where, to):
-    """The windows of all columns j, whose rows are those of `lines_of`: `y, where [to + j*K + k]`."""
-    some = 64 if K >= 64 else 32 if K >= 32 else 16 if K >= 16 else 4 if K >= 4 else 1
-    cell = np.arange(columns[1].max()) * (columns[3].max() * K)
-    for j in range(columns.shape[1]):
-        w, V, step_ = columns[0, j], columns[1, j], columns[3, j]
-        cells = x.dtype.type(divisor if divisor != 0 else counted * columns[2, j])
+    """The windows of all columns j, whose rows are those of `lines_of`: `y, where [to + j*K + k]`.
+
+    Some k are taken at once, or where there is one, some j.
+    """
+    cell, j = np.arange(columns[1].max()) * (columns[3].max() * K), 0
+    while j < columns.shape[1]:
+        w, V, step_, many = columns[0, j], columns[1, j], columns[3, j], abreast(columns, j) if K == 1 else K
+        cells, some = x.dtype.type(divisor if divisor != 0 else counted * columns[2, j]), 64
+        while some > many:
+            some //= 2 if some > 16 else 4
         for first in range(0, K, some):
-            k = min(first, K - some)  # the last numbers are found again
+            k = min(first, K - some) if K > 1 else 0  # the last numbers are found again
             start, at = w * K + k, to + j * K + k
             if some == 64:
                 reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, 64, ADDS)
@@ -222,6 +208,10 @@ def row_of_windows(x, line, top, R, columns, K, divisor, counted, y, where, to):
                 reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, 4, ADDS)
             else:
                 reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, 1, ADDS)
+        if K == 1 and not ADDS and R * V > 0:
+            for n in range(some):
+                where[to + j + n] += n  # what is found is the pixel of the first of them
+        j += some if K == 1 else 1
 
 
 def pool_interleaved(lo, hi, x, K, planes, rows, columns, divisor, y, where):
