@@ -538,31 +538,19 @@ def best_ratio(row: dict[str, Any]) -> float:
 
 def versus_torch(title: str, rows: list[dict[str, Any]]) -> Iterator[Table | str]:
     """A table of layers that torch has, and their geometric means."""
-    table = Table(title=title)
-    for column in (
-        "",
-        "forward",
-        "backward",
-        "both",
-        "ours ms",
-        "torch ms",
-        "both, last",
-        "better layouts",
-        "roofline",
-        "MB",
-        "MB allowed",
-    ):
-        table.add_column(column, justify="left" if column == "" else "right")
+    heads = ("", "fwd", "bwd", "both", "ours\nms", "torch\nms", "both,\nlast", "better\nlayout", "roof-\nline", "MB", "of\nMB")
+    cells = []
     for row in rows:
         show = [ratio(row, p) for p in ("forward", "backward", "both")]
         times = row["ms"]["both"]
         last = ratio(row, "both", last=True)
         extra = [f"{row['roofline']:.0%}", f"{row['MB']['ours']:.0f}", f"{row['MB allowed']:.0f}"] if "MB" in row else ["", "", ""]
-        table.add_row(
+        cells.append([
             row["name"], *(f"{r:.2f}" for r in show), f"{times['ours']:.2f}", f"{times['torch']:.2f}",
             "" if last is None else f"{last:.2f}", f"{best_ratio(row):.2f}", *extra,
-        )  # fmt: skip
-    yield table
+        ])  # fmt: skip
+    kept = [i for i in range(len(heads)) if any(row[i] for row in cells)]
+    yield narrow(title, [heads[i] for i in kept], [[row[i] for i in kept] for row in cells])
     default = [r for row in rows if (r := ratio(row, "both")) is not None]
     lasts = [r for row in rows if (r := ratio(row, "both", last=True)) is not None]
     yield "geometric mean of ours / torch, forward + backward:"
@@ -595,17 +583,25 @@ def found(results: dict[str, Any]) -> Finding:
 
 def versus_others(title: str, rows: list[dict[str, Any]]) -> Table:
     """A table of layers that torch does not have: milliseconds of forward + backward."""
-    table = Table(title=f"{title}, forward + backward, ms")
     names = list(dict.fromkeys(name for row in rows for name in row["ms"]["both"]))
-    for column in ("", *names):
-        table.add_column(column, justify="left" if column == "" else "right")
-    table.add_column("roofline", justify="right")
-    table.add_column("MB / allowed", justify="right")
+    cells = []
     for row in rows:
         times = row["ms"]["both"]
-        cells = (f"{times[n]:.1f} ({times[n] / times['ours']:.1f} x)" if n in times else "" for n in names)
+        ratios = {n: "" if n == "ours" else f" ({times[n] / times['ours']:.1f} x)" for n in times}
+        each = (f"{times[n]:.1f}{ratios[n]}" if n in times else "" for n in names)
         extra = [f"{row['roofline']:.0%}", f"{row['MB']['ours']:.0f} / {row['MB allowed']:.0f}"] if "MB" in row else ["", ""]
-        table.add_row(row["name"], *cells, *extra)
+        cells.append([row["name"], *each, *extra])
+    heads = (name.replace(" ", "\n", 1) for name in names)
+    return narrow(f"{title}, forward + backward, ms", ["", *heads, "roof-\nline", "MB /\nallowed"], cells)
+
+
+def narrow(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of at most 80 columns of text."""
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0))
+    for head in heads:
+        table.add_column(head, justify="left" if head == "" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -694,7 +690,7 @@ def main(options: Options) -> dict[str, Any]:
     if (mistake := wrong(options)) is not None:
         Console(stderr=True).print(f"error: {mistake}", soft_wrap=True, markup=False, highlight=False)
         raise SystemExit(2)
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = Console() if sys.stdout.isatty() else Console(width=80)
     opening(__doc__)
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
