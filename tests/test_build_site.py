@@ -66,6 +66,6 @@ def test_formulas_of_docstrings_stay_as_they_are_written():
 def test_links_to_files_of_the_repository():
     content = ["[conv](../cnn425/layers/conv.py), [all](../cnn425/autodiff), [page](training.md)"]
     conf.source_links(None, "index", content)
-    assert content == ["[conv](file:cnn425/layers/conv.py.txt), [all](file:cnn425/autodiff/), [page](training.md)"]
+    assert content == ["[conv](source:cnn425/layers/conv.py.txt), [all](source:cnn425/autodiff/), [page](training.md)"]
     with pytest.raises(FileNotFoundError, match=r"docs/index.md links to cnn425/nothing.py, which is not there"):
         conf.source_links(None, "index", ["[x](../cnn425/nothing.py)"])

@@ -158,7 +158,7 @@ function layerRow(node) {
   row.name = `${nameOf(node)}, ${size}`;
   row.words = element("p");
   const code = node.name ? [`in the code: ${node.name}, ${node.layer}`] : [];
-  const about = [size, ...(weights && !node.kept ? [`${weights.toLocaleString("en")} weights`] : []), ...code].join(" · ");
+  const about = [size, ...(weights && !node.kept ? [`${weights.toLocaleString("en")} parameters`] : []), ...code].join(" · ");
   row.section = element("section", { class: "layer", "aria-label": row.name }, element("h2", {}, nameOf(node), " ", element("small", {}, about)), row.words);
   if (node.kind === "stored") row.words.classList.add("unknown");
   row.section.append(canvas);

@@ -5,17 +5,17 @@ const MOST_CELLS = 49, MOST_MAPS = 40, MOST_TERMS = 14;
 
 const WORDS = {  // what a layer does: forward, and backward
   image: ["Where everything starts.", "How the target changes with each number of the input."],
-  conv: ["Every unit sees a window of the layer before, and all windows share one set of weights.", "Each pixel adds up what all the windows that saw it say."],
-  local: ["Every unit sees a window of the layer before, with weights of its own.", "Each pixel adds up what all the windows that saw it say."],
+  conv: ["Every unit sees a window of the layer before, and all units of one map share one set of weights.", "Each input adds up the contributions of all windows that contain it."],
+  local: ["Every unit sees a window of the layer before, with weights of its own.", "Each input adds up the contributions of all windows that contain it."],
   linear: ["Every unit sees everything: its window is the whole layer before.", "Each number adds up what all the units say, for all of them saw it."],
   max: ["A window is reduced to its largest number.", "The adjoint of a window goes to its winner: a max pool routes."],
   average: ["A window is reduced to its mean.", "The adjoint of a window is spread evenly: an average pool shares."],
   lp: ["A window is reduced to its p-norm.", "The adjoint of a window is shared by size."],
-  relu: ["What is negative becomes 0.", "The adjoint passes where the number was positive, and stops elsewhere."],
+  relu: ["Negative values become 0.", "The adjoint passes where the number was positive, and stops elsewhere."],
   sigmoid: ["Every number is squashed between 0 and 1.", "The adjoint is multiplied with y (1 − y)."],
   tanh: ["Every number is squashed between −1 and 1.", "The adjoint is multiplied with 1 − y²."],
-  softmax: ["Scores become probabilities: positive, with sum 1.", "A probability can only rise if the others fall."],
-  loss: ["The cross-entropy: −ln of the probability of the true class, in nats.", "The derivative of the loss by itself is 1."],
+  softmax: ["Scores become probabilities: positive and summing to 1.", "A probability can only rise if others fall."],
+  loss: ["The cross-entropy: −ln of the probability of the true class, in nats.", "The derivative of the loss with respect to itself is 1."],
   stored: ["Its numbers come from torch and cannot be followed inside.", "What it sends back comes from torch."],
 };
 
@@ -70,7 +70,7 @@ class Panel {
   forward() {
     const { node, unit, source } = this, value = this.values[node.number][unit], x = source && this.values[source.number];
     const what = element("p", {}, WORDS[node.kind][0]);
-    if (node.kind === "image") return [what, this.total("brightness", value)];
+    if (node.kind === "image") return [what, this.total("ink, 0 paper to 1", value)];
     if (node.kind === "stored") return [this.line(`${node.layer}: ${node.why}.`, "note"), this.total("y, from torch", value)];
     if (node.weights) return [what, ...this.weighted(x, value)];
     if (node.taps) return [what, ...this.pooled(x, value)];
@@ -96,7 +96,7 @@ class Panel {
     const maps = window.map((w) => ({ ...w, cells: w.cells.map((cell) => ({ ...cell, at: cell.pixel, value: cell.pixel < 0 ? 0 : x[cell.pixel], factor: cell.weight })) }));
     const bias = this.network.biasAt(node, Math.floor(unit / node.P), unit % node.P);
     const sum = this.sums(maps);
-    const note = { conv: "Move the unit and the weights stay: all positions share them.", local: "Move the unit and the weights change: every position has its own.", linear: "Every unit has a weight of its own for every number of the layer before." }[node.kind];
+    const note = { conv: "Move to another position in this map: the weights stay the same.", local: "Move to another position in this map: the weights change, since every position has its own.", linear: "Every unit has a weight of its own for every number of the layer before." }[node.kind];
     return [formula, this.total(`sum ${long(sum)} + bias ${long(bias)}`, value), this.follower(value), this.line(note, "note"), ...this.detail(maps, this.source, ["pixels", "weights"], node.kernel)];
   }
 
@@ -129,7 +129,7 @@ class Panel {
 
   softmax(x, value) {
     const most = Math.max(...x), sum = x.reduce((total, v) => total + Math.exp(v - most), 0);
-    return [this.line("p[o] = exp(x[o]) / sum over k of exp(x[k])"), this.line("The largest score is taken away first, which changes nothing and keeps the numbers small.", "note"), this.total(`exp(${long(x[this.unit] - most)}) / ${long(sum)}`, value), this.from(this.source, this.unit)];
+    return [this.line("p[o] = exp(x[o]) / sum over k of exp(x[k])"), this.line("The largest score is subtracted from every score first, which changes nothing and keeps the numbers small.", "note"), this.total(`exp(${long(x[this.unit] - most)}) / ${long(sum)}`, value), this.from(this.source, this.unit)];
   }
 
   // ---- backward
@@ -138,7 +138,7 @@ class Panel {
     const { node, unit } = this, adjoints = this.adjoints[node.number], what = element("p", {}, WORDS[node.kind === "image" ? "image" : "conv"][1]);
     if (!adjoints) return [this.line(this.target === "loss" ? "The loss does not depend on it." : "The score is chosen as the target; this comes after it.", "note")];
     const value = adjoints[unit];
-    if (this.target === "loss" && node.kind === "loss") return [this.line("The derivative of the loss by itself: the backward pass starts here."), this.total("adjoint", value)];
+    if (this.target === "loss" && node.kind === "loss") return [this.line("The derivative of the loss with respect to itself: the backward pass starts here."), this.total("adjoint", value)];
     if (this.target !== "loss" && node.number === this.network.scores) return [this.line("The target itself: the backward pass starts with 1 here and 0 elsewhere."), this.total("adjoint", value)];
     const readers = node.readers.filter((reader) => this.adjoints[reader.number] && reader.kind !== "stored");
     if (node.adjoints) return [this.line("Part of this adjoint is made by layers or weights that this page does not have; the number comes from torch.", "note"), this.total("adjoint", value), ...readers.flatMap((reader) => this.said(reader, false))];
@@ -173,7 +173,7 @@ class Panel {
     const formula = this.line(reader.weights ? "x̄ = sum over the windows that saw it of ȳ · weight" : "x̄ = sum over the windows that saw it of ȳ · share");
     if (!count) return [formula, end("no window saw it: the sum of nothing", 0)];
     const won = reader.kind === "max" ? maps[0].cells.filter((cell) => cell.factor).length : 0;
-    const race = reader.kind === "max" ? [this.line(won ? `It is the winner of ${won === 1 && count === 1 ? "its window" : `${won} of ${count}`}: what it says comes here whole.` : "Another pixel won: nothing comes back here.", "note")] : [];
+    const race = reader.kind === "max" ? [this.line(won ? `It is the winner of ${won === 1 && count === 1 ? "its window" : `${won} of ${count}`}: it receives the full adjoint.` : "Another pixel won: nothing comes back here.", "note")] : [];
     const rest = reader.kept && reader.kept < reader.maps ? [this.line(`The page holds the weights of maps 0 to ${reader.kept - 1}; what the other maps say is the rest of the adjoint.`, "note")] : [];
     const names = ["adjoints", reader.weights ? "weights" : "share"];
     return [formula, end(count === 1 ? "what one window says" : `the sum of what ${count} windows say`, sum), ...race, ...rest, ...this.detail(maps, reader, names, null)];
