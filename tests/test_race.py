@@ -43,7 +43,7 @@ def test_everything_is_measured(drawn, monkeypatch):
 
     def run(command, **_):
         told.append(json.loads(command[-1]))
-        return SimpleNamespace(stdout=str(race.main(race.RaceOptions(examples=128, lap=command[-1]))))
+        return SimpleNamespace(returncode=0, stdout=str(race.main(race.RaceOptions(examples=128, lap=command[-1]))))
 
     monkeypatch.setattr(race.subprocess, "run", run)
     found = race.main(OPTIONS)

@@ -56,9 +56,13 @@ def linked(function: Callable[..., Any], parts: dict[str, Any], made: Callable[[
         if isinstance(part, Step):
             names[name] = made(part, linked(part.function, parts, made))
     copied = FunctionType(function.__code__, names, function.__name__)
-    # machine code of several processes meets in one, where what has one name is taken for the same
-    copied.__qualname__ = "_".join([function.__name__, *(str(part) for part in parts.values() if isinstance(part, int))])
+    copied.__qualname__ = variant(function, parts)
     return copied
+
+
+def variant(function: Callable[..., Any], parts: dict[str, Any]) -> str:
+    """A name of its own for each variant: machine code of several processes meets in one, where one name stands for one piece of code."""
+    return "_".join([function.__name__, *(str(part) for part in parts.values() if isinstance(part, int))])
 
 
 @cache

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cnn425.compat import dispatch_modes, is_transformed, tracing_state
-from cnn425.kernels.machine_code import Step, compiled, linked, openmp
+from cnn425.kernels.machine_code import Step, compiled, linked, openmp, variant
 
 PLAIN = (Tensor, torch.nn.Parameter)  # types of tensors whose numbers may be read: a subclass may keep none
 DOUBLES = 1 << 12  # float64 numbers; the definition computes less as fast
@@ -102,10 +102,7 @@ class Loop:
     def __init__(self, function: Callable[..., None], fast: bool, **parts: Any) -> None:
         self.function, self.fast, self.parts = function, fast, parts
         self.compiled: Callable[..., None] | None = None
-        self.__doc__, self.__name__ = (
-            function.__doc__,
-            "_".join([function.__name__, *(str(part) for part in parts.values() if isinstance(part, int))]),
-        )
+        self.__doc__, self.__name__ = function.__doc__, variant(function, parts)
 
     def __call__(self, units: int, steps: int, *arguments: Any) -> None:
         """Compute all units."""
