@@ -6,12 +6,14 @@ Letters, used in every docstring, einsum string and test of this project (two sp
 
     n  image of the batch      c  input channel       o  output channel      g  group of channels
     i j (k)  position of a window = pixel of the output      u v (w)  offset inside a window      h w  pixel of the input
+    a b (d)  set of weights that several positions of a local layer share
 
 The view copies nothing, so windows may overlap in memory. The gradient of the windows returns to the pixels by the adjoint map, `scatter`:
 each pixel is the sum over all windows that contain it. Its defining property is `<windows(x), r> = <x, scatter(r)>`.
 Nothing else in the project computes an output size.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
@@ -21,12 +23,13 @@ from torch import Tensor
 
 from cnn425.compat import tracing_state
 
-POSITIONS, OFFSETS = "ijk", "uvw"
+POSITIONS, OFFSETS, SETS = "ijk", "uvw", "abd"
 
 
 def in_dimensions(equation: str, dimensions: int) -> str:
     """The einsum equation written for two spatial dimensions, for `dimensions` of them: `ncijuv` becomes `nciu` or `ncijkuvw`."""
-    return equation.replace("ij", POSITIONS[:dimensions]).replace("uv", OFFSETS[:dimensions])
+    letters = (POSITIONS, OFFSETS, SETS)
+    return functools.reduce(lambda found, each: found.replace(each[:2], each[:dimensions]), letters, equation)
 
 
 class Geometry(NamedTuple):
@@ -117,6 +120,65 @@ class Adaptive(NamedTuple):
 
 
 Windows = Geometry | Adaptive
+
+
+class Sharing(NamedTuple):
+    """Which positions of a local layer use one set of weights: blocks of `share` neighbours, or with `tile` those equal modulo `tile`."""
+
+    share: tuple[int, ...]
+    tile: tuple[int, ...] | None = None
+
+    @property
+    def each(self) -> bool:
+        """Whether each position has a set of its own."""
+        return self.tile is None and max(self.share) == 1
+
+    def sets(self, positions: tuple[int, ...]) -> tuple[int, ...]:
+        """The number of sets along each side."""
+        return self.tile or tuple(-(-p // s) for p, s in zip(positions, self.share, strict=True))
+
+    def table(self, side: int, positions: int, device: torch.device | None = None) -> Tensor:
+        """The set of each position along a side."""
+        p = torch.arange(positions, device=device)
+        return p % self.tile[side] if self.tile else p // self.share[side]
+
+    def copied(self, t: Tensor, positions: tuple[int, ...], before: int = 0) -> Tensor:
+        """`t`, whose dimensions from `before` on are sets, with a copy for each position."""
+        for side, count in enumerate(() if self.each else positions):
+            t = t.index_select(before + side, self.table(side, count, t.device))
+        return t
+
+    def apart(self, t: Tensor, before: int) -> Tensor:
+        """`t` with its positions, from dimension `before` on, as (*sets, *positions of each set), and zeros where a set has fewer."""
+        d = len(self.share)
+        positions = tuple(t.shape[before : before + d])
+        sets, after = self.sets(positions), t.ndim - before - d
+        most = [-(-p // q) for p, q in zip(positions, sets, strict=True)] if self.tile else self.share
+        t = pad(t, [(0, q * m - p) for p, q, m in zip(positions, sets, most, strict=True)] + [(0, 0)] * after)
+        for side in reversed(range(d)):
+            t = t.unflatten(before + side, (most[side], sets[side]) if self.tile else (sets[side], most[side]))
+        first, second = range(before, before + 2 * d, 2), range(before + 1, before + 2 * d, 2)
+        inner = (*second, *first) if self.tile else (*first, *second)
+        return t.permute(*range(before), *inner, *range(before + 2 * d, t.ndim))
+
+    def together(self, t: Tensor, before: int, positions: Sequence[int]) -> Tensor:
+        """The inverse of `apart`."""
+        for side, count in enumerate(positions):  # a set's positions move behind it, or before
+            t = t.movedim(before + len(positions), before + side + (0 if self.tile else 1)).flatten(before + side, before + side + 1)
+            t = t.narrow(before + side, 0, count)
+        return t
+
+    def mean(self, t: Tensor, positions: tuple[int, ...]) -> Tensor:
+        """The mean over all positions of `t`, whose first dimensions are sets: the mean over the sets, each as often as it is used."""
+        for side, count in enumerate(positions):
+            share = self.table(side, count, t.device).bincount(minlength=t.shape[0]) / count
+            t = torch.tensordot(share.to(t.dtype), t, 1)
+        return t
+
+
+def each_its_own(dimensions: int) -> Sharing:
+    """Each position has weights of its own."""
+    return Sharing((1,) * dimensions)
 
 
 class Side(NamedTuple):

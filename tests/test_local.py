@@ -18,7 +18,7 @@ from cnn425 import nn
 from cnn425.algorithms import local as algorithms
 from cnn425.algorithms import names, use
 from cnn425.nn import functional as F
-from cnn425.windows import Geometry
+from cnn425.windows import Geometry, Sharing
 
 float64 = {"dtype": torch.float64}
 
@@ -162,9 +162,12 @@ def problems(draw):
     geometry = Geometry(values["kernel"], values["stride"], tuple(zip(values["low"], values["high"], strict=True)), values["dilation"])
     size = tuple(draw(st.integers(5, 7)) for _ in range(d))
     order = draw(st.permutations(range(2 * d + 2)))
+    per_side = tuple(min(draw(st.sampled_from([1, 1, 2, 3, 9])), p) for p in geometry.positions(size))
+    sharing = Sharing((1,) * d, per_side) if draw(st.booleans()) else Sharing(per_side)
     return (
         geometry,
         groups,
+        sharing,
         size,
         draw(st.sampled_from([1, 2, 9])),
         draw(per_group) * groups,
@@ -181,21 +184,23 @@ def in_order(t, order):
 @given(problems())
 @pytest.mark.parametrize("algorithm", [None, "matmul", "sweep"])
 def test_every_algorithm_is_the_definition_for_a_weight_of_any_strides(algorithm, case):
-    geometry, groups, size, n, outputs, inputs, order = case
+    """Small whole numbers, so that sums are exact."""
+    geometry, groups, sharing, size, n, outputs, inputs, order = case
     positions = geometry.positions(size)
-    x, gy = torch.randn(n, inputs * groups, *size, **float64), torch.randn(n, outputs, *positions, **float64)
-    w = in_order(torch.randn(*positions, outputs, inputs, *geometry.kernel, **float64), order)
+    shapes = (n, inputs * groups, *size), (n, outputs, *positions), (*sharing.sets(positions), outputs, inputs, *geometry.kernel)
+    x, gy, w = (torch.randint(-4, 5, shape).float() for shape in shapes)
+    w = in_order(w, order)
 
     def maps(name):
         with use(name) if name else contextlib.nullcontext():
             return (
-                algorithms.output(x, w, geometry, groups, gy[0]),
-                algorithms.input_gradient(gy, w, geometry, groups, size),
-                algorithms.weight_gradient(gy, x, geometry, groups),
+                algorithms.output(x, w, geometry, groups, sharing, gy[0]),
+                algorithms.input_gradient(gy, w, geometry, groups, sharing, size),
+                algorithms.weight_gradient(gy, x, geometry, groups, sharing),
             )
 
     for mine, definition in zip(maps(algorithm), maps("definition"), strict=True):
-        torch.testing.assert_close(mine, definition)
+        assert torch.equal(mine, definition)
         assert mine.is_contiguous()
 
 

@@ -40,7 +40,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor |
         return layout.stored(y if bias is None else y + bias.view(-1, *(1,) * geometry.dimensions), order)
     y = layout.empty(x, (x.shape[0], w.shape[0], *geometry.positions(x.shape[2:])), order)
     if y.numel() * w[0].numel() <= TINY:
-        task = Task(x, w, y, geometry, groups, shared=True)
+        task = Task(x, w, y, geometry, groups)
         task.sweep_output(bias)
         return y if task.y is y else layout.stored(task.y, order)
     product.output(x, w, bias, y, geometry, groups)
@@ -58,7 +58,7 @@ def input_gradient(
         return layout.stored(way.input_gradient(gy, w, geometry, groups, size), order)
     gx = layout.empty(gy, (gy.shape[0], w.shape[1] * groups, *size), order)
     if gy.numel() * w[0].numel() <= TINY:
-        task = Task(gx, w, gy, geometry, groups, shared=True)
+        task = Task(gx, w, gy, geometry, groups)
         task.sweep_input_gradient()
         return gx if task.x is gx else layout.stored(task.x, order)
     if not w.sum().isfinite():  # loops put zeros between and around what they multiply, and zero times infinity is NaN
@@ -79,7 +79,7 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, orde
         return layout.stored(way.weight_gradient(gy, x, geometry, groups), order)
     gw = layout.empty(x, (gy.shape[1], x.shape[1] // groups, *geometry.kernel), order)
     if gy.numel() * gw[0].numel() <= TINY:
-        task = Task(x, gw if gw.is_contiguous() else gw.new_empty(gw.shape), gy, geometry, groups, shared=True)
+        task = Task(x, gw if gw.is_contiguous() else gw.new_empty(gw.shape), gy, geometry, groups)
         task.sweep_weight_gradient()
         return gw if task.w is gw else layout.stored(task.w, order)
     product.weight_gradient(gy, x, gw, geometry, groups)

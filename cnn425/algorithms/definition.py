@@ -1,10 +1,13 @@
 """The definition: a convolution or a local layer and its two gradients as einsums over the windows. Every other way is judged by this one.
 
-    output            noij    from  ncijuv,ocuv   or  ncijuv,ijocuv      every window times the shared weight, or its own
-    weight gradient   ocuv    from  noij,ncijuv   (ijocuv for a local layer)   the same string with output and weight exchanged
-    window gradient   ncijuv  from  noij,ocuv     or  noij,ijocuv        the same string with output and windows exchanged
+                      convolution             local layer
+    output            ncijuv,ocuv -> noij     ncabijuv,abocuv -> noabij     every window times the weight that it shares
+    weight gradient   noij,ncijuv -> ocuv     noabij,ncabijuv -> abocuv     the same string with output and weight exchanged
+    window gradient   noij,ocuv -> ncijuv     noabij,abocuv -> ncabijuv     the same string with output and windows exchanged
 
-`scatter` returns the window gradient to pixels. Groups are one letter more, g, in front of the channels of both operands.
+In a local layer a position is a set of weights (a, b) and the number (i, j) of the position among those that use it; where each position
+has weights of its own, there is one. `scatter` returns the window gradient to pixels. Groups are one letter more, g, in front of the
+channels of both operands.
 
 Cost: 2*N*O*C/G*I*J*U*V operations per map. Einsum copies the windows before it multiplies, so U*V copies of the image are written and
 read. Right for every dtype (integers too; complex numbers without conjugation; half precision is computed in float32 and rounded once),
@@ -16,38 +19,45 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cnn425.windows import Geometry, in_dimensions, scatter, windows
+from cnn425.windows import Geometry, Sharing, in_dimensions, scatter, windows
 
 HALF = (torch.bfloat16, torch.float16)
 
 
-def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, local: bool = False) -> Tensor:
-    """The output, `(N, C, *size), (O, C/G, *kernel) -> (N, O, *positions)`; with `local` the weight is `(*positions, O, C/G, *kernel)`."""
+def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None = None) -> Tensor:
+    """The output, `(N, C, *size), (O, C/G, *kernel) -> (N, O, *positions)`; the weight of a local layer is `(*sets, O, C/G, *kernel)`."""
     if x.dtype in HALF:
-        return output(x.float(), w.float(), geometry, groups, local).to(x.dtype)
-    d = geometry.dimensions
-    equation = in_dimensions(f"ngcijuv,{'ij' if local else ''}gocuv->ngoij", d)
-    return torch.einsum(equation, split(windows(x, geometry), 1, groups), split(w, d if local else 0, groups)).flatten(1, 2)
+        return output(x.float(), w.float(), geometry, groups, sharing).to(x.dtype)
+    cells, d = split(windows(x, geometry), 1, groups), geometry.dimensions
+    if sharing is None:
+        return torch.einsum(in_dimensions("ngcijuv,gocuv->ngoij", d), cells, split(w, 0, groups)).flatten(1, 2)
+    equation = in_dimensions("ngcabijuv,abgocuv->ngoabij", d)
+    y = torch.einsum(equation, sharing.apart(cells, 3), split(w, d, groups)).flatten(1, 2)
+    return sharing.together(y, 2, geometry.positions(x.shape[2:]))
 
 
-def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int], local: bool = False) -> Tensor:
+def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int], sharing: Sharing | None = None) -> Tensor:
     """The gradient of the input, `(N, O, *positions), weight -> (N, C, *size)`."""
     if gy.dtype in HALF:
-        return input_gradient(gy.float(), w.float(), geometry, groups, size, local).to(gy.dtype)
-    d = geometry.dimensions
-    equation = in_dimensions(f"ngoij,{'ij' if local else ''}gocuv->ngcijuv", d)
-    gwin = torch.einsum(equation, split(gy, 1, groups), split(w, d if local else 0, groups))
+        return input_gradient(gy.float(), w.float(), geometry, groups, size, sharing).to(gy.dtype)
+    g, d = split(gy, 1, groups), geometry.dimensions
+    if sharing is None:
+        gwin = torch.einsum(in_dimensions("ngoij,gocuv->ngcijuv", d), g, split(w, 0, groups))
+    else:
+        gwin = torch.einsum(in_dimensions("ngoabij,abgocuv->ngcabijuv", d), sharing.apart(g, 3), split(w, d, groups))
+        gwin = sharing.together(gwin, 3, gy.shape[2:])
     return scatter(gwin.flatten(1, 2), geometry, size)
 
 
-def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, local: bool = False) -> Tensor:
-    """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`, or one for every position."""
+def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None = None) -> Tensor:
+    """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`, or one for every set of positions."""
     if gy.dtype in HALF:
-        return weight_gradient(gy.float(), x.float(), geometry, groups, local).to(gy.dtype)
-    d = geometry.dimensions
-    equation = in_dimensions(f"ngoij,ngcijuv->{'ij' if local else ''}gocuv", d)
-    gw = torch.einsum(equation, split(gy, 1, groups), split(windows(x, geometry), 1, groups))
-    return gw.flatten(d if local else 0, d + 1 if local else 1)
+        return weight_gradient(gy.float(), x.float(), geometry, groups, sharing).to(gy.dtype)
+    g, cells, d = split(gy, 1, groups), split(windows(x, geometry), 1, groups), geometry.dimensions
+    if sharing is None:
+        return torch.einsum(in_dimensions("ngoij,ngcijuv->gocuv", d), g, cells).flatten(0, 1)
+    equation = in_dimensions("ngoabij,ngcabijuv->abgocuv", d)
+    return torch.einsum(equation, sharing.apart(g, 3), sharing.apart(cells, 3)).flatten(d, d + 1)
 
 
 def split(x: Tensor, dim: int, groups: int) -> Tensor:

@@ -3,14 +3,15 @@
 | what comes                                                                   | how it is computed                                        |
 |------------------------------------------------------------------------------|-----------------------------------------------------------|
 | another device, dtype or kind of tensor; a trace; within `use("definition")` | `definition`                                              |
-| within `use("sweep")`                                                        | `sweep`: loops over the weight, as the formula says       |
+| within `use("sweep")`, if nothing is shared                                  | `sweep`: loops over the weight, as the formula says       |
 | everything else                                                              | `matmul`: one matrix product per position                 |
 
-At a position the layer is a fully connected one: a matrix of O rows of K = C/G*T*U*V weights meets the N windows there.
+At a position the layer is a fully connected one: a matrix of O rows of K = C/G*T*U*V weights meets the N windows there. q is the set of
+weights that position p uses, its own or one that it shares.
 
-    output            y[p]     =  x[p]   w[p]'         (N, K) (K, O)  -> (N, O)
-    weight gradient   gw[p]    =  gy[p]' x[p]          (O, N) (N, K)  -> (O, K)
-    window gradient   gx[p]    =  gy[p]  w[p]          (N, O) (O, K)  -> (N, K)       then added to the pixels the cells came from
+    output            y[p]     =  x[p]   w[q]'                               (N, K) (K, O)  -> (N, O)
+    weight gradient   gw[q]    =  sum over its positions p of gy[p]' x[p]    (O, N) (N, K)  -> (O, K)
+    window gradient   gx[p]    =  gy[p]  w[q]                                (N, O) (O, K)  -> (N, K)       then added to the pixels
 
 The weight is not copied. Images are interleaved, so that a vector register holds one pixel of several. Half precision is computed in
 float32 and rounded once.
@@ -27,48 +28,51 @@ from cnn425.algorithms import definition, layout
 from cnn425.kernels import local as loops
 from cnn425.kernels.box import LANES
 from cnn425.kernels.threads import forced, loops_run, memory
-from cnn425.windows import Geometry, pad
+from cnn425.windows import Geometry, Sharing, pad
 
 HALF = (torch.bfloat16, torch.float16)
 CPU = torch.device("cpu")
+TOLD = 1 << 20  # numbers of the output's gradient that are brought in order at once
 
 
-def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None = None) -> Tensor:
-    """The output, `(N, C, *size), (*positions, O, C/G, *kernel) -> (N, O, *positions)`; the bias is `(O, *positions)` or `(O,)`."""
-    order, d = layout.like(x), geometry.dimensions
+def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing, bias: Tensor | None = None) -> Tensor:
+    """The output, `(N, C, *size), (*sets, O, C/G, *kernel) -> (N, O, *positions)`; the bias is `(O, *positions)` or `(O,)`."""
+    order, shape = layout.like(x), (w.shape[geometry.dimensions], *geometry.positions(x.shape[2:]))
     if bias is not None:
-        bias = (bias if bias.ndim > 1 else bias.view(-1, *(1,) * d)).expand(w.shape[d], *w.shape[:d])
+        bias = (bias if bias.ndim > 1 else bias.view(-1, *(1,) * geometry.dimensions)).expand(shape)
     if x.dtype in HALF and x.is_cpu and loops_run(x.float()):
-        y = output(x.float(), w.float(), geometry, groups, None if bias is None else bias.float())
+        y = output(x.float(), w.float(), geometry, groups, sharing, None if bias is None else bias.float())
         return layout.stored(y.to(x.dtype), order)
     if by_definition(x, w):
-        y = definition.output(x, w, geometry, groups, local=True)
+        y = definition.output(x, w, geometry, groups, sharing)
         return layout.stored(y if bias is None else y + bias, order)
-    task = Task(x, w, x.new_empty(x.shape[0], w.shape[d], *w.shape[:d]), geometry, groups)
+    task = Task(x, w, x.new_empty(x.shape[0], *shape), geometry, groups, sharing)
     (task.sweep_output if task.swept else task.multiply_output)(bias)
     return layout.stored(task.y, order)
 
 
-def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int], order: object = None) -> Tensor:
-    """The gradient of the input, `(N, O, *positions), (*positions, O, C/G, *kernel) -> (N, C, *size)`."""
+def input_gradient(
+    gy: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing, size: Sequence[int], order: object = None
+) -> Tensor:
+    """The gradient of the input, `(N, O, *positions), (*sets, O, C/G, *kernel) -> (N, C, *size)`."""
     order_, d = layout.like(gy), geometry.dimensions
     if gy.dtype in HALF and gy.is_cpu and loops_run(gy.float()):
-        return layout.stored(input_gradient(gy.float(), w.float(), geometry, groups, size).to(gy.dtype), order_)
+        return layout.stored(input_gradient(gy.float(), w.float(), geometry, groups, sharing, size).to(gy.dtype), order_)
     if by_definition(gy, w):
-        return layout.stored(definition.input_gradient(gy, w, geometry, groups, size, local=True), order_)
-    task = Task(gy.new_empty(gy.shape[0], w.shape[d + 1] * groups, *size), w, gy, geometry, groups)
+        return layout.stored(definition.input_gradient(gy, w, geometry, groups, size, sharing), order_)
+    task = Task(gy.new_empty(gy.shape[0], w.shape[d + 1] * groups, *size), w, gy, geometry, groups, sharing)
     (task.sweep_input_gradient if task.swept else task.multiply_input_gradient)()
     return layout.stored(task.x, order_)
 
 
-def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: object = None) -> Tensor:
-    """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (*positions, O, C/G, *kernel)`, contiguous."""
+def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, sharing: Sharing, order: object = None) -> Tensor:
+    """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (*sets, O, C/G, *kernel)`, contiguous."""
     if gy.dtype in HALF and gy.is_cpu and loops_run(gy.float()):
-        return weight_gradient(gy.float(), x.float(), geometry, groups).to(gy.dtype)
+        return weight_gradient(gy.float(), x.float(), geometry, groups, sharing).to(gy.dtype)
     if by_definition(gy, x):
-        return definition.weight_gradient(gy, x, geometry, groups, local=True).contiguous()
-    gw = gy.new_empty(*gy.shape[2:], gy.shape[1], x.shape[1] // groups, *geometry.kernel)
-    task = Task(x, gw, gy, geometry, groups)
+        return definition.weight_gradient(gy, x, geometry, groups, sharing).contiguous()
+    gw = gy.new_empty(*sharing.sets(tuple(gy.shape[2:])), gy.shape[1], x.shape[1] // groups, *geometry.kernel)
+    task = Task(x, gw, gy, geometry, groups, sharing)
     (task.sweep_weight_gradient if task.swept else task.multiply_weight_gradient)()
     return gw
 
@@ -76,6 +80,14 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, orde
 def by_definition(a: Tensor, b: Tensor) -> bool:
     """Whether loops have no part in a map of `a` and `b`."""
     return not loops_run(a, b) or not a.is_floating_point() or 0 in (a.numel(), b.numel())
+
+
+@lru_cache(maxsize=256)
+def sets_of(sharing: Sharing, positions: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """The set of each position, `(P)`; the positions set by set, `(P)`; and where among them those of each set begin, `(Q + 1)`."""
+    q = sharing.copied(torch.arange(prod(sharing.sets(positions)), device=CPU).view(sharing.sets(positions)), positions)
+    q = torch.arange(prod(positions), device=CPU) if sharing.each else q.flatten()
+    return q, q.argsort(stable=True), torch.cat((q.new_zeros(1), q.bincount().cumsum(0)))
 
 
 @lru_cache(maxsize=1024)
@@ -89,17 +101,17 @@ def grid(geometry: Geometry, size: tuple[int, ...]) -> Tensor:
 class Task:
     """One local layer as loops want it: image `x`, weight `w` and output `y`, any of which may be what is computed, and their sizes.
 
-    With `shared` all positions have one set of weights, and the layer is a convolution.
+    Without `sharing` all positions have one set of weights, and the layer is a convolution.
     """
 
-    def __init__(self, x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, groups: int, shared: bool = False) -> None:
-        d, self.geometry = 0 if shared else geometry.dimensions, geometry
+    def __init__(self, x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None = None) -> None:
+        d, self.geometry, self.sharing, self.positions = geometry.dimensions if sharing else 0, geometry, sharing, tuple(y.shape[2:])
         self.x, self.w, self.y, self.groups, self.N = x.contiguous(), w, y.contiguous(), groups, x.shape[0]
         self.O, self.C, self.Q, self.P = w.shape[d] // groups, w.shape[d + 1], prod(w.shape[:d]), prod(y.shape[2:])
         ones = (1,) * (3 - geometry.dimensions)
         self.size, self.kernel = (*ones, *x.shape[2:]), (*ones, *w.shape[d + 2 :])
         self.grid, self.cells = grid(geometry, tuple(x.shape[2:])), self.C * prod(self.kernel)
-        self.swept = forced.get() == "sweep"
+        self.swept = sharing is not None and sharing.each and forced.get() == "sweep"
 
     def image(self) -> tuple[object, ...]:
         """The image as an argument for a loop."""
@@ -145,6 +157,11 @@ class Task:
         """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its cells, `(K)`."""
         return cells_of(self.geometry, tuple(self.size[3 - self.geometry.dimensions :]), self.C)
 
+    def sets(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The set of each position, and the positions set by set; see `sets_of`."""
+        assert self.sharing is not None
+        return sets_of(self.sharing, self.positions)
+
     def interleaved(self, V: int) -> tuple[Tensor, tuple[object, ...], tuple[object, ...]]:
         """Memory for images side by side, `(B, C, D, H, W, width)`, the same as an argument for a loop, and the zeros in front of them."""
         padded, width = padded_size(self.geometry, self.size), V * LANES // self.x.itemsize
@@ -157,7 +174,7 @@ class Task:
         image, pixels, low = self.interleaved(V)
         loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(), low, pixels)
         b = self.y.new_empty(0, 0) if bias is None else bias.flatten(1).contiguous()
-        weight = memory(w, self.P, self.groups * self.O, self.cells), memory(b, *b.shape), self.groups
+        weight = memory(w, self.Q, self.groups * self.O, self.cells), memory(b, *b.shape), self.groups, memory(self.sets()[0], self.P)
         units = image.shape[0] * -(-self.P * w.itemsize // LANES)
         loops.multiply(
             units, self.y.numel() * self.cells, pixels, *weight, memory(start, self.P), memory(cell, self.cells), V, self.output()
@@ -168,7 +185,7 @@ class Task:
         V, w, (start, cell) = self.registers(self.N), self.w.contiguous(), self.windows()
         image, pixels, low = self.interleaved(V)
         parts = min(image.shape[1], -(-torch.get_num_threads() // image.shape[0]))
-        weight = memory(w, self.P, self.groups * self.O, self.cells), self.groups
+        weight = memory(w, self.Q, self.groups * self.O, self.cells), self.groups, memory(self.sets()[0], self.P)
         where = memory(start, self.P), memory(cell, self.cells), V, parts
         loops.multiply_gradient(image.shape[0] * parts, self.y.numel() * self.cells, self.output(), *weight, *where, pixels)
         loops.separate(image.shape[0] * image.shape[1], image.numel(), pixels, low, self.image())
@@ -179,10 +196,21 @@ class Task:
         padded = padded_size(self.geometry, self.size)
         overhang = [(low, n - low - size) for low, n, size in zip(self.grid[2].tolist(), padded, self.size, strict=True)]
         x = pad(self.x.view(*self.x.shape[:2], *self.size), overhang).contiguous()
-        where = self.groups, memory(start, self.P), memory(cell, self.cells), V
-        weight = memory(self.w, self.P, self.groups * self.O, self.cells)
-        units = -(-self.P * self.w.itemsize // LANES)
-        loops.multiply_weights(units, self.y.numel() * self.cells, self.output(), memory(x, *x.shape), *where, weight)
+        width, tiles, sets = V * LANES // x.itemsize, self.sharing.tile is not None, self.sharing.sets(self.positions)
+        (_, order, bounds), outputs, per_row = self.sets(), self.groups * self.O, self.Q // sets[0]
+        together = sets[0] if tiles else max(1, sets[0] * TOLD // self.y.numel())  # rows of sets; their positions are neighbours
+        for row in range(0, sets[0], together):
+            q, units = row * per_row, min(together, sets[0] - row) * per_row
+            first, last = (int(t) for t in (order[bounds[q]], order[bounds[q + units] - 1])) if not tiles else (0, self.P - 1)
+            told = x.new_empty(self.N * (last + 1 - first) * outputs + width)
+            where = first, last + 1 - first
+            blocks = self.N * -(-where[1] * x.itemsize // LANES)
+            loops.side_by_side(blocks, told.numel(), self.output(), *where, memory(told, *told.shape))
+            parts = min(self.cells, -(-torch.get_num_threads() // units))
+            tables = memory(order, self.P), memory(bounds[q:], units + 1), memory(start, self.P), memory(cell, self.cells)
+            images = memory(told, *told.shape), memory(x, x.numel()), self.N, self.groups
+            weight = memory(self.w.flatten(0, len(sets) - 1)[q:], units, outputs, self.cells)
+            loops.multiply_weights(units * parts, told.numel() * self.cells, *images, *where, *tables, V, parts, weight)
 
 
 def padded_size(geometry: Geometry, size: Sequence[int]) -> tuple[int, ...]:

@@ -152,12 +152,13 @@ def separate(lo, hi, image, low, x):
 
 
 @loop
-def multiply(lo, hi, image, w, b, groups, start, cell, V, y):
-    """The output: `image (B, C, D, H, W, width), w (P, G*O, K), b (G*O, P) or (0, 0) -> y (N, G*O, P)`.
+def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
+    """The output: `image (B, C, D, H, W, width), w (Q, G*O, K), b (G*O, P) or (0, 0) -> y (N, G*O, P)`.
 
-    `start (P)` is the pixel of every window's first cell, `cell (K)` the pixels from there to the others. Units are blocks of positions.
+    `sets (P)` is the set of weights of every position, `start (P)` the pixel of its window's first cell, `cell (K)` the pixels from there
+    to the others. Units are blocks of positions.
     """
-    (P, GO, K), (N, _, _), (_, C, D, H, W, width) = w.shape, y.shape, image.shape
+    (_, GO, K), (N, _, P), (_, C, D, H, W, width) = w.shape, y.shape, image.shape
     R, lanes, O, total = rows_of(V), LANES // w.itemsize, GO // groups, C * D * H * W
     weights, pixels, result, blocks = w.reshape(w.size), image.reshape(image.size), y.reshape(y.size), (P + lanes - 1) // lanes
     row, out = np.minimum(np.arange(O + R), O - 1) * K, np.minimum(np.arange(O + R), O - 1) * width
@@ -171,7 +172,7 @@ def multiply(lo, hi, image, w, b, groups, start, cell, V, y):
         for p in range(count):
             for g in range(groups):
                 panel = (n * total + g * (C // groups) * D * H * W + start[first + p]) * width
-                base, to = ((first + p) * GO + g * O) * K, (p * GO + g * O) * width
+                base, to = (sets[first + p] * GO + g * O) * K, (p * GO + g * O) * width
                 for o in range(0, O, R):
                     tile_of(V, weights, base, row, o, along, 0, K, pixels, panel, place, part, to, out, zeros, 0, 1)
         for o in range(GO):
@@ -181,12 +182,12 @@ def multiply(lo, hi, image, w, b, groups, start, cell, V, y):
 
 
 @loop
-def multiply_gradient(lo, hi, gy, w, groups, start, cell, V, parts, image):
-    """The gradient of the image: `gy (N, G*O, P), w (P, G*O, K) -> image (B, C, D, H, W, width)`.
+def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image):
+    """The gradient of the image: `gy (N, G*O, P), w (Q, G*O, K) -> image (B, C, D, H, W, width)`.
 
     Blocks of images, and of each some channels, are shared out; every pixel adds up what its windows say in their order.
     """
-    (P, GO, K), (N, _, _), (_, C, D, H, W, width) = w.shape, gy.shape, image.shape
+    (_, GO, K), (N, _, P), (_, C, D, H, W, width) = w.shape, gy.shape, image.shape
     R, lanes, O, each, volume = rows_of(V), LANES // w.itemsize, GO // groups, C // groups, D * H * W
     weights, pixels, upstream, cells = w.reshape(w.size), image.reshape(image.size), gy.reshape(gy.size), K // each
     across, place, zeros = np.arange(O) * K, np.arange(O) * width, np.zeros(width, w.dtype)
@@ -205,40 +206,47 @@ def multiply_gradient(lo, hi, gy, w, groups, start, cell, V, parts, image):
                 row = np.minimum(np.arange(begin, end + R), end - 1)  # rows that are too many compute the last cell again
                 out = cell[row] * width
                 for p in range(count):
-                    base, to = ((first + p) * GO + g * O) * K, (n * C * volume + g * each * volume + start[first + p]) * width
+                    base, to = (sets[first + p] * GO + g * O) * K, (n * C * volume + g * each * volume + start[first + p]) * width
                     for k in range(0, end - begin, R):
                         panel = (p * GO + g * O) * width
                         tile_of(V, weights, base, row, k, across, 0, O, told, panel, place, pixels, to, out, zeros, 0, 1)
 
 
 @loop
-def multiply_weights(lo, hi, gy, x, groups, start, cell, V, gw):
-    """The gradient of the weight: `gy (N, G*O, P), x (N, C, D, H, W) with zeros around -> gw (P, G*O, K)`; blocks of positions."""
-    (P, GO, K), (N, C, D, H, W) = gw.shape, x.shape
-    R, lanes, O, volume = rows_of(V), LANES // gw.itemsize, GO // groups, D * H * W
-    width, numbers, upstream, result = V * lanes, x.reshape(x.size), gy.reshape(gy.size), gw.reshape(gw.size)
-    wide = (GO + lanes - 1) // lanes * lanes
-    row, out, images, place = (
-        cell[np.minimum(np.arange(K + R), K - 1)],
-        np.arange(K + R) * width,
-        np.arange(N) * (C * volume),
-        np.arange(N) * wide,
-    )
-    told, part = np.zeros(lanes * N * wide + width, gw.dtype), np.empty((K + R + lanes) * width, gw.dtype)
-    zeros, block = np.zeros(width, gw.dtype), np.empty(lanes * lanes, gw.dtype)
+def side_by_side(lo, hi, gy, first, count, told):
+    """told[n, p, o] = gy[n, o, first + p] for `count` positions, `told` as a row of numbers; blocks of positions are shared out."""
+    (_, O, P), lanes, numbers = gy.shape, LANES // gy.itemsize, gy.reshape(gy.size)
+    blocks, block = (count + lanes - 1) // lanes, np.empty(lanes * lanes, gy.dtype)
     for unit in range(lo, hi):
-        first = unit * lanes
-        count = min(lanes, P - first)
-        for n in range(N):
-            for o in range(0, GO, lanes):
-                move(upstream, (n * GO + o) * P + first, P, told, n * wide + o, N * wide, count, min(lanes, GO - o), block)
-        for p in range(count):
-            for g in range(groups):
-                for o in range(0, O, width):
-                    base, panel = start[first + p] + g * (C // groups) * volume, p * N * wide + g * O + o
-                    for k in range(0, K, R):
-                        tile_of(V, numbers, base, row, k, images, 0, N, told, panel, place, part, 0, out, zeros, 0, 0)
-                    for q in range(o, min(O, o + width), lanes):
-                        for k in range(0, K, lanes):
-                            to = ((first + p) * GO + g * O + q) * K + k
-                            move(part, k * width + q - o, width, result, to, K, min(lanes, O - q), min(lanes, K - k), block)
+        n, p = unit // blocks, unit % blocks * lanes
+        for o in range(0, O, lanes):
+            at, to = (n * O + o) * P + first + p, (n * count + p) * O + o
+            move(numbers, at, P, told, to, O, min(lanes, count - p), min(lanes, O - o), block)
+
+
+@loop
+def multiply_weights(lo, hi, told, x, N, groups, first, count, order, bounds, start, cell, V, parts, gw):
+    """The gradient of the weight: `told` by `side_by_side`, `x (N*C*D*H*W)` with zeros around `-> gw (Q, G*O, K)`.
+
+    `order` lists the positions set by set, those of set q from bounds[q] to bounds[q + 1]. A sum runs over the positions of a set and the
+    images. Units are parts of the cells of a set.
+    """
+    (Q, GO, K), result = gw.shape, gw.reshape(gw.size)
+    R, lanes, O, hop = rows_of(V), LANES // gw.itemsize, GO // groups, x.size // N
+    width, zeros, block = V * lanes, np.zeros(V * lanes, gw.dtype), np.empty(lanes * lanes, gw.dtype)
+    row, out = cell[np.minimum(np.arange(K + R), K - 1)], np.arange(K + R) * width
+    most = np.max(bounds[1:] - bounds[:-1]) * N
+    pixel, place, part = np.empty(most, np.int64), np.empty(most, np.int64), np.empty((K + R + lanes) * width, gw.dtype)
+    for unit in range(lo, hi):
+        q, low, high, sums_ = unit // parts, unit % parts * K // parts, (unit % parts + 1) * K // parts, 0
+        for p in order[bounds[q] : bounds[q + 1]]:
+            for n in range(N):
+                pixel[sums_], place[sums_], sums_ = start[p] + n * hop, (n * count + p - first) * GO, sums_ + 1
+        for g in range(groups):
+            for o in range(0, O, width):
+                for k in range(low, high, R):
+                    tile_of(V, x, g * (hop // groups), row, k, pixel, 0, sums_, told, g * O + o, place, part, 0, out, zeros, 0, 0)
+                for c in range(o, min(O, o + width), lanes):
+                    for k in range(low, high, lanes):
+                        to = (q * GO + g * O + c) * K + k
+                        move(part, k * width + c - o, width, result, to, K, min(lanes, O - c), min(lanes, high - k), block)

@@ -5,7 +5,8 @@
     gradient of the weight    gw    from  gy, x       WeightGradient     its gradients:  Output,        InputGradient
 
 The derivative of each is made of the other two, so three Functions that call one another have derivatives of every order. A local layer has
-the same maps, and its weight has the additional letters i, j: `local` is True for a local layer, False for a convolution.
+the same maps, and its weight has the additional letters i, j. `sharing` says which positions of a local layer use one set of weights; it
+is None for a convolution, where all do.
 
 An extra batch of problems (vmap) is folded into a letter the maps already have. A convolution relates three tensors, and each pair of them
 shares one letter (the group g is shared by all):
@@ -29,23 +30,24 @@ from cnn425.algorithms import convolution, layout
 from cnn425.algorithms import local as local_layer
 from cnn425.kernels.threads import is_traced
 from cnn425.layers.function import operation, without_autocast
-from cnn425.windows import Geometry
+from cnn425.windows import Geometry, Sharing
 
 IMAGE, WEIGHT, OUTPUT = "ngc", "goc", "ngo"
 Order = torch.memory_format | None
 
 
-def maps(local: bool) -> Any:
-    """The module that computes the three maps."""
-    return local_layer if local else convolution
+def maps(*settings: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The module that computes the three maps of a layer, and what it must know: the windows, the groups, and how a local layer shares."""
+    return (convolution, settings[:2]) if settings[2] is None else (local_layer, settings)
 
 
 class Output(Function):
     """The output: image, weight and bias `-> (N, O, *positions)`."""
 
     @staticmethod
-    def forward(x: Tensor, w: Tensor, geometry: Geometry, groups: int, local: bool, b: Tensor | None) -> Tensor:
-        return without_autocast(maps(local).output, x.device, x, w, geometry, groups, b)
+    def forward(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None, b: Tensor | None) -> Tensor:
+        module, settings = maps(geometry, groups, sharing)
+        return without_autocast(module.output, x.device, x, w, *settings, b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -68,12 +70,14 @@ class Output(Function):
         return output(x, dw, *ctx.maps, None) + output(dx, w, *ctx.maps, rest[-1])
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, w: Tensor, geometry: Geometry, groups: int, local: bool, b: Any) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: Any, x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None, b: Any
+    ) -> tuple[Tensor, int]:
         bias_dim = in_dims[5]
         if in_dims[0] is in_dims[1] is None:
-            y = output(x, w, geometry, groups, local, None).expand(info.batch_size, *[-1] * x.ndim)
+            y = output(x, w, geometry, groups, sharing, None).expand(info.batch_size, *[-1] * x.ndim)
         else:
-            y = over_batch(output, (IMAGE, WEIGHT, OUTPUT), info, in_dims, (x, w), geometry, groups, local, None)
+            y = over_batch(output, (IMAGE, WEIGHT, OUTPUT), info, in_dims, (x, w), geometry, groups, sharing, None)
         if b is not None:
             b = b if bias_dim is None else b.movedim(bias_dim, 0).unsqueeze(1)
             y = y + b.reshape(*b.shape, *[1] * (y.ndim - 2 - b.ndim if bias_dim is None else y.ndim - b.ndim))
@@ -84,8 +88,11 @@ class InputGradient(Function):
     """The gradient of the image: output gradient and weight `-> (N, C, *size)`."""
 
     @staticmethod
-    def forward(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, local: bool, size: tuple[int, ...], order: Order = None) -> Tensor:
-        return without_autocast(maps(local).input_gradient, gy.device, gy, w, geometry, groups, size, order)
+    def forward(
+        gy: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None, size: tuple[int, ...], order: Order = None
+    ) -> Tensor:
+        module, settings = maps(geometry, groups, sharing)
+        return without_autocast(module.input_gradient, gy.device, gy, w, *settings, size, order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -114,8 +121,9 @@ class WeightGradient(Function):
     """The gradient of the weight: output gradient and image `-> (O, C/G, *kernel)`, or with the positions in front."""
 
     @staticmethod
-    def forward(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, local: bool, order: Order = None) -> Tensor:
-        return without_autocast(maps(local).weight_gradient, gy.device, gy, x, geometry, groups, order)
+    def forward(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None, order: Order = None) -> Tensor:
+        module, settings = maps(geometry, groups, sharing)
+        return without_autocast(module.weight_gradient, gy.device, gy, x, *settings, order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -139,11 +147,11 @@ class WeightGradient(Function):
         return over_batch(weight_gradient, (OUTPUT, IMAGE, WEIGHT), info, in_dims, (gy, x), *arguments), 0
 
 
-def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups: int, local: bool) -> None:
+def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None) -> None:
     """Save both operands: the gradient of each is computed from the other."""
     ctx.save_for_backward(first, second)
     ctx.save_for_forward(first, second)
-    ctx.maps, ctx.size = (geometry, groups, local), first.shape[2:]
+    ctx.maps, ctx.size = (geometry, groups, sharing), first.shape[2:]
 
 
 def conjugate(t: Tensor) -> Tensor:
@@ -151,10 +159,10 @@ def conjugate(t: Tensor) -> Tensor:
     return t.conj() if t.is_complex() else t
 
 
-def gradient_order(gy: Tensor, x: Tensor, w: Tensor, maps: tuple[Geometry, int, bool]) -> Order:
+def gradient_order(gy: Tensor, x: Tensor, w: Tensor, maps: tuple[Geometry, int, Sharing | None]) -> Order:
     """The memory layout of both gradients of a convolution in torch, which is that of the output; None if it follows from the operands."""
-    geometry, groups, local = maps
-    if local or is_traced() or compat.are_transforms_active() or compat.is_legacy_batched(gy):
+    geometry, groups, sharing = maps
+    if sharing or is_traced() or compat.are_transforms_active() or compat.is_legacy_batched(gy):
         return None
     return torch.contiguous_format if x.is_complex() else layout.memory_format(x, w, geometry, groups)
 
@@ -172,10 +180,10 @@ def over_batch(
     operands: tuple[Tensor, Tensor],
     geometry: Geometry,
     groups: int,
-    local: bool,
+    sharing: Sharing | None,
     *rest: Any,
 ) -> Tensor:
-    """`bilinear(first, second, geometry, groups, local, *rest)` for each problem of a batch: the results, with the batch in front.
+    """`bilinear(first, second, geometry, groups, sharing, *rest)` for each problem of a batch: the results, with the batch in front.
 
     `letters` names the two operands and the result.
     """
@@ -186,14 +194,14 @@ def over_batch(
     )
 
     def before(name: str) -> int:
-        return geometry.dimensions if local and name == WEIGHT else 0
+        return geometry.dimensions if sharing and name == WEIGHT else 0
 
     first, second = (
         t if dim is None else fold(t.movedim(dim, 0), name, letter, groups, before(name))
         for t, name, dim in zip(operands, letters[:2], in_dims[:2], strict=True)
     )
     groups = groups * info.batch_size if letter == "g" else groups
-    return unfold(bilinear(first, second, geometry, groups, local, *rest), result, letter, groups, info.batch_size, before(result))
+    return unfold(bilinear(first, second, geometry, groups, sharing, *rest), result, letter, groups, info.batch_size, before(result))
 
 
 def fold(t: Tensor, name: str, letter: str, groups: int, before: int) -> Tensor:

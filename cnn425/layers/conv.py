@@ -50,11 +50,11 @@ def _as_torch_stores_it(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b
         x, w, b = x.to(torch.complex64), w.to(torch.complex64), None if b is None else b.to(torch.complex64)
         return _as_torch_stores_it(x, w, geometry, groups, b).to(torch.complex32)
     if is_traced() or w.ndim > 3 or w.is_contiguous():
-        return output(x, w, geometry, groups, False, b)
+        return output(x, w, geometry, groups, None, b)
     if layout.is_channels_last(w.unsqueeze(2)):  # a signal is an image of one row
         row = Geometry((1, *geometry.kernel), (1, *geometry.stride), ((0, 0), *geometry.padding), (1, *geometry.dilation))
-        return output(x.contiguous().unsqueeze(2), w.unsqueeze(2), row, groups, False, b).squeeze(2)
-    return output(x, w, geometry, groups, False, b)
+        return output(x.contiguous().unsqueeze(2), w.unsqueeze(2), row, groups, None, b).squeeze(2)
+    return output(x, w, geometry, groups, None, b)
 
 
 @arguments.remembered

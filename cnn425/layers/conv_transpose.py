@@ -23,7 +23,7 @@ from cnn425.kernels.threads import is_traced
 from cnn425.layers import arguments
 from cnn425.layers.bilinear import input_gradient
 from cnn425.layers.function import cast_for_autocast
-from cnn425.windows import Geometry
+from cnn425.windows import Geometry, Sharing
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
 
@@ -47,19 +47,21 @@ def _as_torch_stores_it(x: Tensor, w: Tensor, geometry: Geometry, groups: int, s
     """The transposed convolution; for channels-last weights of signals in the memory layout of torch."""
     if not is_traced() and w.ndim == 3 and not w.is_contiguous() and layout.is_channels_last(w.unsqueeze(2)):
         row = Geometry((1, *geometry.kernel), (1, *geometry.stride), ((0, 0), *geometry.padding), (1, *geometry.dilation))
-        return transposed(x.contiguous().unsqueeze(2), w.unsqueeze(2), row, groups, False, (1, *size), b).squeeze(2)
-    return transposed(x, w, geometry, groups, False, size, b)
+        return transposed(x.contiguous().unsqueeze(2), w.unsqueeze(2), row, groups, None, (1, *size), b).squeeze(2)
+    return transposed(x, w, geometry, groups, None, size, b)
 
 
-def transposed(x: Tensor, w: Tensor, geometry: Geometry, groups: int, local: bool, size: tuple[int, ...], b: Tensor | None) -> Tensor:
+def transposed(
+    x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None, size: tuple[int, ...], b: Tensor | None
+) -> Tensor:
     """`InputGradient` and a bias, `(O,)` or `(O, *size)`; in a precision that torch can compute in, rounded once."""
     wider = {torch.complex32: torch.complex64}
     if b is not None:
         wider |= dict.fromkeys((torch.float16, torch.bfloat16), torch.float32)
     if x.dtype in wider:
         x_, w_, b_ = (None if t is None else t.to(wider[x.dtype]) for t in (x, w, b))
-        return transposed(x_, w_, geometry, groups, local, size, b_).to(x.dtype)  # type: ignore[arg-type]
-    y: Tensor = input_gradient(x, w, geometry, groups, local, size)
+        return transposed(x_, w_, geometry, groups, sharing, size, b_).to(x.dtype)  # type: ignore[arg-type]
+    y: Tensor = input_gradient(x, w, geometry, groups, sharing, size)
     if b is None:
         return y
     return y + (b if b.ndim > 1 else b.view(-1, *(1,) * len(size)))

@@ -24,8 +24,8 @@ from cnn425.layers import arguments
 from cnn425.layers.bilinear import output
 from cnn425.layers.function import cast_for_autocast
 from cnn425.layers.local_conversion import copied_from, shared, unshared
-from cnn425.layers.local_shared import Sharing, shared_local
-from cnn425.windows import Geometry
+from cnn425.layers.local_shared import shared_local
+from cnn425.windows import Geometry, Sharing, each_its_own
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
 
@@ -41,7 +41,7 @@ def _local(dimensions: int, input: Tensor, weight: Tensor, bias: Tensor | None, 
     single = input.ndim == dimensions + 1
     x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
     arguments.check_same_type(x, w, b)
-    y = output(x, w, geometry, groups, True, b)
+    y = output(x, w, geometry, groups, each_its_own(dimensions), b)
     return y.squeeze(0) if single else y
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from cnn425.compat import ConvNd
-from cnn425.layers.local_shared import Sharing, mean_of_positions, of_positions
+from cnn425.windows import Sharing
 
 
 def copied_from(conv: ConvNd, local_type: Any, dimensions: int, input_size: int | Sequence[int], **more: Any) -> Any:
@@ -41,8 +41,8 @@ def shared(local: Any, padding: Sequence[tuple[int, int]], weight: torch.Tensor 
     )  # fmt: skip
     sharing, positions, bias = Sharing(local.share, local.tile), local.output_size, local.bias
     if bias is not None and bias.ndim > 1:
-        bias = mean_of_positions(bias.movedim(0, -1), sharing, positions)
-    copy_parameters(local, conv, mean_of_positions(local.weight, sharing, positions) if weight is None else weight, bias)
+        bias = sharing.mean(bias.movedim(0, -1), positions)
+    copy_parameters(local, conv, sharing.mean(local.weight, positions) if weight is None else weight, bias)
     return conv
 
 
@@ -55,8 +55,8 @@ def unshared(local: Any, kind: Any, weight: torch.Tensor | None = None) -> Any:
         device=local.weight.device, dtype=local.weight.dtype,
     )  # fmt: skip
     if bias is not None and bias.ndim > 1:
-        bias = of_positions(bias, sharing, positions, 1)
-    copy_parameters(local, found, of_positions(local.weight, sharing, positions) if weight is None else weight, bias)
+        bias = sharing.copied(bias, positions, 1)
+    copy_parameters(local, found, sharing.copied(local.weight, positions) if weight is None else weight, bias)
     return found
 
 

@@ -38,7 +38,7 @@ def low_rank_local(dimensions: int, input: Tensor, weight: Tensor, mixing: Tenso
         )  # fmt: skip
     x, w, b, geometry, groups = prepared(dimensions, input, weight, bias, *settings)
     each = w.unflatten(1, (groups, w.shape[1] // groups)).transpose(0, 1).flatten(0, 2)  # outputs in the order g, r, o
-    apart = output(x, each, geometry, groups, False, None).unflatten(1, (groups, w.shape[0], w.shape[1] // groups))
+    apart = output(x, each, geometry, groups, None, None).unflatten(1, (groups, w.shape[0], w.shape[1] // groups))
     terms = list(zip(apart.unbind(2), mixing.to(apart.dtype).unbind(0), strict=True))
     y = terms[0][0] * terms[0][1]
     for found, coefficient in terms[1:]:

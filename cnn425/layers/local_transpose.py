@@ -20,7 +20,7 @@ from cnn425.layers import arguments, conv_transpose
 from cnn425.layers.function import cast_for_autocast
 from cnn425.layers.local import LocallyConnected
 from cnn425.layers.local_conversion import copy_parameters
-from cnn425.windows import Geometry
+from cnn425.windows import Geometry, each_its_own
 
 # `settings` are the stride, padding, output_padding, groups and dilation.
 
@@ -34,7 +34,7 @@ def _local_transpose(dimensions: int, input: Tensor, weight: Tensor, bias: Tenso
     single = input.ndim == dimensions + 1
     x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
     conv_transpose.check_dtypes(function, x, w, b)
-    y = conv_transpose.transposed(x, w, geometry, groups, True, size, b)
+    y = conv_transpose.transposed(x, w, geometry, groups, each_its_own(dimensions), size, b)
     return y.squeeze(0) if single else y
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cnn425.layers.local import LocallyConnected
 from cnn425.layers.local_low_rank import LowRankLocal
-from cnn425.layers.local_shared import Sharing, mean_of_positions
+from cnn425.windows import Sharing
 
 
 def neighbour_similarity(layer: LocallyConnected, distance: str = "cosine") -> Tensor:
@@ -26,17 +26,17 @@ def neighbour_similarity(layer: LocallyConnected, distance: str = "cosine") -> T
     if distance not in ("cosine", "squared"):
         raise ValueError(f"neighbour_similarity: distance must be 'cosine' or 'squared', but got {distance!r}")
     filters, form = vectors(layer)
-    sharing, positions = Sharing(layer.share, layer.tile), places(layer)
+    of, positions = Sharing(layer.share, layer.tile), places(layer)
     total, pairs = filters.new_zeros(()), 0
     for side, count in enumerate(positions):
         if count < 2:
             continue
-        table = sharing.table(side, count, filters.device)
+        table = of.table(side, count, filters.device)
         neighbours, times = torch.stack((table[:-1], table[1:])).unique(dim=1, return_counts=True)
         a, b = (filters.index_select(side, which) for which in neighbours)
         found = product(a - b, a - b, form) if distance == "squared" else 1 - cosine(a, b, form)
         for other, n in enumerate(positions):  # each set counts as often as it is used
-            used = times if other == side else sharing.table(other, n, filters.device).bincount(minlength=found.shape[0])
+            used = times if other == side else of.table(other, n, filters.device).bincount(minlength=found.shape[0])
             found = torch.tensordot(used.to(found.dtype), found, 1)
         here = (count - 1) * torch.Size(n for other, n in enumerate(positions) if other != side).numel()
         total, pairs = total + found.mean(), pairs + here
@@ -52,20 +52,20 @@ def share_(layer: LocallyConnected, strength: float = 1.0) -> None:
     if isinstance(layer, LowRankLocal) or not isinstance(layer, LocallyConnected):
         raise TypeError(f"share_: layer must be a LocallyConnectedNd, but got {type(layer).__name__}")
     with torch.no_grad():
-        of = Sharing(layer.share, layer.tile), places(layer)
-        layer.weight.lerp_(mean_of_positions(layer.weight, *of).expand_as(layer.weight), strength)
+        of, positions = Sharing(layer.share, layer.tile), places(layer)
+        layer.weight.lerp_(of.mean(layer.weight, positions).expand_as(layer.weight), strength)
         if layer.bias is not None and layer.bias.ndim > 1:
             b = layer.bias.movedim(0, -1)
-            mean = mean_of_positions(b, *of) if b.shape[:-1] == layer.sets else b.flatten(0, -2).mean(0)
+            mean = of.mean(b, positions) if b.shape[:-1] == layer.sets else b.flatten(0, -2).mean(0)
             b.lerp_(mean.expand_as(b), strength)
 
 
 def sharing(layer: LocallyConnected) -> Tensor:
     """The root mean square over positions of |filters - mean filters| / |mean filters|: 0 for a convolution."""
     filters, form = vectors(layer)
-    of = Sharing(layer.share, layer.tile), places(layer)
-    mean = mean_of_positions(filters, *of)
-    apart = mean_of_positions(product(filters - mean, filters - mean, form).sum(-1), *of)
+    of, positions = Sharing(layer.share, layer.tile), places(layer)
+    mean = of.mean(filters, positions)
+    apart = of.mean(product(filters - mean, filters - mean, form).sum(-1), positions)
     return (apart / product(mean, mean, form).sum(-1)).sqrt()
 
 
