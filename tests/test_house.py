@@ -165,7 +165,7 @@ LAYERS = {
             lambda x, w, share=share, tile=tile: shared_local(2, x, w, None, share, tile, 1, 0, 1, 1),
             (image(2), torch.randn(2, 2, 6, 4, 3, 3)),
         )
-        for share, tile in (((3, 4), None), ((), (2, 2)))
+        for share, tile in (((3, 4), None), ((1, 1), (2, 2)))
     },
     "low rank": (
         lambda x, w, m: low_rank_local(2, x, w, softmax(m, 0), None, 1, 1, 1, 1),

@@ -56,23 +56,22 @@ def volumes_keep_their_layout(x: Tensor, w: Tensor, geometry: Geometry, groups: 
     return large and not alone
 
 
-def channels_last_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of dense memory whose dimension 1 is innermost, the others in order, whatever their sizes."""
-    step, strides = 1, [0] * len(shape)
-    for d in (1, *range(len(shape) - 1, 1, -1), 0):
+def strides_of(shape: Sequence[int], order: torch.memory_format) -> tuple[int, ...]:
+    """The strides of dense memory in this order, whatever the sizes are."""
+    step, strides, dims = 1, [0] * len(shape), range(len(shape) - 1, -1, -1)
+    for d in dims if order is torch.contiguous_format else (1, *dims[:-2], 0):
         strides[d], step = step, step * shape[d]
     return tuple(strides)
 
 
 def stored(x: Tensor, order: torch.memory_format) -> Tensor:
     """`x` in the memory order of a result, with the strides that torch gives along dimensions of size 1 too."""
-    if order is torch.contiguous_format:
-        return x.contiguous() if 1 not in x.shape else x.clone(memory_format=order)
     if 1 not in x.shape:
         return x.contiguous(memory_format=order)
-    return x.new_empty_strided(x.shape, channels_last_strides(x.shape)).copy_(x)
+    strides = strides_of(x.shape, order)
+    return x if x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)
 
 
 def empty(like: Tensor, shape: Sequence[int], order: torch.memory_format) -> Tensor:
     """Memory for a result of `shape`, with the dtype and device of `like`."""
-    return like.new_empty(shape) if order is torch.contiguous_format else like.new_empty_strided(shape, channels_last_strides(shape))
+    return like.new_empty(shape) if order is torch.contiguous_format else like.new_empty_strided(shape, strides_of(shape, order))

@@ -17,7 +17,7 @@ The weight is not copied. Images are interleaved, so that a vector register hold
 float32 and rounded once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from math import prod
 
@@ -32,7 +32,8 @@ from cnn425.windows import Geometry, Sharing, pad
 
 HALF = (torch.bfloat16, torch.float16)
 CPU = torch.device("cpu")
-TOLD = 1 << 20  # numbers of the output's gradient that are brought in order at once
+FEW = 4  # outputs of a window of one cell, for which a product is not worth it
+TOLD = 1 << 18  # numbers of the output's gradient that are brought in order at once
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing, bias: Tensor | None = None) -> Tensor:
@@ -70,7 +71,7 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, shar
     if gy.dtype in HALF and gy.is_cpu and loops_run(gy.float()):
         return weight_gradient(gy.float(), x.float(), geometry, groups, sharing).to(gy.dtype)
     if by_definition(gy, x):
-        return definition.weight_gradient(gy, x, geometry, groups, sharing).contiguous()
+        return layout.stored(definition.weight_gradient(gy, x, geometry, groups, sharing), torch.contiguous_format)
     gw = gy.new_empty(*sharing.sets(tuple(gy.shape[2:])), gy.shape[1], x.shape[1] // groups, *geometry.kernel)
     task = Task(x, gw, gy, geometry, groups, sharing)
     (task.sweep_weight_gradient if task.swept else task.multiply_weight_gradient)()
@@ -111,7 +112,9 @@ class Task:
         ones = (1,) * (3 - geometry.dimensions)
         self.size, self.kernel = (*ones, *x.shape[2:]), (*ones, *w.shape[d + 2 :])
         self.grid, self.cells = grid(geometry, tuple(x.shape[2:])), self.C * prod(self.kernel)
-        self.swept = sharing is not None and sharing.each and forced.get() == "sweep"
+        own = sharing is not None and sharing.each
+        self.pointwise = own and self.O <= FEW and geometry == Geometry((1,) * d, (1,) * d, ((0, 0),) * d, (1,) * d)
+        self.swept = own and (forced.get() == "sweep" or (self.pointwise and forced.get() != "matmul"))
 
     def image(self) -> tuple[object, ...]:
         """The image as an argument for a loop."""
@@ -132,21 +135,41 @@ class Task:
 
     def sweep_output(self, bias: Tensor | None) -> None:
         """Write `y`."""
-        w = self.w.contiguous()
         b = self.y.new_zeros(self.y.shape[1] * self.Q) if bias is None else bias.contiguous()
-        where = self.groups, self.places(), self.output()
+        if self.pointwise:
+            self.mix(self.x, self.along_positions().transpose(1, 2), b, self.y)
+            return
+        w, where = self.w.contiguous(), (self.groups, self.places(), self.output())
         loops.output(self.P, self.y.numel() * self.cells, self.image(), self.weight(w), memory(b, self.y.shape[1], self.Q), *where)
 
     def sweep_input_gradient(self) -> None:
         """Write `x`."""
-        w = self.w.contiguous()
-        lines = self.N * self.x.shape[1] * self.size[0] * self.size[1]
+        if self.pointwise:
+            self.mix(self.y, self.along_positions(), self.x.new_zeros(self.x[0].numel()), self.x)
+            return
+        w, lines = self.w.contiguous(), self.N * self.x.shape[1] * self.size[0] * self.size[1]
         loops.input_gradient(lines, self.y.numel() * self.cells, self.output(), self.weight(w), self.groups, self.places(), self.image())
 
     def sweep_weight_gradient(self) -> None:
         """Write `w`."""
+        if self.pointwise:
+            w, x = self.w.new_empty(self.groups * self.O, self.C, self.P), memory(self.x, self.N, self.x.shape[1], self.P)
+            units = w[..., 0].numel() * -(-self.P // loops.LINE)
+            loops.mix_weights(units, self.y.numel() * self.cells, self.output(), x, self.groups, memory(w, *w.shape))
+            self.w.view(self.P, -1).copy_(w.flatten(0, 1).t())
+            return
         arguments = self.output(), self.image(), self.groups, self.places(), self.weight(self.w)
         loops.weight_gradient(self.Q, self.y.numel() * self.cells, *arguments)
+
+    def along_positions(self) -> Tensor:
+        """The weight of windows of one cell, `(*positions, G*O, C, 1, ...) -> (G, C, O, P)`."""
+        return self.w.reshape(self.P, self.groups, self.O, self.C).permute(1, 3, 2, 0)
+
+    def mix(self, x: Tensor, w: Tensor, b: Tensor, y: Tensor) -> None:
+        """Write `y` as the mixture of the channels of `x` by `w (G, O, C, P)`."""
+        w = w.flatten(0, 1).contiguous()
+        images = memory(x, self.N, x.shape[1], self.P), memory(w, *w.shape), memory(b, y.shape[1], self.P)
+        loops.mix(self.N * y.shape[1], y.numel() * w.shape[1], *images, self.groups, memory(y, self.N, y.shape[1], self.P))
 
     def registers(self, lanes_of: int) -> int:
         """How many registers as many numbers side by side take: 1, 2 or 4, so that few are empty."""
@@ -196,21 +219,27 @@ class Task:
         padded = padded_size(self.geometry, self.size)
         overhang = [(low, n - low - size) for low, n, size in zip(self.grid[2].tolist(), padded, self.size, strict=True)]
         x = pad(self.x.view(*self.x.shape[:2], *self.size), overhang).contiguous()
-        width, tiles, sets = V * LANES // x.itemsize, self.sharing.tile is not None, self.sharing.sets(self.positions)
-        (_, order, bounds), outputs, per_row = self.sets(), self.groups * self.O, self.Q // sets[0]
-        together = sets[0] if tiles else max(1, sets[0] * TOLD // self.y.numel())  # rows of sets; their positions are neighbours
-        for row in range(0, sets[0], together):
-            q, units = row * per_row, min(together, sets[0] - row) * per_row
-            first, last = (int(t) for t in (order[bounds[q]], order[bounds[q + units] - 1])) if not tiles else (0, self.P - 1)
-            told = x.new_empty(self.N * (last + 1 - first) * outputs + width)
-            where = first, last + 1 - first
-            blocks = self.N * -(-where[1] * x.itemsize // LANES)
-            loops.side_by_side(blocks, told.numel(), self.output(), *where, memory(told, *told.shape))
+        assert self.sharing is not None
+        _, order, bounds = self.sets()
+        w, outputs = self.w.view(self.Q, -1), self.groups * self.O
+        for q, units, first, count in stretches(self.sharing, self.positions, self.y.numel()):
+            told = x.new_empty(self.N * count * outputs + V * LANES // x.itemsize)
+            blocks, numbers = self.N * -(-count * x.itemsize // LANES), memory(told, *told.shape)
+            loops.side_by_side(blocks, told.numel(), self.output(), first, count, numbers)
             parts = min(self.cells, -(-torch.get_num_threads() // units))
             tables = memory(order, self.P), memory(bounds[q:], units + 1), memory(start, self.P), memory(cell, self.cells)
-            images = memory(told, *told.shape), memory(x, x.numel()), self.N, self.groups
-            weight = memory(self.w.flatten(0, len(sets) - 1)[q:], units, outputs, self.cells)
-            loops.multiply_weights(units * parts, told.numel() * self.cells, *images, *where, *tables, V, parts, weight)
+            images, weight = (numbers, memory(x, x.numel()), self.N, self.groups), memory(w[q:], units, outputs, self.cells)
+            loops.multiply_weights(units * parts, told.numel() * self.cells, *images, first, count, *tables, V, parts, weight)
+
+
+def stretches(sharing: Sharing, positions: tuple[int, ...], numbers: int) -> Iterator[tuple[int, int, int, int]]:
+    """Rows of sets whose positions are neighbours in memory, of about TOLD of all `numbers`: first set, sets, first position, positions."""
+    rows, *others = sharing.sets(positions)
+    together = rows if sharing.tile else max(1, rows * TOLD // numbers)
+    for row in range(0, rows, together):
+        end = min(rows, row + together)
+        first, last = (0, positions[0]) if sharing.tile else (min(r * sharing.share[0], positions[0]) for r in (row, end))
+        yield row * prod(others), (end - row) * prod(others), first * prod(positions[1:]), (last - first) * prod(positions[1:])
 
 
 def padded_size(geometry: Geometry, size: Sequence[int]) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cnn425.algorithms.layout import channels_last_strides
+from cnn425.algorithms.layout import strides_of
 from cnn425.compat import tracing_state
 from cnn425.kernels import pool as loops
 from cnn425.kernels.box import IMAGES
@@ -130,7 +130,7 @@ def dense(x: Tensor, dimensions: int, last: bool) -> Tensor:
 def channels_last(shape: Sequence[int], dimensions: int) -> tuple[int, ...]:
     """The strides of an image, or a batch of them, with the channels last in memory."""
     alone = (1,) * (dimensions + 2 - len(shape))
-    return channels_last_strides((*alone, *shape))[len(alone) :]
+    return strides_of((*alone, *shape), torch.channels_last)[len(alone) :]
 
 
 def blank(x: Tensor, shape: Sequence[int], strides: Sequence[int] | None, dtype: torch.dtype | None = None) -> Tensor:

@@ -14,7 +14,9 @@ import numpy as np
 
 from cnn425.kernels.box import LANES, move
 from cnn425.kernels.threads import loop, step, sums
-from cnn425.kernels.tile import rows_of, tile_of
+from cnn425.kernels.tile import SHORT, rows_of, tile_of
+
+LINE = 1024  # positions at once, few enough that several lines stay in the fastest memory
 
 
 @step
@@ -108,6 +110,48 @@ def weight_gradient(lo, hi, gy, x, groups, grid, gw):
                                     weight[start + v] += g * line[first + v * grid[3, 2]]
 
 
+# ---- Windows of one cell, and few channels -----------------------------------------------------------------------------------------------
+
+
+@loop
+def mix(lo, hi, x, w, b, groups, y):
+    """y[n,o,p] = b[o,p] + sum over c of x[n,c,p] * w[o,c,p]: `x (N, G*C, P), w (G*O, C, P), b (G*O, P)`; images' outputs are shared out.
+
+    With gy, and with the letters of the weight exchanged, it is the gradient of x.
+    """
+    GO, C, P = w.shape
+    for unit in range(lo, hi):
+        n, o = unit // GO, unit % GO
+        for p in range(0, P, LINE):
+            line, bias = y[n, o, p : p + LINE], b[o, p : p + LINE]
+            for i in range(line.size):
+                line[i] = bias[i]
+            for c in range(C):
+                pixels, weights = x[n, o // (GO // groups) * C + c, p : p + LINE], w[o, c, p : p + LINE]
+                for i in range(line.size):
+                    line[i] += pixels[i] * weights[i]
+
+
+@loop
+def mix_weights(lo, hi, gy, x, groups, gw):
+    """gw[o,c,p] = sum over n of gy[n,o,p] * x[n,c,p]: `gy (N, G*O, P), x (N, G*C, P)`; blocks of positions are shared out."""
+    (GO, C, P), N, short = gw.shape, x.shape[0], np.empty(LINE, gw.dtype)
+    blocks = (P + LINE - 1) // LINE
+    for unit in range(lo, hi):
+        o, c, p = unit // blocks // C, unit // blocks % C, unit % blocks * LINE
+        line = gw[o, c, p : p + LINE]
+        line[:] = 0
+        for begin in range(0, N, SHORT):
+            part = short[: line.size]
+            part[:] = 0
+            for n in range(begin, min(N, begin + SHORT)):
+                upstream, pixels = gy[n, o, p : p + LINE], x[n, o // (GO // groups) * C + c, p : p + LINE]
+                for i in range(part.size):
+                    part[i] += upstream[i] * pixels[i]
+            for i in range(line.size):
+                line[i] += part[i]
+
+
 # ---- Many images and channels ------------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +173,7 @@ def interleave(lo, hi, x, low, image):
             to = (((line // H + low[0]) * height + line % H + low[1]) * across + low[2]) * width
             for k in range(b * width, min(N, (b + 1) * width), lanes):
                 for w in range(0, W, lanes):
+                    w = max(0, min(w, W - lanes))  # the last block is whole, too, and overlaps the one before
                     at = k * hop + (c * D * H + line) * W + w
                     move(numbers, at, hop, plane, to + w * width + k - b * width, width, min(lanes, W - w), min(lanes, N - k), block)
 
@@ -147,6 +192,7 @@ def separate(lo, hi, image, low, x):
             at = (((line // H + low[0]) * height + line % H + low[1]) * across + low[2]) * width
             for k in range(b * width, min(N, (b + 1) * width), lanes):
                 for w in range(0, W, lanes):
+                    w = max(0, min(w, W - lanes))
                     to = k * hop + (c * D * H + line) * W + w
                     move(plane, at + w * width + k - b * width, width, numbers, to, hop, min(lanes, N - k), min(lanes, W - w), block)
 
@@ -231,7 +277,7 @@ def multiply_weights(lo, hi, told, x, N, groups, first, count, order, bounds, st
     `order` lists the positions set by set, those of set q from bounds[q] to bounds[q + 1]. A sum runs over the positions of a set and the
     images. Units are parts of the cells of a set.
     """
-    (Q, GO, K), result = gw.shape, gw.reshape(gw.size)
+    (_, GO, K), result = gw.shape, gw.reshape(gw.size)
     R, lanes, O, hop = rows_of(V), LANES // gw.itemsize, GO // groups, x.size // N
     width, zeros, block = V * lanes, np.zeros(V * lanes, gw.dtype), np.empty(lanes * lanes, gw.dtype)
     row, out = cell[np.minimum(np.arange(K + R), K - 1)], np.arange(K + R) * width

@@ -22,7 +22,7 @@ from cnn425.layers.bilinear import output
 from cnn425.layers.local import LOCAL, LocallyConnected
 from cnn425.layers.local_conversion import copy_parameters, shared, unshared
 from cnn425.layers.local_shared import prepared
-from cnn425.windows import POSITIONS
+from cnn425.windows import POSITIONS, Geometry, each_its_own
 
 NORMALISED = ("softmax", "norm", None)
 
@@ -37,15 +37,11 @@ def low_rank_local(dimensions: int, input: Tensor, weight: Tensor, mixing: Tenso
             low_rank_local, (input, weight, mixing, bias), dimensions, input, weight, mixing, bias, *settings
         )  # fmt: skip
     x, w, b, geometry, groups = prepared(dimensions, input, weight, bias, *settings)
-    each = w.unflatten(1, (groups, w.shape[1] // groups)).transpose(0, 1).flatten(0, 2)  # outputs in the order g, r, o
-    apart = output(x, each, geometry, groups, None, None).unflatten(1, (groups, w.shape[0], w.shape[1] // groups))
-    terms = list(zip(apart.unbind(2), mixing.to(apart.dtype).unbind(0), strict=True))
-    y = terms[0][0] * terms[0][1]
-    for found, coefficient in terms[1:]:
-        y = torch.addcmul(y, found, coefficient)
-    y = y.flatten(1, 2)
-    if b is not None:
-        y = y + b.view(-1, *(1,) * dimensions)
+    apart = output(x, w.transpose(0, 1).flatten(0, 1), geometry, groups, None, None)  # outputs in the order o, r
+    one = (1,) * dimensions
+    m = mixing.to(apart.dtype).movedim(0, dimensions).unsqueeze(dimensions).expand(*mixing.shape[1:], w.shape[1], -1)
+    m = m.reshape(*m.shape, *one)  # each output is mixed from r channels of its own
+    y = output(apart, m, Geometry(one, one, ((0, 0),) * dimensions, one), w.shape[1], each_its_own(dimensions), b)
     return y.squeeze(0) if input.ndim == dimensions + 1 else y
 
 
