@@ -1,10 +1,10 @@
 """How the three maps of a local layer are computed: the table of choices, and what runs by default, products and loops.
 
-| what comes                                                                   | how it is computed                                        |
-|------------------------------------------------------------------------------|-----------------------------------------------------------|
-| another device, dtype or kind of tensor; a trace; within `use("definition")` | `definition`                                              |
-| within `use("sweep")`, if nothing is shared                                  | `sweep`: loops over the weight, as the formula says       |
-| everything else                                                              | `matmul`: one matrix product per position                 |
+| what comes                                                                    | how it is computed                                  |
+|-------------------------------------------------------------------------------|-----------------------------------------------------|
+| another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                        |
+| within `use("sweep")`, if nothing is shared; windows of one cell, few outputs | `sweep`: loops over the weight, as the formula says |
+| everything else                                                               | `matmul`: one matrix product per position           |
 
 At a position the layer is a fully connected one: a matrix of O rows of K = C/G*T*U*V weights meets the N windows there. q is the set of
 weights that position p uses, its own or one that it shares.
