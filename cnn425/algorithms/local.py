@@ -3,7 +3,7 @@
 | what comes                                                                    | how it is computed                                  |
 |-------------------------------------------------------------------------------|-----------------------------------------------------|
 | another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                        |
-| within `use("sweep")`, if nothing is shared; windows of one cell, few outputs | `sweep`: loops over the weight, as the formula says |
+| within `use("sweep")`; one or two images; windows of one cell and few outputs | `sweep`: loops over the weight, as the formula says |
 | everything else                                                               | `matmul`: one matrix product per position           |
 
 At a position the layer is a fully connected one: a matrix of O rows of K = C/G*T*U*V weights meets the N windows there. q is the set of
@@ -13,8 +13,8 @@ weights that position p uses, its own or one that it shares.
     weight gradient   gw[q]    =  sum over its positions p of gy[p]' x[p]    (O, N) (N, K)  -> (O, K)
     window gradient   gx[p]    =  gy[p]  w[q]                                (N, O) (O, K)  -> (N, K)       then added to the pixels
 
-The weight is not copied. Images are interleaved, so that a vector register holds one pixel of several. Half precision is computed in
-float32 and rounded once.
+The weight is not copied. For products images are interleaved, so that a vector register holds one pixel of several. Half precision is
+computed in float32 and rounded once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from cnn425.algorithms import definition, layout
+from cnn425.kernels import elementwise as pointwise
 from cnn425.kernels import local as loops
 from cnn425.kernels.box import LANES
 from cnn425.kernels.threads import forced, loops_run, memory
@@ -33,6 +34,7 @@ from cnn425.windows import Geometry, Sharing, pad
 HALF = (torch.bfloat16, torch.float16)
 CPU = torch.device("cpu")
 FEW = 4  # outputs of a window of one cell, for which a product is not worth it
+IMAGES = 2  # so few would leave most of a vector register empty
 TOLD = 1 << 18  # numbers of the output's gradient that are brought in order at once
 
 
@@ -48,7 +50,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Shari
         y = definition.output(x, w, geometry, groups, sharing)
         return layout.stored(y if bias is None else y + bias, order)
     task = Task(x, w, x.new_empty(x.shape[0], *shape), geometry, groups, sharing)
-    (task.sweep_output if task.swept else task.multiply_output)(bias)
+    (task.sweep_output if task.is_swept(task.N) else task.multiply_output)(bias)
     return layout.stored(task.y, order)
 
 
@@ -62,7 +64,7 @@ def input_gradient(
     if by_definition(gy, w):
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size, sharing), order_)
     task = Task(gy.new_empty(gy.shape[0], w.shape[d + 1] * groups, *size), w, gy, geometry, groups, sharing)
-    (task.sweep_input_gradient if task.swept else task.multiply_input_gradient)()
+    (task.sweep_input_gradient if task.is_swept(task.N) else task.multiply_input_gradient)()
     return layout.stored(task.x, order_)
 
 
@@ -74,7 +76,7 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, shar
         return layout.stored(definition.weight_gradient(gy, x, geometry, groups, sharing), torch.contiguous_format)
     gw = gy.new_empty(*sharing.sets(tuple(gy.shape[2:])), gy.shape[1], x.shape[1] // groups, *geometry.kernel)
     task = Task(x, gw, gy, geometry, groups, sharing)
-    (task.sweep_weight_gradient if task.swept else task.multiply_weight_gradient)()
+    (task.sweep_weight_gradient if task.is_swept(task.N * task.P // task.Q) else task.multiply_weight_gradient)()
     return gw
 
 
@@ -106,15 +108,18 @@ class Task:
     """
 
     def __init__(self, x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None = None) -> None:
-        d, self.geometry, self.sharing, self.positions = geometry.dimensions if sharing else 0, geometry, sharing, tuple(y.shape[2:])
+        d, self.geometry, self.positions = geometry.dimensions if sharing else 0, geometry, tuple(y.shape[2:])
+        self.sharing = sharing or Sharing((1,) * geometry.dimensions, (1,) * geometry.dimensions)
         self.x, self.w, self.y, self.groups, self.N = x.contiguous(), w, y.contiguous(), groups, x.shape[0]
         self.O, self.C, self.Q, self.P = w.shape[d] // groups, w.shape[d + 1], prod(w.shape[:d]), prod(y.shape[2:])
         ones = (1,) * (3 - geometry.dimensions)
         self.size, self.kernel = (*ones, *x.shape[2:]), (*ones, *w.shape[d + 2 :])
         self.grid, self.cells = grid(geometry, tuple(x.shape[2:])), self.C * prod(self.kernel)
-        own = sharing is not None and sharing.each
-        self.pointwise = own and self.O <= FEW and geometry == Geometry((1,) * d, (1,) * d, ((0, 0),) * d, (1,) * d)
-        self.swept = own and (forced.get() == "sweep" or (self.pointwise and forced.get() != "matmul"))
+        self.pointwise = self.sharing.each and self.O <= FEW and geometry == Geometry((1,) * d, (1,) * d, ((0, 0),) * d, (1,) * d)
+
+    def is_swept(self, images: int) -> bool:
+        """Whether loops over the weight compute a map whose products have so many images to a set of weights."""
+        return forced.get() == "sweep" or (forced.get() != "matmul" and (self.pointwise or images <= IMAGES))
 
     def image(self) -> tuple[object, ...]:
         """The image as an argument for a loop."""
@@ -129,36 +134,39 @@ class Task:
         T, U, V = self.kernel
         return memory(w, self.Q, self.groups * self.O, self.C, T * U, V)
 
-    def places(self) -> tuple[object, ...]:
-        """The geometry as an argument for a loop."""
-        return memory(self.grid, 6, 3)
+    def places(self) -> tuple[object, object]:
+        """The geometry, and the set of each position, as arguments for a loop."""
+        return memory(self.grid, 6, 3), memory(self.sets()[0], self.P)
 
     def sweep_output(self, bias: Tensor | None) -> None:
         """Write `y`."""
-        b = self.y.new_zeros(self.y.shape[1] * self.Q) if bias is None else bias.contiguous()
+        b = self.y.new_zeros(self.y.shape[1]) if bias is None else bias.contiguous()
         if self.pointwise:
-            self.mix(self.x, self.along_positions().transpose(1, 2), b, self.y)
+            self.mix(self.x, self.along_positions().transpose(1, 2), b.view(self.y.shape[1], -1).expand(-1, self.P).contiguous(), self.y)
             return
-        w, where = self.w.contiguous(), (self.groups, self.places(), self.output())
-        loops.output(self.P, self.y.numel() * self.cells, self.image(), self.weight(w), memory(b, self.y.shape[1], self.Q), *where)
+        bias_, where = memory(b, self.y.shape[1], b.numel() // self.y.shape[1]), (self.groups, *self.places(), self.output())
+        loops.output(self.P, self.y.numel() * self.cells, self.image(), self.weight(self.w.contiguous()), bias_, *where)
 
     def sweep_input_gradient(self) -> None:
         """Write `x`."""
         if self.pointwise:
             self.mix(self.y, self.along_positions(), self.x.new_zeros(self.x[0].numel()), self.x)
             return
-        w, lines = self.w.contiguous(), self.N * self.x.shape[1] * self.size[0] * self.size[1]
-        loops.input_gradient(lines, self.y.numel() * self.cells, self.output(), self.weight(w), self.groups, self.places(), self.image())
+        parts = min(self.size[0] * self.size[1], -(-torch.get_num_threads() // self.N))
+        arguments = self.output(), self.weight(self.w.contiguous()), self.groups, *self.places(), parts, self.image()
+        loops.input_gradient(self.N * parts, self.y.numel() * self.cells, *arguments)
 
     def sweep_weight_gradient(self) -> None:
         """Write `w`."""
         if self.pointwise:
             w, x = self.w.new_empty(self.groups * self.O, self.C, self.P), memory(self.x, self.N, self.x.shape[1], self.P)
-            units = w[..., 0].numel() * -(-self.P // loops.LINE)
-            loops.mix_weights(units, self.y.numel() * self.cells, self.output(), x, self.groups, memory(w, *w.shape))
+            units = w[..., 0].numel() * -(-self.P // pointwise.LINE)
+            pointwise.mix_weights(units, self.y.numel() * self.cells, self.output(), x, self.groups, memory(w, *w.shape))
             self.w.view(self.P, -1).copy_(w.flatten(0, 1).t())
             return
-        arguments = self.output(), self.image(), self.groups, self.places(), self.weight(self.w)
+        _, order, bounds = self.sets()
+        tables = self.places()[0], memory(order, self.P), memory(bounds, self.Q + 1)
+        arguments = self.output(), self.image(), self.groups, *tables, self.weight(self.w)
         loops.weight_gradient(self.Q, self.y.numel() * self.cells, *arguments)
 
     def along_positions(self) -> Tensor:
@@ -169,7 +177,7 @@ class Task:
         """Write `y` as the mixture of the channels of `x` by `w (G, O, C, P)`."""
         w = w.flatten(0, 1).contiguous()
         images = memory(x, self.N, x.shape[1], self.P), memory(w, *w.shape), memory(b, y.shape[1], self.P)
-        loops.mix(self.N * y.shape[1], y.numel() * w.shape[1], *images, self.groups, memory(y, self.N, y.shape[1], self.P))
+        pointwise.mix(self.N * y.shape[1], y.numel() * w.shape[1], *images, self.groups, memory(y, self.N, y.shape[1], self.P))
 
     def registers(self, lanes_of: int) -> int:
         """How many registers as many numbers side by side take: 1, 2 or 4, so that few are empty."""
@@ -182,7 +190,6 @@ class Task:
 
     def sets(self) -> tuple[Tensor, Tensor, Tensor]:
         """The set of each position, and the positions set by set; see `sets_of`."""
-        assert self.sharing is not None
         return sets_of(self.sharing, self.positions)
 
     def interleaved(self, V: int) -> tuple[Tensor, tuple[object, ...], tuple[object, ...]]:
@@ -219,7 +226,6 @@ class Task:
         padded = padded_size(self.geometry, self.size)
         overhang = [(low, n - low - size) for low, n, size in zip(self.grid[2].tolist(), padded, self.size, strict=True)]
         x = pad(self.x.view(*self.x.shape[:2], *self.size), overhang).contiguous()
-        assert self.sharing is not None
         _, order, bounds = self.sets()
         w, outputs = self.w.view(self.Q, -1), self.groups * self.O
         for q, units, first, count in stretches(self.sharing, self.positions, self.y.numel()):

@@ -1,20 +1,23 @@
-"""Activations and losses as loops that touch every number once.
+"""Activations, losses and mixtures of channels as loops that touch every number once.
 
     gate              gx = gy where y > 0 or NaN, else 0                                  the gradient of the rectifier
     sigmoid           y = 1 / (1 + exp(-x))                                               gx = gy * y * (1 - y)
     softmax           y[c] = exp(x[c]) / sum over c of exp(x[c])                          gx[c] = y[c] * (gy[c] - sum over c of gy[c]*y[c])
     cross-entropy     y = log(sum over c of exp(x[c])) - x[t]                             gx[c] = gy * (p[c] - [c = t]), p the softmax
+    mix               y[n,o,p] = b[o,p] + sum over c of x[n,c,p] * w[o,c,p]               gw[o,c,p] = sum over n of gy[n,o,p] * x[n,c,p]
 
-Numbers come as one row, and the classes c as the second of three dimensions `(B, C, K)`, K neighbours in memory. The exponential is a
-polynomial (range reduction and coefficients of Cephes), because the compiler has none for vector registers; its largest relative error is
-1.3 roundings.
+Numbers come as one row, and the classes c as the second of three dimensions `(B, C, K)`, K neighbours in memory. A mixture is a local layer
+whose windows have one cell; its positions p are neighbours in memory. The exponential is a polynomial (range reduction and coefficients of
+Cephes), because the compiler has none for vector registers; its largest relative error is 1.3 roundings.
 """
 
 import numpy as np
 
 from cnn425.kernels.threads import loop, step, sums
+from cnn425.kernels.tile import SHORT
 
 BLOCK, NUMBERS = 1 << 8, 1 << 11  # neighbours or rows, and numbers of rows, taken at a time: they stay in the nearest cache
+LINE = 1024  # positions of a mixture taken at a time
 
 
 @loop
@@ -236,3 +239,45 @@ def cross_entropy_gradient(lo, hi, gy, p, target, ignored, gx):
             for k in range(start, stop):
                 if target[b, k] != ignored:
                     gx[b, target[b, k], k] -= gy[b, k]
+
+
+# ---- Mixtures of channels ----------------------------------------------------------------------------------------------------------------
+
+
+@loop
+def mix(lo, hi, x, w, b, groups, y):
+    """y[n,o,p] = b[o,p] + sum over c of x[n,c,p] * w[o,c,p]: `x (N, G*C, P), w (G*O, C, P), b (G*O, P)`; images' outputs are shared out.
+
+    With gy, and with the letters of the weight exchanged, it is the gradient of x.
+    """
+    GO, C, P = w.shape
+    for unit in range(lo, hi):
+        n, o = unit // GO, unit % GO
+        for p in range(0, P, LINE):
+            line, bias = y[n, o, p : p + LINE], b[o, p : p + LINE]
+            for i in range(line.size):
+                line[i] = bias[i]
+            for c in range(C):
+                pixels, weights = x[n, o // (GO // groups) * C + c, p : p + LINE], w[o, c, p : p + LINE]
+                for i in range(line.size):
+                    line[i] += pixels[i] * weights[i]
+
+
+@loop
+def mix_weights(lo, hi, gy, x, groups, gw):
+    """gw[o,c,p] = sum over n of gy[n,o,p] * x[n,c,p]: `gy (N, G*O, P), x (N, G*C, P)`; blocks of positions are shared out."""
+    (GO, C, P), N, short = gw.shape, x.shape[0], np.empty(LINE, gw.dtype)
+    blocks = (P + LINE - 1) // LINE
+    for unit in range(lo, hi):
+        o, c, p = unit // blocks // C, unit // blocks % C, unit % blocks * LINE
+        line = gw[o, c, p : p + LINE]
+        line[:] = 0
+        for begin in range(0, N, SHORT):
+            part = short[: line.size]
+            part[:] = 0
+            for n in range(begin, min(N, begin + SHORT)):
+                upstream, pixels = gy[n, o, p : p + LINE], x[n, o // (GO // groups) * C + c, p : p + LINE]
+                for i in range(part.size):
+                    part[i] += upstream[i] * pixels[i]
+            for i in range(line.size):
+                line[i] += part[i]

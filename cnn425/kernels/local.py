@@ -6,22 +6,21 @@
 
 for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` holds the geometry, one row each for the
 numbers of cells, the strides s, the low paddings p, the dilations d, the positions and the pixels, in three columns. The channels of group
-g are those from g*C/G on, so C below counts the channels of a group. For many images and channels the
-sums are matrix products, one per position, by the tiles of `cnn425.kernels.tile`, with images side by side in the vector registers.
+g are those from g*C/G on, so C below counts the channels of a group. `sets (P)` is the set of weights of each position, its own or one that
+it shares. For few images a window is copied to where its cells are neighbours, as its weights are. For many images the sums are matrix
+products, one per position, by the tiles of `cnn425.kernels.tile`, with images side by side in the vector registers.
 """
 
 import numpy as np
 
 from cnn425.kernels.box import LANES, move
 from cnn425.kernels.threads import loop, step, sums
-from cnn425.kernels.tile import SHORT, rows_of, tile_of
-
-LINE = 1024  # positions at once, few enough that several lines stay in the fastest memory
+from cnn425.kernels.tile import rows_of, tile_of
 
 
 @step
-def run(p, u, v, grid, D, H, W, T):
-    """The cells of row (t, u) of window p that are inside the image: pixel (d, h, w) of the first, its cell v, and their number."""
+def run(p, u, v, grid, D, H, W):
+    """The cells of row u = (t, u) of window p that are inside the image: pixel (d, h, w) of the first, its cell v, and their number."""
     t, I, J = u // grid[0, 1], grid[4, 1], grid[4, 2]
     d = p // (I * J) * grid[1, 0] + t * grid[3, 0] - grid[2, 0]
     h = p // J % I * grid[1, 1] + u % grid[0, 1] * grid[3, 1] - grid[2, 1]
@@ -32,124 +31,97 @@ def run(p, u, v, grid, D, H, W, T):
     return d, h, first + start * step_, start, cells
 
 
+@step
+def look(x, p, grid, window):
+    """window[c, u, v] = the pixel in row u and column v of window p, 0 outside: `x (C, D, H, W), window (C, T*U, V)`."""
+    (C, D, H, W), (_, TU, V), apart = x.shape, window.shape, grid[3, 2]
+    for u in range(TU):
+        d, h, first, start, cells = run(p, u, V, grid, D, H, W)
+        for c in range(C):
+            seen = window[c, u]
+            if cells < V:
+                seen[:] = 0
+            if cells and apart == 1:
+                pixels, inside = x[c, d, h, first : first + cells], seen[start : start + cells]
+                for v in range(cells):
+                    inside[v] = pixels[v]
+            elif cells:
+                for v in range(cells):
+                    seen[start + v] = x[c, d, h, first + v * apart]
+
+
+@step
+def tell(window, p, grid, low, high, x):
+    """The adjoint of `look` for the lines low to high - 1: each pixel adds what its cell says."""
+    (C, D, H, W), (_, TU, V), apart = x.shape, window.shape, grid[3, 2]
+    for u in range(TU):
+        d, h, first, start, cells = run(p, u, V, grid, D, H, W)
+        if low <= d * H + h < high:
+            for c in range(C if cells else 0):
+                line, said = x[c, d, h], window[c, u]
+                for v in range(cells):
+                    line[first + v * apart] += said[start + v]
+
+
 @sums
-def output(lo, hi, x, w, b, groups, grid, y):
-    """The output: `x (N, G*C, D, H, W), w (Q, G*O, C, T*U, V), b (G*O, Q) -> y (N, G*O, P)`; positions are shared out."""
-    N, _, D, H, W = x.shape
-    Q, GO, C, TU, V = w.shape
+def output(lo, hi, x, w, b, groups, grid, sets, y):
+    """The output: `x (N, G*C, D, H, W), w (Q, G*O, C, T*U, V), b (G*O, P or 1) -> y (N, G*O, P)`; positions are shared out."""
+    (N, GC, _, _, _), (Q, GO, C, TU, V), O = x.shape, w.shape, w.shape[1] // groups
+    window, weights = np.empty((GC, TU, V), x.dtype), w.reshape(Q, GO, C * TU * V)
+    seen = window.reshape(groups, C * TU * V)
     for p in range(lo, hi):
         for n in range(N):
+            look(x[n], p, grid, window)
             for o in range(GO):
-                total, channel = b[o, p % Q], o // (GO // groups) * C
-                for u in range(TU):
-                    d, h, first, start, cells = run(p, u, V, grid, D, H, W, TU)
-                    for c in range(C if cells else 0):
-                        line, weight, part = x[n, channel + c, d, h], w[p % Q, o, c, u], total * 0
-                        if cells == V and grid[3, 2] == 1:
-                            pixels = line[first : first + V]
-                            for v in range(V):
-                                part += pixels[v] * weight[v]
-                        else:
-                            for v in range(cells):
-                                part += line[first + v * grid[3, 2]] * weight[start + v]
-                        total += part
+                total, pixels, weight = b[o, p % b.shape[1]], seen[o // O], weights[sets[p], o]
+                for k in range(pixels.size):
+                    total += pixels[k] * weight[k]
                 y[n, o, p] = total
 
 
 @loop
-def input_gradient(lo, hi, gy, w, groups, grid, gx):
-    """The gradient of x: `gy (N, G*O, P), w (Q, G*O, C, T*U, V) -> gx (N, G*C, D, H, W)`; lines of pixels are shared out."""
-    N, GO, _ = gy.shape
-    Q, _, C, TU, V = w.shape
-    _, GC, D, H, W = gx.shape
-    A, I, J, U, O = grid[4, 0], grid[4, 1], grid[4, 2], grid[0, 1], GO // groups
+def input_gradient(lo, hi, gy, w, groups, grid, sets, parts, gx):
+    """The gradient of x: `gy (N, G*O, P), w (Q, G*O, C, T*U, V) -> gx (N, G*C, D, H, W)`; parts of the lines of images are shared out."""
+    (Q, GO, C, TU, V), (_, GC, D, H, W), O = w.shape, gx.shape, w.shape[1] // groups
+    window, weights = np.empty((GC, TU, V), w.dtype), w.reshape(Q, GO, C * TU * V)
+    said = window.reshape(groups, C * TU * V)
     for unit in range(lo, hi):
-        n, channel, d, h = unit // (GC * D * H), unit // (D * H) % GC, unit // H % D, unit % H
-        line = gx[n, channel, d, h]
-        line[:] = 0
-        for row in range(TU):
-            a, i = d + grid[2, 0] - row // U * grid[3, 0], h + grid[2, 1] - row % U * grid[3, 1]
-            if a < 0 or a % grid[1, 0] != 0 or a // grid[1, 0] >= A or i < 0 or i % grid[1, 1] != 0 or i // grid[1, 1] >= I:
-                continue
-            for j in range(J):
-                p = (a // grid[1, 0] * I + i // grid[1, 1]) * J + j
-                _, _, first, start, cells = run(p, row, V, grid, D, H, W, TU)
-                for o in range(channel // C * O, channel // C * O + O):
-                    g, weight = gy[n, o, p], w[p % Q, o, channel % C, row]
-                    if cells == V and grid[3, 2] == 1:
-                        pixels = line[first : first + V]
-                        for v in range(V):
-                            pixels[v] += g * weight[v]
-                    else:
-                        for v in range(cells):
-                            line[first + v * grid[3, 2]] += g * weight[start + v]
+        n, low, high = unit // parts, unit % parts * D * H // parts, (unit % parts + 1) * D * H // parts
+        for line in range(low, high):
+            gx[n, :, line // H, line % H] = 0
+        for p in range(gy.shape[2]):
+            top, bottom, _, _, _ = run(p, 0, V, grid, D, H, W)
+            below, under, _, _, _ = run(p, TU - 1, V, grid, D, H, W)
+            if top * H + bottom < high and below * H + under >= low:
+                said[:] = 0
+                for o in range(GO):
+                    g, adjoint, weight = gy[n, o, p], said[o // O], weights[sets[p], o]
+                    for k in range(adjoint.size):
+                        adjoint[k] += g * weight[k]
+                tell(window, p, grid, low, high, gx[n])
 
 
 @loop
-def weight_gradient(lo, hi, gy, x, groups, grid, gw):
-    """The gradient of w: `gy (N, G*O, P), x (N, G*C, D, H, W) -> gw (Q, G*O, C, T*U, V)`; sets of weights are shared out."""
-    N, _, D, H, W = x.shape
-    Q, GO, C, TU, V = gw.shape
-    for q in range(lo, hi):
-        gw[q] = 0
-        for p in range(q, gy.shape[2], Q):
-            for o in range(GO):
-                channel = o // (GO // groups) * C
-                for u in range(TU):
-                    d, h, first, start, cells = run(p, u, V, grid, D, H, W, TU)
-                    for c in range(C if cells > 0 else 0):
-                        weight = gw[q, o, c, u]
-                        for n in range(N):
-                            g, line = gy[n, o, p], x[n, channel + c, d, h]
-                            if cells == V and grid[3, 2] == 1:
-                                pixels = line[first : first + V]
-                                for v in range(V):
-                                    weight[v] += g * pixels[v]
-                            else:
-                                for v in range(cells):
-                                    weight[start + v] += g * line[first + v * grid[3, 2]]
+def weight_gradient(lo, hi, gy, x, groups, grid, order, bounds, gw):
+    """The gradient of w: `gy (N, G*O, P), x (N, G*C, D, H, W) -> gw (Q, G*O, C, T*U, V)`; sets of weights are shared out.
 
-
-# ---- Windows of one cell, and few channels -----------------------------------------------------------------------------------------------
-
-
-@loop
-def mix(lo, hi, x, w, b, groups, y):
-    """y[n,o,p] = b[o,p] + sum over c of x[n,c,p] * w[o,c,p]: `x (N, G*C, P), w (G*O, C, P), b (G*O, P)`; images' outputs are shared out.
-
-    With gy, and with the letters of the weight exchanged, it is the gradient of x.
+    `order (P)` lists the positions set by set, those of set q from bounds[q] to bounds[q + 1].
     """
-    GO, C, P = w.shape
-    for unit in range(lo, hi):
-        n, o = unit // GO, unit % GO
-        for p in range(0, P, LINE):
-            line, bias = y[n, o, p : p + LINE], b[o, p : p + LINE]
-            for i in range(line.size):
-                line[i] = bias[i]
-            for c in range(C):
-                pixels, weights = x[n, o // (GO // groups) * C + c, p : p + LINE], w[o, c, p : p + LINE]
-                for i in range(line.size):
-                    line[i] += pixels[i] * weights[i]
-
-
-@loop
-def mix_weights(lo, hi, gy, x, groups, gw):
-    """gw[o,c,p] = sum over n of gy[n,o,p] * x[n,c,p]: `gy (N, G*O, P), x (N, G*C, P)`; blocks of positions are shared out."""
-    (GO, C, P), N, short = gw.shape, x.shape[0], np.empty(LINE, gw.dtype)
-    blocks = (P + LINE - 1) // LINE
-    for unit in range(lo, hi):
-        o, c, p = unit // blocks // C, unit // blocks % C, unit % blocks * LINE
-        line = gw[o, c, p : p + LINE]
-        line[:] = 0
-        for begin in range(0, N, SHORT):
-            part = short[: line.size]
-            part[:] = 0
-            for n in range(begin, min(N, begin + SHORT)):
-                upstream, pixels = gy[n, o, p : p + LINE], x[n, o // (GO // groups) * C + c, p : p + LINE]
-                for i in range(part.size):
-                    part[i] += upstream[i] * pixels[i]
-            for i in range(line.size):
-                line[i] += part[i]
+    (N, GC, _, _, _), (Q, GO, C, TU, V), O = x.shape, gw.shape, gw.shape[1] // groups
+    window, gradients = np.empty((GC, TU, V), x.dtype), gw.reshape(Q, GO, C * TU * V)
+    seen = window.reshape(groups, C * TU * V)
+    for q in range(lo, hi):
+        for i in range(bounds[q] * N, bounds[q + 1] * N):
+            p, n = order[i // N], i % N
+            look(x[n], p, grid, window)
+            for o in range(GO):
+                g, pixels, gradient = gy[n, o, p], seen[o // O], gradients[q, o]
+                if i == bounds[q] * N:
+                    for k in range(pixels.size):
+                        gradient[k] = g * pixels[k]
+                else:
+                    for k in range(pixels.size):
+                        gradient[k] += g * pixels[k]
 
 
 # ---- Many images and channels ------------------------------------------------------------------------------------------------------------
