@@ -83,7 +83,7 @@ CALLS = {
     "depthwise conv2d, strided": lambda: passes(
         lambda x, w: F.conv2d(x, w, stride=2, groups=16), (3, 16, 17, 15), (16, 1, 3, 3), last=True
     ),
-    "locally_connected2d": lambda: passes(lambda x, w: F.locally_connected2d(x, w, padding=1), (2, 3, 4, 4), (4, 4, 5, 3, 3, 3)),
+    "locally_connected2d": lambda: passes(lambda x, w: F.locally_connected2d(x, w, padding=1), (3, 3, 4, 4), (4, 4, 5, 3, 3, 3)),
     "locally_connected2d of one channel": lambda: passes(F.locally_connected2d, (2, 1, 5, 5), (3, 3, 2, 1, 3, 3)),
     "locally_connected2d of windows of one cell": lambda: passes(F.locally_connected2d, (2, 3, 4, 4), (4, 4, 2, 3, 1, 1)),
     "locally_connected1d in groups": lambda: passes(lambda x, w: F.locally_connected1d(x, w, groups=2), (1, 2, 9), (8, 4, 1, 2)),

@@ -144,16 +144,17 @@ class Task:
         if self.pointwise:
             self.mix(self.x, self.along_positions().transpose(1, 2), b.view(self.y.shape[1], -1).expand(-1, self.P).contiguous(), self.y)
             return
+        w = self.w.contiguous()  # named, since loops are given its address
         bias_, where = memory(b, self.y.shape[1], b.numel() // self.y.shape[1]), (self.groups, *self.places(), self.output())
-        loops.output(self.P, self.y.numel() * self.cells, self.image(), self.weight(self.w.contiguous()), bias_, *where)
+        loops.output(self.P, self.y.numel() * self.cells, self.image(), self.weight(w), bias_, *where)
 
     def sweep_input_gradient(self) -> None:
         """Write `x`."""
         if self.pointwise:
             self.mix(self.y, self.along_positions(), self.x.new_zeros(self.x[0].numel()), self.x)
             return
-        parts = min(self.size[0] * self.size[1], -(-torch.get_num_threads() // self.N))
-        arguments = self.output(), self.weight(self.w.contiguous()), self.groups, *self.places(), parts, self.image()
+        w, parts = self.w.contiguous(), min(self.size[0] * self.size[1], -(-torch.get_num_threads() // self.N))
+        arguments = self.output(), self.weight(w), self.groups, *self.places(), parts, self.image()
         loops.input_gradient(self.N * parts, self.y.numel() * self.cells, *arguments)
 
     def sweep_weight_gradient(self) -> None:
