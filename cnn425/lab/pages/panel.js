@@ -170,7 +170,7 @@ class Panel {
     const parts = grid.tagName === "DIV" ? [...grid.children] : [grid], list = parts.at(-1).matches(".list:not(.pictures)") ? parts.pop() : null;
     const bias = node.biases ? element("button", { type: "button", class: at < 0 ? "winner" : "", id: "bias", onclick: () => pick({ at: -1 }) }, "the bias") : null;
     const note = { conv: `One set of weights serves all ${node.P} positions of the map: the gradient of a weight adds up adjoint × pixel over all of them.`, local: "Every position has weights of its own: the gradient of a weight is one product, adjoint × pixel.", linear: "The gradient of a weight is one product: the adjoint of its unit × the number it is multiplied with." }[node.kind];
-    return [this.line(note, "note"), title, ...parts, bias, ...this.gradient(chosen, window, x, g), list, ...rest];
+    return [this.line(`${note} Choose a weight.`, "note"), title, ...parts, bias, ...this.gradient(chosen, window, x, g), list, ...rest];
   }
 
   gradient({ at, value, where }, window, x, g) {  // of one weight: the sum of adjoint · pixel over the positions that use it; at −1 the bias, the weight of a 1
@@ -320,7 +320,7 @@ class Panel {
   }
 
   pictures({ cells }, node, names, columns, pick = (cell) => this.choose(node.number, cell.at)) {  // a large window: what its cells hold as pictures, in which a click chooses
-    const rows = Math.ceil(cells.length / columns), zoom = Math.max(1, Math.min(12, Math.floor(130 / Math.max(rows, columns)))), row = element("tr");
+    const rows = Math.ceil(cells.length / columns), side = Math.min(130, (this.root.clientWidth || innerWidth) / 3 - 24), zoom = Math.max(1, Math.min(12, Math.floor(side / Math.max(rows, columns)))), row = element("tr");
     for (const key of Object.keys(names)) {
       const values = cells.map((cell) => cell[key]), canvas = painted(values, columns, rows, largest(values), false);
       [canvas.style.width, canvas.style.height] = [`${columns * zoom}px`, `${rows * zoom}px`];
