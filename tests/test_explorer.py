@@ -322,7 +322,7 @@ def test_steps_with_arrow_keys_and_units_with_the_keyboard(browser, page_of_all)
 @pytest.mark.parametrize("layers", ["custom", "torch"])
 def test_a_drawing_is_computed_on_the_page(browser, tmp_path, layers):
     model = build("conv", layers, 0)
-    explore(model, torch.rand(1, 1, 28, 28), tmp_path / "e.html")
+    explore(model, torch.rand(1, 1, 28, 28), tmp_path / "e.html", labels=[3])
     with opened(browser, tmp_path / "e.html") as page:
         page.locator("#draw").click()
         box = page.locator("#pad").bounding_box()
