@@ -1,9 +1,10 @@
 """The site, in `site/`: docs, gallery, explorer pages, comparison reports, API reference; `scripts/site` calls this.
 
-A broken link or a stale figure of the gallery fails the build. The networks are trained on the spot (a minute), or the run folders of an
-earlier build are used again.
+A broken link, a stale figure of the gallery or a stale picture of the explorer fails the build. The networks are trained on the spot (a
+minute), or the run folders of an earlier build are used again.
 """
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -12,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cnn425.lab import checkpoint
+from cnn425.lab import pages as skeletons
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.explorer import explore
 from cnn425.lab.models import build
@@ -23,6 +27,7 @@ from experiments import explore as explorer
 from experiments import patterns as smallest
 
 ROOT = Path(__file__).parents[1]
+PICTURE = ROOT / "docs" / "images" / "explorer.png"
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class SiteOptions:
     """Where the networks are trained, or found."""
     quick: bool = False
     """Networks that have hardly learnt, and no look at the gallery: to try the build."""
+    picture: Path | None = None
+    """Also make this picture of the explorer, for the README: docs/images/explorer.png. It needs Chromium and playwright."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
         raise LabError(f"{options.out} holds something that is not a site; name another folder with --out", 2)
     if not options.quick and subprocess.run([sys.executable, "scripts/gallery.py", "--check"], cwd=ROOT).returncode:
         raise LabError("the gallery is stale; make it again with scripts/gallery")
+    if not options.quick and not options.picture and stale(PICTURE):
+        raise LabError(f"{PICTURE} shows the explorer as it was; make it again with scripts/site --picture {PICTURE}")
     shutil.rmtree(options.out, ignore_errors=True)
     words = [
         "-W",
@@ -62,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
         raise LabError("the docs have broken links or other mistakes, see above")
     copy_sources(options.out / "files")
     pages(options)
+    if options.picture:
+        photograph(options.out / "explorer.html", options.picture)
     broken = [link for page in options.out.glob("*.html") for link in broken_links(page)]
     if broken:
         raise LabError(f"broken links: {', '.join(broken[:10])}")
@@ -111,6 +122,38 @@ def pages(options: SiteOptions) -> None:
     ):
         if subprocess.run([*compare, *words], cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
             raise LabError(f"compare_layers.py {' '.join(words)} finds a difference or fails")
+
+
+def photograph(page: Path, picture: Path) -> None:
+    """A picture of an explorer page, so narrow that its words can be read at 700 pixels: the unit that answers most, and its sum."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        raise LabError("no Chromium is installed (apt-get install chromium)")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        shown = browser.new_page(viewport={"width": 720, "height": 1050}, device_scale_factor=1.5)
+        shown.goto(page.resolve().as_uri())
+        shown.evaluate("select(1, strongest(state.values[1])); scrollTo(0, at('layers').offsetTop)")
+        shown.screenshot(path=str(picture))
+        browser.close()
+    made_from = PngInfo()
+    made_from.add_text("page", digest())
+    with Image.open(picture) as image:
+        image.load()
+        image.save(picture, pnginfo=made_from, optimize=True)
+
+
+def digest() -> str:
+    """Of the explorer page without a network: what a picture of it was made from."""
+    return hashlib.sha256(skeletons.page("explorer", {})).hexdigest()
+
+
+def stale(picture: Path) -> bool:
+    """Whether a picture of the explorer shows another page than today's."""
+    with Image.open(picture) as image:
+        return image.info.get("page") != digest()
 
 
 def broken_links(page: Path) -> list[str]:

@@ -29,7 +29,9 @@ def test_the_site_builds_and_its_pages_open(tmp_path, capsys):
     for package in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(package, reason=f"{package} is not installed (dependency group `site`)")
     site = tmp_path / "site"
-    script.main(["--quick", "--out", str(site), "--runs", str(tmp_path / "runs")])
+    picture = tmp_path / "explorer.png"
+    script.main(["--quick", "--out", str(site), "--runs", str(tmp_path / "runs"), "--picture", str(picture)])
+    assert not script.stale(picture)
     assert "pages" in capsys.readouterr().out
     names = {path.name for path in site.glob("*.html")}
     assert {"index.html", "gallery.html", "api.html", "explorer.html", "smallest.html", "derivatives.html", "layers.html"} <= names
@@ -40,6 +42,14 @@ def test_the_site_builds_and_its_pages_open(tmp_path, capsys):
     assert 'href="files/cnn425/kernels/"' in (site / "performance.html").read_text()
     with chromium() as browser, opened(browser, site / "smallest.html") as page:
         assert "world's smallest network" in page.locator("h1").inner_text()
+
+
+def test_a_picture_of_another_page_is_stale_and_fails_the_build(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "PICTURE", tmp_path / "explorer.png")
+    monkeypatch.setattr(script.subprocess, "run", lambda *a, **k: script.subprocess.CompletedProcess(a, 0))  # the gallery is not stale
+    script.Image.new("RGB", (2, 2)).save(tmp_path / "explorer.png")
+    with pytest.raises(LabError, match=r"explorer.png shows the explorer as it was; make it again with scripts/site --picture"):
+        script.main(["--out", str(tmp_path / "site")])
 
 
 def test_links_to_nowhere_and_links_that_are_none_are_found(tmp_path):

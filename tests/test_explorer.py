@@ -10,6 +10,7 @@ from test_nodes import LAYERS
 from torch import nn
 
 import cnn425.nn as ours
+from cnn425.lab import pages
 from cnn425.lab.errors import LabError
 from cnn425.lab.explorer import explore
 from cnn425.lab.models import build
@@ -102,6 +103,13 @@ def test_every_layer_forward_and_backward(browser, tmp_path, name):
     with opened(browser, tmp_path / "e.html") as page:
         torch.testing.assert_close(numbers(page, "state.values", 1), outputs[1].flatten(), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(numbers(page, "state.adjoints", 0), adjoints["loss"][0].flatten(), rtol=1e-9, atol=1e-9)
+        if hasattr(layer, "weight"):  # of the last unit
+            double = copy.deepcopy(model).double()
+            nn.functional.cross_entropy(double(images.double()), torch.tensor([1])).backward()
+            local = isinstance(layer, (ours.LocallyConnected1d, ours.LocallyConnected2d, ours.LocallyConnected3d))
+            gradient = double[0].weight.grad.flatten(0, len(layer.kernel_size) - 1)[-1, -1] if local else double[0].weight.grad[-1]
+            page.evaluate("found = network.gradients(network.nodes[1], network.nodes[1].size - 1, state.values[0], state.adjoints[1])")
+            torch.testing.assert_close(numbers(page, "[found]", 0), gradient.flatten(), rtol=1e-9, atol=1e-9)
         page.evaluate("select(1, 0)")
         assert read(page.locator("#value").inner_text()) == pytest.approx(float(outputs[1].flatten()[0]), rel=1e-4)
 
@@ -187,6 +195,89 @@ def test_backward_a_pixel_adds_up_what_the_windows_say(browser, page_of_all):
         assert read(page.locator("#value").inner_text()) == 1
 
 
+@pytest.mark.parametrize(("node", "layer"), [(1, 0), (4, 3), (7, 7)], ids=["convolution", "local", "fully connected"])
+def test_gradients_of_weights_are_those_of_torch_and_add_up(browser, page_of_all, node, layer):
+    path, model, images = page_of_all
+    module, unit = model[layer], {1: 2 * 100 + 3 * 10 + 4, 4: 1 * 9 + 2 * 3 + 1, 7: 2}[node]
+    nn.functional.cross_entropy(model.zero_grad() or model(images[:1]), torch.tensor([1])).backward()
+    at = {1: (2, 0), 4: (2, 1, 1, 3), 7: (2, slice(8, 12))}[node]  # map 3 of the local layer's input, map 2 of the fully connected one's
+    weights, gradients, bias = (
+        module.weight.detach()[at].flatten(),
+        module.weight.grad[at].flatten(),
+        module.bias.grad[{1: 2, 4: (1, 2, 1), 7: 2}[node]],
+    )
+    with opened(browser, path) as page:
+        page.locator("[value=backward]").check()
+        choose(page, node, unit)
+        page.get_by_role("button", name="gradients of its weights").click()
+        if node != 1:
+            page.get_by_role("button", name=f"show map {3 if node == 4 else 2}").click()
+        cells = page.locator(".cells").first.locator("button")
+        shown = [text.split("\n") for text in cells.all_inner_texts()]
+        assert [read(cell[0]) for cell in shown] == pytest.approx(weights.tolist(), rel=6e-3)
+        assert [read(cell[1]) for cell in shown] == pytest.approx(gradients.tolist(), rel=6e-3, abs=1e-5)
+        assert int(gradients.abs().argmax()) == ["chosen" in cell for cell in shown].index(True)
+        cells.nth(1).click()
+        assert read(page.locator("#value").inner_text()) == pytest.approx(float(gradients[1]), rel=1e-4)
+        step = page.locator(".step").inner_text()
+        assert read(step) == pytest.approx(float(weights[1] - 0.01 * gradients[1]), rel=1e-4)
+        if node == 1:
+            assert "the sum over 100 positions" in page.locator("#panel").inner_text()
+            terms = [
+                [read(cell) for cell in row.split("\t")[1:] if cell]
+                for row in page.locator(".list").last.locator("tr").all_inner_texts()[1:]
+            ]
+            assert all(a * x == pytest.approx(product, rel=2e-2) for a, x, product in terms[:-1])
+            assert sum(row[-1] for row in terms) == pytest.approx(float(gradients[1]), rel=2e-2)
+            outlined = page.evaluate("panel.used")
+            assert (outlined["units"], len(outlined["pixels"])) == ([*range(200, 300)], 90), "the whole map; the image without a column"
+        page.locator("#bias").click()
+        assert read(page.locator("#value").inner_text()) == pytest.approx(float(bias), rel=1e-4)
+        page.locator("#target").select_option("0")
+        assert "Choose the loss as the target to see the step" in page.locator("#panel").inner_text()
+
+
+def test_softmax_and_cross_entropy_send_back_probability_minus_truth(browser, page_of_all):
+    path, model, images = page_of_all
+    outputs, adjoints = truth(model, images[:1])
+    with opened(browser, path) as page:
+        page.locator("[value=backward]").check()
+        for unit in range(3):
+            choose(page, 7, unit)
+            p = float(outputs[8][0, unit]) - (unit == 1)
+            assert read(page.locator("#value").inner_text()) == pytest.approx(p, rel=1e-4)
+            assert read(page.locator(".sum").last.inner_text()) == pytest.approx(p, rel=1e-4)
+            assert page.evaluate("rows[8].marks[0].units") == [0, 1, 2], "all outputs are outlined"
+        choose(page, 6, 4)
+        assert page.evaluate("rows[7].marks[0].units") == [0, 1, 2]
+        assert "the sum over all 3 units" in page.locator("#panel").inner_text()
+        products = [read(row.split("\t")[3]) for row in page.locator(".list tr").all_inner_texts()[1:]]
+        assert sum(products) == pytest.approx(float(adjoints["loss"][6].flatten()[4]), abs=1e-3)
+
+
+def test_headings_give_the_size_stride_and_padding_of_windows(browser, page_of_all):
+    path, *_ = page_of_all
+    with opened(browser, path) as page:
+        said = page.locator(".layer h2").all_inner_texts()
+        assert said[1].startswith("convolution 3×3, stride 1, padding 1 · 4 maps of 10×10 · 40 parameters")
+        assert said[3].startswith("max pool 2×2, stride 2, padding 0 · 4 maps of 5×5")
+        assert said[6].startswith("average pool 2×2, stride 1, padding 0")
+        assert said[7].startswith("fully connected layer 3 numbers")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_numbers_of_a_large_window_stay_apart(browser, tmp_path, width):
+    model = nn.Sequential(ours.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(2 * 49, 3))
+    explore(model, torch.rand(1, 1, 7, 7), tmp_path / "e.html", labels=[0])
+    with opened(browser, tmp_path / "e.html", width=width) as page:
+        page.evaluate("select(2, 1)")
+        inside = page.evaluate(
+            """() => [...document.querySelectorAll(".cells button span")].map((line) => line.scrollWidth <= line.clientWidth)"""
+        )
+        assert inside == [True] * 49 * 3
+        assert re.search(r"row 0, column 1: \S+ × \S+ = \S+$", page.locator(".cells button").nth(1).get_attribute("title")), "all digits"
+
+
 def test_numbers_are_followed_from_layer_to_layer_and_back(browser, page_of_all):
     path, *_ = page_of_all
     with opened(browser, path) as page:
@@ -211,6 +302,12 @@ def test_steps_with_arrow_keys_and_units_with_the_keyboard(browser, page_of_all)
         page.keyboard.press("ArrowLeft")
         assert step.inner_text() == "forward, step 10 of 20: cross-entropy"
         page.locator("#all").click()
+        page.locator("[value=backward]").check()
+        page.locator("[value=backward]").evaluate("(radio) => radio.blur()")
+        page.keyboard.press("ArrowRight")
+        assert step.inner_text() == "backward, step 11 of 20: cross-entropy", "from the backward view"
+        page.locator("#all").click()
+        page.locator("[value=forward]").check()
         canvas = page.locator(".layer canvas").nth(1)
         choose(page, 1, 0)
         for key in ("ArrowRight", "ArrowDown", "ArrowDown", "PageDown", "ArrowUp"):
@@ -225,7 +322,7 @@ def test_steps_with_arrow_keys_and_units_with_the_keyboard(browser, page_of_all)
 @pytest.mark.parametrize("layers", ["custom", "torch"])
 def test_a_drawing_is_computed_on_the_page(browser, tmp_path, layers):
     model = build("conv", layers, 0)
-    explore(model, torch.rand(1, 1, 28, 28), tmp_path / "e.html")
+    explore(model, torch.rand(1, 1, 28, 28), tmp_path / "e.html", labels=[3])
     with opened(browser, tmp_path / "e.html") as page:
         page.locator("#draw").click()
         box = page.locator("#pad").bounding_box()
@@ -238,7 +335,10 @@ def test_a_drawing_is_computed_on_the_page(browser, tmp_path, layers):
         assert 20 < int((drawn > 0.5).sum()) < 120
         expected = model(drawn.float().view(1, 1, 28, 28)).detach().flatten()
         torch.testing.assert_close(numbers(page, "state.values", 7).float(), expected, rtol=0, atol=1e-4)
+        assert page.locator("#truth").input_value() == "", "nobody has said what the drawing is"
+        assert f"Loss if the true class is {int(expected.argmax())}, as it says" in page.locator("#answer").inner_text()
         page.locator("#clear").click()
+        assert page.locator("#answer").inner_text() == "Draw a digit first."
         for key in ("Space", "ArrowDown", "ArrowDown"):
             page.locator("#pad").press(key)
         assert float(numbers(page, "[state.drawing]", 0).sum()) > 2, "drawing works without a mouse"
@@ -251,8 +351,9 @@ def test_fast_and_small_enough(browser, tmp_path):
         opening = page.evaluate("performance.getEntriesByType('navigation')[0].domComplete")
         slowest = page.evaluate(
             """() => { let most = 0;
-            for (const way of ["forward", "backward"]) {
-              state.way = way;
+            for (const way of ["forward", "backward", "weights"]) {
+              state.way = way === "forward" ? way : "backward";
+              panel.ofWeights = way === "weights";
               refresh();
               for (const node of network.nodes) for (const unit of [0, node.size >> 1, node.size - 1]) {
                 const times = [0, 1, 2].map(() => {
@@ -280,9 +381,10 @@ def test_usable_and_accessible(browser, page_of_all, width):
         assert page.locator("#panel h2").is_visible()
         assert accessible(page) == []
         page.locator("[value=backward]").check()
-        page.evaluate("select(0, 45)")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert accessible(page) == []
+        for choice in ("select(0, 45)", "panel.ofWeights = true; select(1, 45)"):
+            page.evaluate(choice)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert accessible(page) == []
         if width < 900:
             page.get_by_role("button", name="close").click()
             assert not page.locator("#panel").is_visible()
@@ -327,8 +429,9 @@ def test_weights_that_do_not_fit_are_left_out_and_the_numbers_stay_right(browser
         nn.Sequential(ours.LocallyConnected2d(1, 8, 12, 5), nn.ReLU(), nn.Flatten(), nn.Linear(512, 3)),
         torch.rand(4, 1, 12, 12),
     )
-    explored = explore(model, images, tmp_path / "e.html", labels=[0] * 4, limit=120_000)
-    assert explored.size < 120_000
+    limit = len(pages.page("explorer", {})) + 45_000  # the page itself, and fewer bytes than all weights take
+    explored = explore(model, images, tmp_path / "e.html", labels=[0] * 4, limit=limit)
+    assert explored.size < limit
     assert 1 <= explored.images < 4
     assert set(explored.partial) == {"0"}
     outputs, adjoints = truth(model, images[:1])

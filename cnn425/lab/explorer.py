@@ -117,7 +117,7 @@ def content_of(
 ) -> dict[str, Any]:
     """Everything the page is made of, as JSON can hold it."""
     packer, last = Packer(), recorder.nodes[-1]
-    nodes = [described(node, packer) for node in recorder.nodes]
+    nodes = [described(node, recorder.model.get_submodule(node.name), packer) for node in recorder.nodes]
     count = len(recorder.alive[0])
     given = [k for k, node in enumerate(recorder.nodes) if node.kind in ("image", "stored") or node.kept]
     for k in given:
@@ -142,9 +142,29 @@ def content_of(
     }
 
 
-def described(node: Node, packer: Packer) -> dict[str, Any]:
-    """A node as JSON can hold it, without what it does not need."""
+def windows_of(layer: nn.Module) -> str:
+    """Size, stride and padding of a layer's windows in words, and what else is not as usual: "3×3, stride 1, padding 1"."""
+    if not hasattr(layer, "kernel_size"):
+        return ""
+
+    def words(value: Any) -> str:
+        sides = value if isinstance(value, tuple) else (value,)
+        return str(sides[0]) if len(set(sides)) == 1 else "×".join(str(side).replace(", ", "+").strip("()") for side in sides)
+
+    size: Any = layer.kernel_size
+    sides = size if isinstance(size, tuple) else (size,) * int(type(layer).__name__[-2])
+    stride: Any = size if layer.stride is None else layer.stride
+    said = ["×".join(map(str, sides)), f"stride {words(stride)}", f"padding {words(getattr(layer, 'padding', 0))}"]
+    said += [f"{key} {words(value)}" for key in ("dilation", "groups") if words(value := getattr(layer, key, 1)) != "1"]
+    mode: str = getattr(layer, "padding_mode", "zeros")
+    return ", ".join(said + ([f"{mode} padding"] if mode != "zeros" else []))
+
+
+def described(node: Node, layer: nn.Module, packer: Packer) -> dict[str, Any]:
+    """A node as JSON can hold it, without what it does not need; `layer` is the module it stands for."""
     words: dict[str, Any] = {"kind": node.kind, "name": node.name, "layer": node.layer, "source": node.source, "shape": node.shape}
+    if node.kind not in ("image", "stored") and (window := windows_of(layer)):
+        words["window"] = window
     for key in ("cells", "why", "norm", "kept"):
         if getattr(node, key):
             words[key] = getattr(node, key)

@@ -15,19 +15,19 @@ function element(tag, attributes = {}, ...children) {
 
 // Numbers as words: three digits in a cell, five in a sum.
 const minus = (words) => words.replace(/-/g, "−");
-function short(v) {
+function short(v, digits = 3) {
   if (v === 0 || v !== v) return v === 0 ? "0" : "NaN";
   const size = Math.abs(v);
-  return minus(size >= 0.001 && size < 999.5 ? v.toPrecision(3) : v.toExponential(1));
+  return minus(size < 0.001 || size >= 999.5 ? v.toExponential(1) : size >= 99.5 ? v.toFixed(0) : v.toPrecision(digits));
 }
 function long(v) {
   const size = Math.abs(v);
   return minus(size !== 0 && (size < 1e-4 || size >= 1e6) ? v.toExponential(4) : String(Number(v.toPrecision(5))));
 }
 
-class Stepper {  // buttons first, previous, play, next, all; `show(step)` with null for everything at once
-  constructor(count, show) {
-    [this.count, this.show, this.step, this.timer] = [count, show, null, null];
+class Stepper {  // buttons first, previous, play, next, all; `show(step)` with null for everything at once, `start()`: the first step from there
+  constructor(count, show, start = () => 0) {
+    [this.count, this.show, this.start, this.step, this.timer] = [count, show, start, null, null];
     at("first").addEventListener("click", () => this.go(0));
     at("previous").addEventListener("click", () => this.by(-1));
     at("next").addEventListener("click", () => this.by(1));
@@ -47,7 +47,7 @@ class Stepper {  // buttons first, previous, play, next, all; `show(step)` with 
 
   by(steps) {
     if (this.step !== null) this.go(this.step + steps);
-    else if (steps > 0) this.go(0);
+    else if (steps > 0) this.go(this.start());
   }
 
   move(to) {
@@ -59,7 +59,7 @@ class Stepper {  // buttons first, previous, play, next, all; `show(step)` with 
   }
 
   play() {
-    if (this.step === null || this.step === this.count() - 1) this.move(0);
+    if (this.step === null || this.step === this.count() - 1) this.move(this.step === null ? this.start() : 0);
     this.timer = setInterval(() => (this.step === null || this.step === this.count() - 1 ? this.pause() : this.move(this.step + 1)), 1300);
     at("play").textContent = "pause";
   }

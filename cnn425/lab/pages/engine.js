@@ -88,6 +88,7 @@ class Network {
       const most = x.reduce((a, b) => Math.max(a, b)), powers = x.map((v) => Math.exp(v - most)), sum = powers.reduce((a, b) => a + b);
       return powers.map((v) => v / sum);
     }
+    this.truth ??= x.indexOf(x.reduce((a, b) => Math.max(a, b)));  // no true class is given: the network's own answer
     return Float64Array.of(-Math.log(x[this.truth]));  // the loss
   }
 
@@ -202,6 +203,16 @@ class Network {
   }
 
   // ---- the terms of the sums
+
+  positions(node, unit) { return node.kind === "conv" ? [...Array(node.P).keys()] : [unit % node.P]; }  // that use the weights of a unit
+
+  gradients(node, unit, x, g) {  // of the weights of a unit, in the order of its window: the sum over positions of adjoint · pixel
+    const { P, K, taps, stride, inputs } = node, o = Math.floor(unit / P), first = Math.floor(o / node.perGroup) * inputs, sums = new Float64Array(inputs * K);
+    for (const p of this.positions(node, unit))
+      for (let c = 0; c < inputs; c++)
+        for (let k = 0; k < K; k++) if (taps[p * K + k] >= 0) sums[c * K + k] += g[o * P + p] * x[(first + c) * stride + taps[p * K + k]];
+    return sums;
+  }
 
   window(node, unit) {  // what a unit sees: by input map, the cells of its window; null if the page has no weights for it
     const o = Math.floor(unit / node.P), p = unit % node.P;

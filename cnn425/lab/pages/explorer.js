@@ -7,12 +7,12 @@ const WINDOW = "#b0005e", UNIT = "#111";
 
 const state = { image: 0, way: "forward", target: "loss", node: -1, unit: -1, step: null, chosen: {}, history: [], drawing: null };
 const rows = [];
-const panel = new Panel(at("panel"), network, (node, unit) => follow(node, unit), () => { state.closed = true; });
+const panel = new Panel(at("panel"), network, (node, unit) => follow(node, unit), () => { state.closed = true; }, marks);
 
 function image() { return state.drawing || network.slice(network.nodes[0].values[state.image]); }
 
 function compute() {
-  network.truth = Number(at("truth").value);
+  network.truth = at("truth").value === "" ? null : Number(at("truth").value);
   state.values = network.forward(image(), (node) => network.slice(node.values[state.image]));
   state.adjoints = network.backward(state.values, state.target, (node, c) => network.slice(node.adjoints[state.image][c]));
 }
@@ -49,7 +49,6 @@ function refresh() {
   for (const radio of document.getElementsByName("way")) radio.checked = radio.value === state.way;
   at("of").hidden = state.way === "forward";
   at("answer").textContent = answer();
-  marks();
 }
 
 function caption(node) {  // forward what the layer does; backward what the layers that read it send back
@@ -64,9 +63,10 @@ function answer() {
   if (network.scores === network.nodes.length - 1) return "";
   const p = state.values[network.scores + (network.nodes[network.scores].kind === "softmax" ? 0 : 1)];
   const best = [...p.keys()].sort((a, b) => p[b] - p[a]).slice(0, Math.min(3, p.length));
+  if (state.drawing?.every((v) => v === 0)) return "Draw a digit first.";
   const label = state.drawing ? null : data.images[state.image].label, name = state.drawing ? "" : data.images[state.image].name;
   const words = `${name ? `${name}: t` : "T"}he network says ${best.map((c) => `${data.classes[c]} (${(100 * p[c]).toFixed(1)} %)`).join(", ")}.`;
-  return words + (label === null ? "" : ` It is ${data.classes[label]}.`) + ` Loss if the true class is ${data.classes[network.truth]}: ${long(state.values[network.nodes.length - 1][0])} nats.`;
+  return words + (label === null ? "" : ` It is ${data.classes[label]}.`) + ` Loss if the true class is ${data.classes[network.truth]}${at("truth").value ? "" : ", as it says"}: ${long(state.values[network.nodes.length - 1][0])} nats.`;
 }
 
 function marks() {
@@ -75,6 +75,10 @@ function marks() {
   if (node && visible(state.node)) {
     found[state.node].push({ units: [state.unit], colour: UNIT, strong: true });
     if (state.way === "forward") markWindow(node, found);
+    else if (panel.used) {
+      found[state.node].unshift({ units: panel.used.units, colour: WINDOW });
+      found[node.source].push({ units: panel.used.pixels, colour: WINDOW });
+    }
     else for (const reader of node.readers) if (state.adjoints[reader.number] && visible(reader.number)) markReaders(node, reader, found);
   }
   rows.forEach((row, number) => row.mark(found[number]));
@@ -92,23 +96,24 @@ function markWindow(node, found) {
 
 function markReaders(node, reader, found) {
   if (reader.kind === "stored") return;
-  const units = reader.taps ? network.seenBy(reader, state.unit, state.values[node.number], state.values[reader.number]).flatMap((map) => map.cells.map((cell) => cell.unit)) : [reader.kind === "loss" ? 0 : state.unit];
+  const units = reader.taps ? network.seenBy(reader, state.unit, state.values[node.number], state.values[reader.number]).flatMap((map) => map.cells.map((cell) => cell.unit)) : reader.kind === "softmax" ? [...Array(reader.size).keys()] : [reader.kind === "loss" ? 0 : state.unit];
   found[reader.number].push({ units, colour: WINDOW });
 }
 
 function explain() {
-  if (state.node < 0 || state.closed) return;
+  if (state.node < 0 || state.closed) { marks(); return; }
   const back = state.history.length ? () => { const [n, u] = state.history.pop(); select(n, u); at("panel").focus(); } : null;
   panel.show({ node: network.nodes[state.node], unit: state.unit, way: state.way, values: state.values, adjoints: state.adjoints, target: state.target, back, step: state.step === null ? null : (by) => stepper.by(by) });
+  marks();
   const words = `${nameOf(network.nodes[state.node])} ${place(network.nodes[state.node], state.unit)}`;
   rows[state.node].canvas.setAttribute("aria-label", `${rows[state.node].name}. Chosen: ${words}, ${state.way === "forward" ? "value" : "adjoint"} ${long((state.way === "forward" ? state.values : state.adjoints)[state.node]?.[state.unit] ?? 0)}`);
 }
 
 function select(node, unit) {
   state.closed = false;
+  if (node !== state.node) at("panel").scrollTop = 0;
   [state.node, state.unit] = [node, unit];
   state.chosen[node] = unit;
-  marks();
   explain();
 }
 
@@ -136,9 +141,12 @@ function step(to) {
     refresh();
     select(number, state.chosen[number] ?? strongest((way === "forward" ? state.values : state.adjoints)[number]));
     rows[number].section.scrollIntoView({ block: "nearest" });
-  } else refresh();
+  } else {
+    refresh();
+    explain();
+  }
 }
-const stepper = new Stepper(() => order().length, step);
+const stepper = new Stepper(() => order().length, step, () => (state.way === "forward" ? 0 : network.nodes.length));  // from the view that is shown
 
 function strongest(numbers) {  // forward the unit that answers most, backward the number that matters most
   const size = state.way === "forward" ? (v) => v : Math.abs;
@@ -158,7 +166,7 @@ function layerRow(node) {
   row.name = `${nameOf(node)}, ${size}`;
   row.words = element("p");
   const code = node.name ? [`in the code: ${node.name}, ${node.layer}`] : [];
-  const about = [size, ...(weights && !node.kept ? [`${weights.toLocaleString("en")} parameters`] : []), ...code].join(" · ");
+  const about = [...(node.window ? [node.window] : []), size, ...(weights && !node.kept ? [`${weights.toLocaleString("en")} parameters`] : []), ...code].join(" · ");
   row.section = element("section", { class: "layer", "aria-label": row.name }, element("h2", {}, nameOf(node), " ", element("small", {}, about)), row.words);
   if (node.kind === "stored") row.words.classList.add("unknown");
   row.section.append(canvas);
@@ -197,8 +205,10 @@ function thumbnails() {
     const pixels = network.slice(network.nodes[0].values[k]), [, depth, height, width] = network.nodes[0].shape;
     const canvas = painted(pixels.subarray(0, depth * height * width), width, depth * height, largest(pixels), pixels.every((v) => v >= 0));
     const wrong = entry.label !== null && entry.predicted !== entry.label;
-    const words = entry.label === null ? entry.name || `image ${k}` : wrong ? `${data.classes[entry.label]}, not ${data.classes[entry.predicted]}` : data.classes[entry.label];
-    const button = element("button", { type: "button", "aria-pressed": "false" }, canvas, element("span", { class: wrong ? "wrong" : "" }, words));
+    const [label, said] = [data.classes[entry.label], data.classes[entry.predicted]];
+    const words = entry.label === null ? entry.name || `image ${k}` : wrong ? `${label} ✗` : `${label} ✓`;
+    const title = entry.label === null ? `${words}, read as ${said}` : wrong ? `${label}, read wrong, as ${said}` : `${label}, read right`;
+    const button = element("button", { type: "button", "aria-pressed": "false", "aria-label": title, title }, canvas, element("span", { class: wrong ? "wrong" : "" }, words), wrong ? element("span", { class: "wrong" }, `read as ${said}`) : "");
     button.addEventListener("click", () => chooseImage(k));
     at("thumbnails").append(button);
   });
@@ -216,8 +226,7 @@ function press(which) {
 function chooseImage(k) {
   [state.image, state.drawing] = [k, null];
   press(k);
-  const label = data.images[k].label ?? data.images[k].predicted;
-  if (label !== null && label < data.classes.length) at("truth").value = String(label);
+  at("truth").value = String(data.images[k].label ?? "");
   update();
 }
 
@@ -230,6 +239,7 @@ function startDrawing() {
   state.drawing = new Float64Array(channels * height * width);
   press(data.images.length);
   [pen.x, pen.y] = [width / 2, height / 2];
+  at("truth").value = "";
   showPad();
   update();
 }
@@ -289,6 +299,7 @@ function start() {
   document.title = `Look inside ${data.title}`;
   const loss = network.nodes.at(-1).kind === "loss";
   if (loss) at("target").append(element("option", { value: "loss" }, "the loss"));
+  at("truth").append(element("option", { value: "" }, "not known"));
   data.classes.forEach((name, c) => {
     at("target").append(element("option", { value: c }, `the score of ${name}`));
     at("truth").append(element("option", { value: c }, name));
@@ -303,7 +314,7 @@ function start() {
   new ResizeObserver(([bar]) => document.documentElement.style.setProperty("--bar", `${bar.target.offsetHeight}px`)).observe(at("controls"));
   let seen = width();
   addEventListener("resize", () => { if (width() !== seen) { seen = width(); rows.forEach((row) => row.layout(width())); } });
-  for (const radio of document.getElementsByName("way")) radio.addEventListener("change", () => { state.way = radio.value; stepper.go(null); explain(); });
+  for (const radio of document.getElementsByName("way")) radio.addEventListener("change", () => { state.way = radio.value; stepper.go(null); });
   at("target").addEventListener("change", () => { state.target = at("target").value === "loss" ? "loss" : Number(at("target").value); update(); });
   at("truth").addEventListener("change", update);
   const pad = at("pad");
