@@ -267,11 +267,12 @@ def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, group
     """Write the gradient of the weight `gw`."""
     G = sharing(gw, groups)
     found = plan("output", geometry, groups, gw.shape[1], gw.shape[0] // groups, of(x), of(gy), x.itemsize, G)
-    place, Q, parts = places(found, prod(gw.shape[2:]), False, not gw.is_contiguous()), found.Q, min(found.boxes, max(1, UNITS // found.Q))
-    K = len(place.offset)
+    place, Q = places(found, prod(gw.shape[2:]), False, not gw.is_contiguous()), found.Q
+    K, parts = len(place.offset), min(found.boxes, max(1, UNITS // Q) if groups == 1 else UNITS)
+    pieces = Q if groups == 1 else min(Q, -(-UNITS // parts))  # a box has the inputs of all groups
     sums = gw.new_empty(parts, Q, K + ROWS * max(G, 1), found.width)
-    upstream = found.boxes, numbers(gy), found.panels, found.V, found.target, parts
-    loops.WEIGHT_GRADIENTS[G](parts * Q, found.work, numbers(x), *found.image, *upstream, memory(sums, *sums.shape))
+    upstream = found.boxes, numbers(gy), found.panels, found.V, found.target, parts, pieces
+    loops.WEIGHT_GRADIENTS[G](parts * pieces, found.work, numbers(x), *found.image, *upstream, memory(sums, *sums.shape))
     weight = memory(place.offset, K), memory(place.order, K), place.hop, place.group, found.O, memory(gw, gw.numel())
     loops.unpack(Q * -(-K // loops.BLOCK), sums.numel(), memory(sums, *sums.shape), *weight)
 

@@ -133,28 +133,30 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
             store(result, wide, q * width, found, place, apart, panels[0, q], panels[1, q], y)
 
 
-def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxes, gy, panels, V, target, parts, gw):
-    """The gradient of the weight in `parts` sums: `x, gy -> gw (parts, panels, K and some more, width)`; parts and panels are shared out.
+def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxes, gy, panels, V, target, parts, pieces, gw):
+    """The gradient of the weight in `parts` sums: `x, gy -> gw (parts, panels, K and some more, width)`.
 
-    `cell` has ROWS more cells than K, so that the last tile is full. There is one phase.
+    Parts of the boxes are shared out, and of each `pieces` of the panels. `cell` has ROWS more cells than K, so that the last tile is full.
+    There is one phase.
     """
     _, Q, rows, width = gw.shape
     R, C, lanes, apart, most = rows_of(V), source[0, 4], LANES // x.itemsize, target[1, 4], images * sides[5, 1] * sides[5, 2]
-    row, place, out = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(rows) * width
-    buffer = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype)
+    row, place, steps, out = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(most) * width, np.arange(rows) * width
+    buffer, unused = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype), np.empty(most, np.int64)
     upstream, zeros, result = np.zeros((most + lanes) * width, x.dtype), np.zeros(width, x.dtype), gw.reshape(gw.size)
-    steps = np.arange(most) * width
     for unit in range(lo, hi):
-        part, q = unit // Q, unit % Q
+        part, piece = unit // pieces, unit % pieces
         begin, end = part * boxes // parts, (part + 1) * boxes // parts
         for box in range(begin, end):
             P, at = enter(box, x, source, sides, images, direct, target, buffer, place)
-            load(gy, place, P, apart, panels[0, q], panels[1, q], upstream, width)
-            windows_of(box, source, sides, images, direct, 0, 0, 0, row, place)
-            for p in range(0, P, SUM):
-                for k in range(0, phases[4, 0], R):
-                    start, stop, more = (part * Q + q) * rows * width, min(P, p + SUM), box - begin + p
-                    tile_of(V, buffer, at + panels[2, q], cell, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, more)
+            windows_of(box, source, sides, images, direct, 0, 0, 0, row, unused)
+            for q in range(piece * Q // pieces, (piece + 1) * Q // pieces):
+                load(gy, place, P, apart, panels[0, q], panels[1, q], upstream, width)
+                start = (part * Q + q) * rows * width
+                for p in range(0, P, SUM):
+                    for k in range(0, phases[4, 0], R):
+                        stop, base, more = min(P, p + SUM), at + panels[2, q], box - begin + p
+                        tile_of(V, buffer, base, cell, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, more)
 
 
 def loops_of(function, turned):
