@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """List the experiments, or run the one that is named."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words:
-        print(listed())
+        print(listed(), flush=True)
     elif words[0] in ("-h", "--help"):
         print(__doc__)
     elif words[0] not in names():
@@ -81,4 +81,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

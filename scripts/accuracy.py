@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cnn425 import algorithms
 from cnn425.algorithms import convolution
+from cnn425.lab.progress import compilation_told, write
 from cnn425.lab.verdict import Finding, conclude, opening
 from cnn425.windows import Geometry
 
@@ -61,7 +62,7 @@ def main(options: Options) -> dict[str, dict[str, list[float]]]:
     opening(__doc__)
     torch.manual_seed(options.seed)
     table: dict[str, dict[str, list[float]]] = {}
-    print("| convolution | by | output | input gradient | weight gradient |\n|---|---|--:|--:|--:|")
+    write("| convolution | by | output | input gradient | weight gradient |\n|---|---|--:|--:|--:|\n")
     for name, shape, outputs, side, groups in CASES:
         x, w, gy = (
             torch.randn(shape),
@@ -69,16 +70,15 @@ def main(options: Options) -> dict[str, dict[str, list[float]]]:
             torch.randn(shape[0], outputs, *shape[2:]),
         )
         exact = torchs(x.double(), w.double(), gy.double(), side, groups)
-        results = {"torch": torchs(x, w, gy, side, groups)}
-        for algorithm in ("default", *algorithms.names("convolution")):
-            if not (algorithm == "winograd" and side > 5):  # there it does not apply
-                with algorithms.use(algorithm) if algorithm != "default" else contextlib.nullcontext():
-                    results[algorithm] = ours(x, w, gy, side, groups)
-        table[name] = {
-            by: [float((a - b).abs().max() / b.pow(2).mean().sqrt()) for a, b in zip(r, exact, strict=True)] for by, r in results.items()
-        }
-        for k, (by, errors) in enumerate(table[name].items()):
-            print(f"| {'' if k else name} | {by} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
+        table[name] = {}
+        for by in ("torch", "default", *algorithms.names("convolution")):
+            if by == "winograd" and side > 5:  # there it does not apply
+                continue
+            with algorithms.use(by) if by not in ("torch", "default") else contextlib.nullcontext():
+                sums = (torchs if by == "torch" else ours)(x, w, gy, side, groups)
+            errors = [float((a - b).abs().max() / b.pow(2).mean().sqrt()) for a, b in zip(sums, exact, strict=True)]
+            write(f"| {'' if table[name] else name} | {by} | " + " | ".join(f"{error:.1e}" for error in errors) + " |\n")
+            table[name][by] = errors
     ratios = [a / b for rows in table.values() for a, b in zip(rows["default"], rows["torch"], strict=True)]
     mean = statistics.geometric_mean(ratios)
     conclude(
@@ -92,4 +92,5 @@ def main(options: Options) -> dict[str, dict[str, list[float]]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, prog="python scripts/accuracy.py", description=__doc__))
+    with compilation_told():
+        main(tyro.cli(Options, prog="python scripts/accuracy.py", description=__doc__))

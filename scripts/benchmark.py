@@ -34,7 +34,7 @@ from torch import Tensor
 
 import cnn425.nn
 import cnn425.nn.functional as ours
-from cnn425.lab.progress import watched
+from cnn425.lab.progress import compilation_told, watched
 from cnn425.lab.verdict import Finding, conclude, opening
 
 theirs = torch.nn.functional
@@ -756,4 +756,5 @@ def main(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, prog="python scripts/benchmark.py", description=__doc__))
+    with compilation_told():
+        main(tyro.cli(Options, prog="python scripts/benchmark.py", description=__doc__))

@@ -24,8 +24,10 @@ from rich.table import Table
 
 from cnn425.lab import checkpoint
 from cnn425.lab.board import scalars
+from cnn425.lab.errors import LabError, command
 from cnn425.lab.progress import say_table, watched
 from cnn425.lab.signals import CODES
+from cnn425.lab.study import at_least
 from cnn425.lab.verdict import Finding, conclude, opening, percent
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +119,7 @@ def measure(options: BenchmarkOptions, folder: Path) -> dict[str, object]:
     """Everything, as numbers."""
     ways: dict[str, dict[str, list[float]]] = {name: {"images per second": [], "accuracy": []} for name in options.ways.split(",")}
     jobs = [(name, repeat) for repeat in range(options.repeats) for name in ways]
-    for name, repeat in watched(jobs, "benchmark", len(jobs)):
+    for name, repeat in jobs if options.json else watched(jobs, "benchmark", len(jobs)):
         place = folder / f"{name}-{repeat}".replace(" ", "-")
         mnist(place, options, *WAYS.get(name, []), processes=2 if name == "2 processes" else 1)
         ways[name]["images per second"].append(curve(place, "speed/images per second")[-1])
@@ -164,6 +166,10 @@ def show(result: dict[str, object]) -> None:
 
 def main(options: BenchmarkOptions) -> dict[str, object]:
     """Measure and show."""
+    at_least(options, examples=1, epochs=1, repeats=1)
+    known = [*WAYS, "2 processes"]
+    if unknown := [name for name in options.ways.split(",") if name not in known]:
+        raise LabError(f"--ways has no {', '.join(unknown)}; choose from {', '.join(known)}", 2)
     if not options.json:
         opening(__doc__)
     with tempfile.TemporaryDirectory() as folder:
@@ -173,4 +179,4 @@ def main(options: BenchmarkOptions) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(BenchmarkOptions, prog="python scripts/benchmark_training.py", description=__doc__))
+    command(lambda: main(tyro.cli(BenchmarkOptions, prog="python scripts/benchmark_training.py", description=__doc__)))

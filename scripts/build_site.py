@@ -4,13 +4,16 @@ A broken link, a stale figure of the gallery or a stale picture of the explorer 
 minute), or the run folders of an earlier build are used again.
 """
 
+import contextlib
 import hashlib
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 from PIL import Image
@@ -42,6 +45,8 @@ class SiteOptions:
     """Networks that have hardly learnt, and no look at the gallery: to try the build."""
     picture: Path | None = None
     """Also make this picture of the explorer, for the README: docs/images/explorer.png. It needs Chromium and playwright."""
+    board: Path | None = None
+    """Also make this picture of TensorBoard after README's two runs: docs/images/tensorboard.png. It needs Chromium and playwright."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     pages(options)
     if options.picture:
         photograph(options.out / "explorer.html", options.picture)
+    if options.board:
+        photograph_board(options.runs / "board", [*mnist.TINY] if options.quick else [], options.board)
     broken = [link for page in options.out.glob("*.html") for link in broken_links(page)]
     if broken:
         raise LabError(f"broken links: {', '.join(broken[:10])}")
@@ -124,8 +131,9 @@ def pages(options: SiteOptions) -> None:
             raise LabError(f"compare_layers.py {' '.join(words)} finds a difference or fails")
 
 
-def photograph(page: Path, picture: Path) -> None:
-    """A picture of an explorer page, so narrow that its words can be read at 700 pixels: the unit that answers most, and its sum."""
+@contextlib.contextmanager
+def chromium(width: int, height: int, scale: float) -> Iterator[Any]:
+    """An empty page of a browser without a window."""
     from playwright.sync_api import sync_playwright
 
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -133,16 +141,43 @@ def photograph(page: Path, picture: Path) -> None:
         raise LabError("no Chromium is installed (apt-get install chromium)")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        shown = browser.new_page(viewport={"width": 720, "height": 1050}, device_scale_factor=1.5)
+        yield browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=scale)
+        browser.close()
+
+
+def photograph(page: Path, picture: Path) -> None:
+    """A picture of an explorer page, so narrow that its words can be read at 700 pixels: the unit that answers most, and its sum."""
+    with chromium(720, 1050, 1.5) as shown:
         shown.goto(page.resolve().as_uri())
         shown.evaluate("select(1, strongest(state.values[1])); scrollTo(0, at('layers').offsetTop)")
         shown.screenshot(path=str(picture))
-        browser.close()
     made_from = PngInfo()
     made_from.add_text("page", digest())
     with Image.open(picture) as image:
         image.load()
         image.save(picture, pnginfo=made_from, optimize=True)
+
+
+def photograph_board(runs: Path, few: list[str], picture: Path) -> None:
+    """A picture of TensorBoard after README's two runs of mnist: the held-out accuracy and loss of both, without the settings."""
+    for layers in ("custom", "torch"):
+        mnist.main([*few, "--layers", layers, "--log-dir", str(runs / layers)])
+    words = [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs), "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            address = next(found[0] for line in server.stderr if (found := re.search(r"http://localhost:\d+/", line)))
+            with chromium(960, 590, 1.5) as shown:
+                shown.set_default_timeout(120_000)  # milliseconds, for a machine that is busy with other things
+                shown.goto(f"{address}?tagFilter=(accuracy|loss)%2Fheld-out#timeseries")
+                shown.get_by_label("Toggle settings side pane").click()
+                shown.locator("scalar-card tb-data-table-content-row").nth(3).wait_for()
+                shown.wait_for_timeout(2000)  # the curves move to their place
+                shown.screenshot(path=str(picture))
+        finally:
+            server.terminate()
+    with Image.open(picture) as image:
+        image.convert("RGB").quantize(128).save(picture, optimize=True)
 
 
 def digest() -> str:

@@ -280,8 +280,8 @@ FEATURES: dict[str, Callable[[str, Options], Check]] = {
 }
 
 
-def score(layer: str, feature: str, o: Options) -> Score:
-    """One cell of the scorecard."""
+def score(layer: str, feature: str, o: Options, tell: Callable[[Score], None] = lambda found: None) -> Score:
+    """One cell of the scorecard; `tell` is called after each of its cases."""
     found = Score(layer, feature)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -292,6 +292,7 @@ def score(layer: str, feature: str, o: Options) -> Score:
             found.passed += not wrong
             if wrong:
                 found.failures.append(f"{feature}: {name}: {wrong}")
+            tell(found)
             if time.monotonic() > end:
                 break
     return found
@@ -334,18 +335,26 @@ def collect(o: Options) -> list[Score]:
 
     if o.deep:
         o = replace(o, samples=10**9, limit=o.limit or 120.0)
-    scores, spoke = [], time.monotonic()
+    scores: list[Score] = []
+    spoke = time.monotonic()
     errors = Console(stderr=True, force_terminal=sys.stderr.isatty())
+    features = [feature for feature in FEATURES if not o.features or feature in o.features]
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        features = [feature for feature in FEATURES if not o.features or feature in o.features]
         task = progress.add_task("", total=len(o.layers) * len(features))
+
+        def tell(found: Score) -> None:
+            """How far it is: a bar on a terminal, a line every second or two anywhere else."""
+            nonlocal spoke
+            words = f"{found.layer} {found.feature}: {found.tried} tried"
+            progress.update(task, completed=len(scores), description=words)
+            if not errors.is_terminal and time.monotonic() - spoke > 1:
+                errors.print(f"{words} ...", soft_wrap=True, highlight=False)
+                spoke = time.monotonic()
+
         for layer in o.layers:
             for feature in features:
-                progress.update(task, advance=1, description=f"{layer} {feature}")
-                if not errors.is_terminal and time.monotonic() - spoke > 2:
-                    errors.print(f"{layer} {feature} ...", soft_wrap=True, highlight=False)
-                    spoke = time.monotonic()
-                scores.append(score(layer, feature, o))
+                tell(Score(layer, feature))
+                scores.append(score(layer, feature, o, tell))
     return scores
 
 

@@ -38,9 +38,10 @@ from torch.distributed import run as launcher
 
 from cnn425.lab import checkpoint
 from cnn425.lab.board import scalars
-from cnn425.lab.errors import command
+from cnn425.lab.errors import LabError, command
 from cnn425.lab.folder import write_whole
 from cnn425.lab.progress import say_table
+from cnn425.lab.study import at_least
 from cnn425.lab.verdict import Finding, conclude, opening
 from experiments import mnist
 
@@ -497,7 +498,6 @@ def killed_of_two(scene: Scene, kills: int) -> None:
 
 def main(options: FaultOptions) -> Report:
     """Everything that was asked for, and the report."""
-    opening(__doc__)
     report = Report()
     faults: dict[str, Callable[[Scene], None]] = {
         "kills": lambda scene: killed_at_random(scene, options.kills),
@@ -513,6 +513,10 @@ def main(options: FaultOptions) -> Report:
         "pair": lambda scene: killed_of_two(scene, max(1, options.kills // 5)),
     }
     chosen = options.only.split(",") if options.only else list(faults)
+    at_least(options, kills=0)
+    if unknown := [name for name in chosen if name not in faults]:
+        raise LabError(f"--only has no {', '.join(unknown)}; choose from {', '.join(faults)}", 2)
+    opening(__doc__)
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
@@ -529,6 +533,11 @@ def main(options: FaultOptions) -> Report:
     return report
 
 
-if __name__ == "__main__":
+def judged() -> None:
+    """The command: exit code 1 if a fault did not end as promised."""
     report = main(tyro.cli(FaultOptions, prog="python scripts/fault_injection.py", description=__doc__))
     raise SystemExit(0 if all(good for *_, good in report.lines) else 1)
+
+
+if __name__ == "__main__":
+    command(judged)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from forked import Forked
 
+from cnn425.lab.errors import LabError
+
 PATH = Path(__file__).parents[1] / "scripts/benchmark_training.py"
 spec = importlib.util.spec_from_file_location("benchmark_training", PATH)
 script = importlib.util.module_from_spec(spec)
@@ -26,3 +28,16 @@ def test_chosen_ways_are_measured(monkeypatch, capsys):
     assert min(result["images per second"].values()) > 0
     assert result["checkpoint write, seconds"] > 0
     assert len(result["stop and resume, seconds"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"examples": 0}, "--examples is 0; it must be at least 1"),
+        ({"repeats": -1}, "--repeats is -1; it must be at least 1"),
+        ({"ways": "plain,faster"}, "--ways has no faster; choose from plain, "),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_measured(given, words):
+    with pytest.raises(LabError, match=words):
+        script.main(script.BenchmarkOptions(**given))

@@ -8,6 +8,7 @@ import pytest
 from browser import chromium, opened
 
 from cnn425.lab.errors import LabError
+from experiments import mnist
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,6 +43,17 @@ def test_the_site_builds_and_its_pages_open(tmp_path, capsys):
     assert 'href="files/cnn425/kernels/"' in (site / "performance.html").read_text()
     with chromium() as browser, opened(browser, site / "smallest.html") as page:
         assert "world's smallest network" in page.locator("h1").inner_text()
+
+
+@pytest.mark.slow
+def test_tensorboard_is_photographed_after_the_readmes_runs(tmp_path):
+    with chromium():  # or skipped
+        pass
+    script.photograph_board(tmp_path / "runs", [*mnist.TINY], tmp_path / "board.png")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["custom", "torch"]
+    with script.Image.open(tmp_path / "board.png") as image:
+        assert image.size == (1440, 885)
+        assert (tmp_path / "board.png").stat().st_size < 300_000
 
 
 def test_a_picture_of_another_page_is_stale_and_fails_the_build(tmp_path, monkeypatch):

@@ -1,9 +1,12 @@
 """scripts/conformance.py: a scorecard that counts rightly, and every layer complete on a small one."""
 
+import itertools
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,6 +91,13 @@ def test_the_exit_code_and_the_failures_tell(monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert "relu" in out
     assert "arguments: relu" in err
+
+
+def test_a_long_cell_tells_how_far_it_is(monkeypatch, capsys):
+    seconds = SimpleNamespace(monotonic=itertools.count(0.0, 0.7).__next__)
+    monkeypatch.setattr(script, "time", seconds)
+    script.collect(replace(FEW, layers=("relu",), features=("arguments",), examples=8))
+    assert len(re.findall(r"relu arguments: \d tried \.\.\.\n", capsys.readouterr().err)) >= 3
 
 
 def test_markdown_is_a_table(monkeypatch, capsys):

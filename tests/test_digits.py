@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Forked
+from torchvision import datasets
 
 from cnn425.lab import digits
 from cnn425.lab.errors import LabError
@@ -34,7 +35,7 @@ PACKED = {name + ".gz": gzip.compress(content, mtime=0) for name, content in CON
 def published(monkeypatch):
     """Tiny files stand for the published ones: their digests take the place of MNIST's."""
     monkeypatch.setattr(digits, "UNPACKED", {name: digits.md5(content) for name, content in CONTENTS.items()})
-    monkeypatch.setattr(digits.datasets.MNIST, "resources", [(name, digits.md5(content)) for name, content in PACKED.items()])
+    monkeypatch.setattr(datasets.MNIST, "resources", [(name, digits.md5(content)) for name, content in PACKED.items()])
     monkeypatch.delenv("CNN425_DATA_DIR", raising=False)
 
 
@@ -171,7 +172,7 @@ def mirror(published, tmp_path, monkeypatch):
     PUBLISHED.clear()
     PUBLISHED.update(PACKED)
     ENOUGH.clear()
-    monkeypatch.setattr(digits.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
     monkeypatch.setattr(digits, "place", lambda given: (tmp_path, True))
     monkeypatch.setattr(digits, "BACKOFF_SECONDS", 0.0)
     yield tmp_path / "MNIST/raw"
@@ -232,9 +233,10 @@ def test_parallel_starts_download_once(mirror):
 ELSEWHERE = """
 import sys
 from pathlib import Path
+from torchvision import datasets
 from cnn425.lab import digits
 folder, address, *parts = sys.argv[1:]
-digits.datasets.MNIST.mirrors, digits.datasets.MNIST.resources = [address], [tuple(part.split("=")) for part in parts]
+datasets.MNIST.mirrors, datasets.MNIST.resources = [address], [tuple(part.split("=")) for part in parts]
 digits.UNPACKED = {}
 digits.place = lambda given: (Path(folder), True)
 print(digits.load()[0].labels.tolist())
@@ -242,7 +244,7 @@ print(digits.load()[0].labels.tolist())
 
 
 def test_parallel_processes_download_once(mirror, tmp_path):
-    address = digits.datasets.MNIST.mirrors[0]
+    address = datasets.MNIST.mirrors[0]
     parts = [f"{name}={digits.md5(content)}" for name, content in PACKED.items()]
     processes = [Forked(["-c", ELSEWHERE, str(tmp_path), address, *parts]) for _ in range(3)]
     try:
@@ -256,7 +258,7 @@ def test_parallel_processes_download_once(mirror, tmp_path):
 
 
 def test_the_next_mirror_is_asked(mirror, monkeypatch):
-    monkeypatch.setattr(digits.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", *digits.datasets.MNIST.mirrors])
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", *datasets.MNIST.mirrors])
     assert digits.load()[0].labels.tolist() == [3, 9]
     assert len(Server.asked) == 4
 
@@ -274,15 +276,15 @@ def archive(files):
 def test_siblings_are_downloaded_and_decoded(mirror, monkeypatch, name):
     """Each in its own published form: labels of eight columns, or transposed pictures and labels from 1 in an archive of all splits."""
     labels = torch.tensor([3, 9], dtype=torch.uint8)
-    address = digits.datasets.MNIST.mirrors[0]
+    address = datasets.MNIST.mirrors[0]
     if name == "emnist-letters":
         files = {}
         for half, images, classes in (("train", IMAGES, labels), ("test", 255 - IMAGES, 10 - labels)):
             files[f"gzip/emnist-letters-{half}-images-idx3-ubyte.gz"] = gzip.compress(idx(images.transpose(1, 2).contiguous()))
             files[f"gzip/emnist-letters-{half}-labels-idx1-ubyte.gz"] = gzip.compress(idx(classes + 1))
         PUBLISHED["gzip.zip"] = archive(files)
-        monkeypatch.setattr(digits.datasets.EMNIST, "url", address + "gzip.zip")
-        monkeypatch.setattr(digits.datasets.EMNIST, "md5", digits.md5(PUBLISHED["gzip.zip"]))
+        monkeypatch.setattr(datasets.EMNIST, "url", address + "gzip.zip")
+        monkeypatch.setattr(datasets.EMNIST, "md5", digits.md5(PUBLISHED["gzip.zip"]))
     elif name == "qmnist":
         tables = [torch.cat([column[:, None], torch.zeros(2, 7)], 1).int() for column in (labels, 10 - labels)]
         packed = [struct.pack(">BBBB2I16i", 0, 0, 12, 2, 2, 8, *table.flatten().tolist()) for table in tables]
@@ -291,9 +293,9 @@ def test_siblings_are_downloaded_and_decoded(mirror, monkeypatch, name):
         for file, content in zip(("a-images.gz", "a-labels.gz", "b-images.gz", "b-labels.gz"), contents, strict=True):
             PUBLISHED[file] = gzip.compress(content)
             resources.append((address + file, digits.md5(PUBLISHED[file])))
-        monkeypatch.setattr(digits.datasets.QMNIST, "resources", {"train": resources[:2], "test": resources[2:]})
+        monkeypatch.setattr(datasets.QMNIST, "resources", {"train": resources[:2], "test": resources[2:]})
     else:
-        kind = {"fashion": digits.datasets.FashionMNIST, "kmnist": digits.datasets.KMNIST}[name]
+        kind = {"fashion": datasets.FashionMNIST, "kmnist": datasets.KMNIST}[name]
         contents = (idx(IMAGES), idx(labels), idx(255 - IMAGES), idx(10 - labels))
         PUBLISHED.update({file: gzip.compress(content) for (file, _), content in zip(kind.resources, contents, strict=True)})
         monkeypatch.setattr(kind, "mirrors", [address])
@@ -309,7 +311,7 @@ def test_siblings_are_downloaded_and_decoded(mirror, monkeypatch, name):
 
 
 def test_no_network_names_the_files_and_the_place(published, tmp_path, monkeypatch):
-    monkeypatch.setattr(digits.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setattr(digits, "place", lambda given: (tmp_path, True))
     monkeypatch.setattr(digits, "BACKOFF_SECONDS", 0.0)
     with pytest.raises(LabError, match=f"cannot download train-images-idx3-ubyte.gz .* without a network, put it into {tmp_path}"):

@@ -121,3 +121,12 @@ def test_what_the_system_says(number, words):
 def test_first_line_is_never_empty():
     assert first_line(EOFError()) == "EOFError"
     assert first_line(ValueError("one\ntwo")) == "one"
+
+
+def test_nobody_reads_on():
+    """`python -m experiments | head` ends without a word."""
+    words = "import sys; from cnn425.lab.errors import command; command(lambda: print('x' * 10**6, flush=True))"
+    with subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

@@ -6,7 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from cnn425.lab.errors import LabError
+
 SCRIPT = Path(__file__).parents[1] / "scripts/fault_injection.py"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({"kills": -1}, "--kills is -1; it must be at least 0"), ({"only": "kills,flood"}, "--only has no flood; choose from kills, save")],
+)
+def test_nonsense_is_refused_before_anything_is_killed(given, words, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import fault_injection
+
+    with pytest.raises(LabError, match=words):
+        fault_injection.main(fault_injection.FaultOptions(**given))
 
 
 @pytest.mark.slow

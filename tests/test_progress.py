@@ -1,8 +1,10 @@
 import contextlib
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
+from numba.core import event
 from rich.table import Table
 
 from cnn425.lab import progress
@@ -71,3 +73,16 @@ def test_a_table_leaves_out_no_digit(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 40
     assert sum(line.count("6") for line in lines) == 5
+
+
+def test_a_word_when_loops_are_compiled(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", -2.0)
+    with progress.compilation_told():
+        for module in ("cnn425.kernels.pool", "somebody.elses", "cnn425.kernels.local"):
+            loop = SimpleNamespace(py_func=SimpleNamespace(__module__=module))
+            with event.trigger_event("numba:compile", data={"dispatcher": loop}):
+                pass
+    with event.trigger_event("numba:compile", data={"dispatcher": loop}):
+        pass
+    words = "compiling the layers' loops (once, kept on the disk)"
+    assert capsys.readouterr().out == f"{words}: 0 parts done\n{words}: 1 parts done\n"

@@ -25,7 +25,6 @@ import platformdirs
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from torchvision import datasets
 
 from cnn425.lab.errors import LabError, expanded, first_line, sentence
 from cnn425.lab.folder import LOCK, if_able, sweep, write_whole
@@ -64,6 +63,8 @@ class Source(NamedTuple):
 
 def source(dataset: Dataset) -> Source:
     """Where a data set comes from, from torchvision's own tables."""
+    from torchvision import datasets  # takes seconds, so only when digits are read
+
     if dataset == "emnist-letters":
         archive = Part("gzip.zip", datasets.EMNIST.md5, (datasets.EMNIST.url,))
         return Source("EMNIST/raw", (archive,), tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))

@@ -69,6 +69,9 @@ def command(main: Callable[[], Any]) -> None:
         if not isinstance(error, StoppedError) or os.environ.get("RANK", "0") == "0":
             print(error, file=sys.stderr, flush=True)
         raise SystemExit(error.code) from None
+    except BrokenPipeError:  # `... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except OSError as error:
         print(f"stopped: {sentence(error)}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None

@@ -3,6 +3,8 @@
 Escape codes go to terminals only, whatever FORCE_COLOR says: a log file is not read by a terminal.
 """
 
+import contextlib
+import math
 import shlex
 import sys
 import time
@@ -109,6 +111,32 @@ class Reporter:
             self.bar.console.print(line, highlight=False, soft_wrap=True, markup=False)
         else:
             write(f"{line}\n")
+
+
+@contextlib.contextmanager
+def compilation_told() -> Iterator[None]:
+    """While it lasts, a line says when numba compiles loops, and how far it is: at a first start users wait for a minute."""
+    from numba.core import event
+
+    class Told(event.Listener):
+        """Counts the loops of this library and their parts, not those of others."""
+
+        count, spoke = 0, -math.inf
+
+        def on_start(self, started: Any) -> None:
+            """Before one is compiled."""
+            if not started.data["dispatcher"].py_func.__module__.startswith("cnn425."):
+                return
+            if time.monotonic() - self.spoke > QUIET_SECONDS / 2:
+                say(f"compiling the layers' loops (once, kept on the disk): {self.count} parts done")
+                self.spoke = time.monotonic()
+            self.count += 1
+
+        def on_end(self, ended: Any) -> None:
+            """The next one is said when it starts."""
+
+    with event.install_listener("numba:compile", Told()):
+        yield
 
 
 def watched(items: Iterable[T], title: str, total: int) -> Iterator[T]:

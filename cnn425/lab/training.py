@@ -26,6 +26,7 @@ from cnn425.lab.models import namespace, parameters
 from cnn425.lab.options import Options, digest, meaning
 from cnn425.lab.order import Order
 from cnn425.lab.pictures import Pictures, moved
+from cnn425.lab.progress import compilation_told
 
 HELD_OUT_BATCH = 1000
 
@@ -264,7 +265,7 @@ def exact_sums(device: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def settings(options: Options, rank: int = 0) -> Iterator[None]:
-    """Threads, deterministic algorithms, seeds and the style of figures while a run lasts; everything as before afterwards."""
+    """Threads, deterministic algorithms, seeds, the style of figures, a word when loops are compiled; everything as before afterwards."""
     flags: Any = torch.utils.deterministic
     threads, dtype, fill, random = (
         torch.get_num_threads(),
@@ -279,7 +280,7 @@ def settings(options: Options, rank: int = 0) -> Iterator[None]:
     flags.fill_uninitialized_memory = False
     checkpoint.seed(options.seed, rank)
     try:
-        with figures.own_style(), exact_sums(getattr(options, "device", "cpu")):
+        with figures.own_style(), exact_sums(getattr(options, "device", "cpu")), compilation_told():
             yield
     finally:
         torch.set_num_threads(threads)
