@@ -75,6 +75,12 @@ def test_a_table_leaves_out_no_digit(capsys, monkeypatch):
     assert sum(line.count("6") for line in lines) == 5
 
 
+def test_without_the_compiler_there_is_nothing_to_tell(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba.core", None)
+    with progress.compilation_told():
+        pass
+
+
 def test_a_word_when_loops_are_compiled(capsys, monkeypatch):
     monkeypatch.setattr(progress, "QUIET_SECONDS", -2.0)
     with progress.compilation_told():

@@ -116,7 +116,11 @@ class Reporter:
 @contextlib.contextmanager
 def compilation_told() -> Iterator[None]:
     """While it lasts, a line says when numba compiles loops, and how far it is: at a first start users wait for a minute."""
-    from numba.core import event
+    try:
+        from numba.core import event
+    except ImportError:  # nothing will be compiled; the layers warn of it
+        yield
+        return
 
     class Told(event.Listener):
         """Counts the loops of this library and their parts, not those of others."""
