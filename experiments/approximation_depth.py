@@ -85,6 +85,7 @@ class DepthVerdict(NamedTuple):
     monotone_floor: float
     """error below which no monotone function comes"""
     polygons_differ: float
+    """largest difference between the deep polygon and the wide one"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -93,8 +94,6 @@ class DepthVerdict(NamedTuple):
             f"three and as depth^{self.residual_slope:.2f} with residual blocks of one unit; plain layers of one unit stay at "
             f"{self.one_unit_error:.2g}"
         )
-
-    """largest difference between the deep polygon and the wide one"""
 
 
 class Residual(nn.Module):

@@ -93,6 +93,7 @@ class WidthVerdict(NamedTuple):
     cube_floor: float
     """error of the best polynomial of degree 3"""
     trained_error: float
+    """error of the best trained ReLU network"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -101,8 +102,6 @@ class WidthVerdict(NamedTuple):
             f"stay at {self.square_error:.2g} and {self.cube_error:.2g}, where the best polynomials of degree 2 and 3 reach "
             f"{self.square_floor:.2g} and {self.cube_floor:.2g}"
         )
-
-    """error of the best trained ReLU network"""
 
 
 class Elementwise(nn.Module):

@@ -82,6 +82,7 @@ class CountingVerdict(NamedTuple):
     model_parameters: int
     """parameters of the chosen model"""
     model_multiply_adds: int
+    """its multiply-adds for one image"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -90,8 +91,6 @@ class CountingVerdict(NamedTuple):
             f"{self.locally_connected_weights:,} locally connected, and {self.convolution_parameters:,} weights and biases as one "
             "convolution"
         )
-
-    """its multiply-adds for one image"""
 
 
 class Count(NamedTuple):

@@ -84,6 +84,7 @@ class CostVerdict(NamedTuple):
     jacobian_bytes: float
     """bytes of the Jacobian of the widest layer by its weights"""
     product_bytes: float
+    """bytes of the product with an adjoint instead"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -92,8 +93,6 @@ class CostVerdict(NamedTuple):
             f"{self.swell_shared:,}; the Jacobian of a layer by its weights takes {self.jacobian_bytes / 1e6:.2g} MB, the product that "
             f"reverse mode computes {self.product_bytes / 1e6:.2g} MB"
         )
-
-    """bytes of the product with an adjoint instead"""
 
 
 def swell(steps: int) -> dict[str, list[int]]:

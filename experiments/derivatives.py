@@ -103,6 +103,7 @@ class DerivativeVerdict(NamedTuple):
     forward_seconds: float
     """seconds for its gradient, forward mode"""
     numerical_seconds: float
+    """seconds for its gradient, differences"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -110,8 +111,6 @@ class DerivativeVerdict(NamedTuple):
             f"the exact ways differ by at most {self.disagreement:.1g}; for a gradient by {self.inputs:,} inputs reverse mode takes "
             f"{self.reverse_seconds:.2g} s, forward mode {self.forward_seconds:,.1f} s, differences {self.numerical_seconds:,.1f} s"
         )
-
-    """seconds for its gradient, differences"""
 
 
 class PageVerdict(NamedTuple):

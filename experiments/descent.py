@@ -92,6 +92,7 @@ class DescentVerdict(NamedTuple):
     floor_one: float
     """loss at the end, single examples"""
     floor_one_predicted: float
+    """the same by the formula lr noise^2 trace(H) / 2"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -100,8 +101,6 @@ class DescentVerdict(NamedTuple):
             f"to {self.above_limit:.1g}; to a hundredth of the start it takes {self.examples_one:,} single examples, or "
             f"{self.examples_all:,} in sums over the whole set"
         )
-
-    """the same by the formula lr noise^2 trace(H) / 2"""
 
 
 class Path(NamedTuple):

@@ -120,6 +120,7 @@ class FilterVerdict(NamedTuple):
     centred: Match
     """where the template without its mean finds it"""
     normalised: Match
+    """where normalised cross-correlation finds it"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -127,8 +128,6 @@ class FilterVerdict(NamedTuple):
             f"one neuron moved over the image differs from the convolution by at most {self.neuron_difference:.1g}; the sum of products "
             f"is largest {self.raw.pixels_off:.0f} pixels from the template's place, its normalised form {self.normalised.pixels_off:.0f}"
         )
-
-    """where normalised cross-correlation finds it"""
 
 
 def photograph() -> Tensor:

@@ -74,6 +74,7 @@ class NonlinearityVerdict(NamedTuple):
     sigmoid_learnt: float
     """initial weights from which XOR is learnt with sigmoid [%]"""
     relu_learnt: float
+    """initial weights from which XOR is learnt with ReLU [%]"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -81,8 +82,6 @@ class NonlinearityVerdict(NamedTuple):
             f"without activation a network gets at most {4 * self.linear_accuracy:.0f} of the 4 points of XOR right; with one, XOR is "
             f"learnt from {percent(self.sigmoid_learnt)} (sigmoid) and {percent(self.relu_learnt)} (ReLU) of the initial weights"
         )
-
-    """initial weights from which XOR is learnt with ReLU [%]"""
 
 
 def network(name: str, layers: Layers, hidden: int, seed: int) -> nn.Sequential:

@@ -79,6 +79,7 @@ class PoolingVerdict(NamedTuple):
     local_max: tuple[float, ...]
     """the same, local layer, max pools [%]"""
     local_average: tuple[float, ...]
+    """the same, local layer, average pools [%]"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -88,8 +89,6 @@ class PoolingVerdict(NamedTuple):
             f"{percent(self.convolution_max[0])}, and by {percent(self.convolution_max[-1])} under one pool over the whole image, behind "
             f"a local layer by {percent(self.local_max[-1])}"
         )
-
-    """the same, local layer, average pools [%]"""
 
 
 def letter(column: int) -> Tensor:

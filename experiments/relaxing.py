@@ -103,6 +103,7 @@ class RelaxingVerdict(NamedTuple):
     free_distance: float
     """the same, free from the start"""
     gain: float
+    """the best unshared network less the shared one [%]"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -110,8 +111,6 @@ class RelaxingVerdict(NamedTuple):
             f"unshared on the way, the network recognises {percent(max(self.relaxed), 1)} of the test digits; shared throughout "
             f"{percent(self.shared, 1)}, free from the start {percent(self.free, 1)}"
         )
-
-    """the best unshared network less the shared one [%]"""
 
 
 class Courses(NamedTuple):

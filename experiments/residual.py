@@ -82,6 +82,7 @@ class ResidualVerdict(NamedTuple):
     plain_fenced: int
     """plain networks that fence the disc in"""
     residual_fenced: int
+    """residual networks of the greatest depth that fence the disc in"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -90,8 +91,6 @@ class ResidualVerdict(NamedTuple):
             f"{percent(self.residual_accuracy)} of the points right; {self.plain_fenced} plain networks do, of any depth, the best with "
             f"{percent(self.plain_accuracy)}"
         )
-
-    """residual networks of the greatest depth that fence the disc in"""
 
 
 def points(many: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -104,6 +104,7 @@ class SampleVerdict(NamedTuple):
     convolution: tuple[float, ...]
     """the same, convolution [%]"""
     better: tuple[tuple[float, float], ...]
+    """lead of the convolution over the local layer, and of that over the fully connected one [%]"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -112,8 +113,6 @@ class SampleVerdict(NamedTuple):
             f"{percent(self.locally_connected[0])}, fully connected {percent(self.fully_connected[0])}; from the most "
             f"{percent(self.convolution[-1])}, {percent(self.locally_connected[-1])}, {percent(self.fully_connected[-1])}"
         )
-
-    """lead of the convolution over the local layer, and of that over the fully connected one [%]"""
 
 
 def small(options: SmallOptions) -> tuple[Pictures, Pictures]:

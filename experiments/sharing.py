@@ -69,6 +69,7 @@ class SharingVerdict(NamedTuple):
     convolution: int
     """the same, as a convolution"""
     difference: float
+    """largest difference of outputs and gradients, in roundings of 2.2e-16"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -76,8 +77,6 @@ class SharingVerdict(NamedTuple):
             f"{self.fully_connected} weights fully connected become {self.locally_connected} locally connected and {self.convolution} "
             f"shared; outputs and summed gradients are equal to {self.difference:.1f} roundings"
         )
-
-    """largest difference of outputs and gradients, in roundings of 2.2e-16"""
 
 
 def lit(shape: Sequence[int]) -> Tensor:

@@ -102,6 +102,7 @@ class SmallestVerdict(NamedTuple):
     noisy_accuracy_at_best: float
     """the same, at best [%]"""
     shifted_recognised: float
+    """bars moved aside by one pixel recognised [%]"""
 
     def sentence(self) -> str:
         """What came out."""
@@ -109,8 +110,6 @@ class SmallestVerdict(NamedTuple):
             f"{percent(self.noisy_accuracy, 1)} of noisy patterns are recognised, where {percent(self.noisy_accuracy_at_best, 1)} is the "
             f"most possible, and {percent(self.shifted_recognised)} of bars moved aside by one pixel"
         )
-
-    """bars moved aside by one pixel recognised [%]"""
 
 
 def network(options: SmallestOptions, seed: int) -> nn.Sequential:

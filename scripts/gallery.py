@@ -74,9 +74,17 @@ def sources(name: str) -> list[Path]:
     return sorted(known)
 
 
+def code(path: Path) -> str:
+    """The lines of a file that do something: neither blank nor a docstring."""
+    text = path.read_text()
+    strings = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
+    words = {line for node in strings for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    return "\n".join(line for number, line in enumerate(text.splitlines(), 1) if line.strip() and number not in words)
+
+
 def digest(name: str) -> str:
-    """Changes when the experiment, one that it imports, or its command does."""
-    content = [line for path in sources(name) for line in (path.name.encode(), path.read_bytes())]
+    """Changes when the code of the experiment, of one that it imports, or its command does; their words may change."""
+    content = [line.encode() for path in sources(name) for line in (path.name, code(path))]
     return hashlib.sha256(b"\0".join([command(name).encode(), *content])).hexdigest()[:16]
 
 

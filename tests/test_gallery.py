@@ -113,6 +113,14 @@ def test_an_edit_makes_those_stale_that_use_it(gallery, capsys):
     assert "second" not in capsys.readouterr().out
 
 
+def test_other_words_in_a_docstring_need_no_other_run(gallery, capsys):
+    gallery.main([])
+    path = gallery.source("second")
+    path.write_text(path.read_text() + '\n"""More words."""\n')
+    capsys.readouterr()
+    assert gallery.main(["--check"]) == 0
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

@@ -1,14 +1,14 @@
-"""Local layers as loops: every position has a window of pixels and weights of its own, and each weight is read, or written, once.
+"""Local layers as loops: every position p has a window of pixels and a set q of weights, its own or one that several positions share.
 
-    output                  y[n,o,p]          = b[o,p] + sum over c, t, u, v  of  x[n,c, window p, cell t,u,v] * w[p,o,c,t,u,v]
-    gradient of x           gx[n,c,d,h,w]     = sum over o and the cells (p, t, u, v) that show the pixel  of  gy[n,o,p] * w[p,o,c,t,u,v]
-    gradient of w           gw[p,o,c,t,u,v]   = sum over n  of  gy[n,o,p] * x[n,c, window p, cell t,u,v]
+    output                  y[n,o,p]          = b[o,p] + sum over c, t, u, v  of  x[n,c, window p, cell t,u,v] * w[q,o,c,t,u,v]
+    gradient of x           gx[n,c,d,h,w]     = sum over o and the cells (p, t, u, v) that show the pixel  of  gy[n,o,p] * w[q,o,c,t,u,v]
+    gradient of w           gw[q,o,c,t,u,v]   = sum over n and the positions p of the set  of  gy[n,o,p] * x[n,c, window p, cell t,u,v]
 
 for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` holds the geometry, one row each for the
 numbers of cells, the strides s, the low paddings p, the dilations d, the positions and the pixels, in three columns. The channels of group
-g are those from g*C/G on, so C below counts the channels of a group. `sets (P)` is the set of weights of each position, its own or one that
-it shares. For few images a window is copied to where its cells are neighbours, as its weights are. For many images the sums are matrix
-products, one per position, by the tiles of `cnn425.kernels.tile`, with images side by side in the vector registers.
+g are those from g*C/G on, so C below counts the channels of a group. `sets (P)` is the q of each position. For few images a window is
+copied to where its cells are neighbours, as its weights are. For many images the sums are matrix products, one per position, by the tiles
+of `cnn425.kernels.tile`, with images side by side in the vector registers.
 """
 
 import numpy as np
