@@ -56,6 +56,10 @@ def test_tensorboard_is_photographed_after_the_readmes_runs(tmp_path):
         assert (tmp_path / "board.png").stat().st_size < 300_000
 
 
+def test_readmes_picture_of_the_explorer_is_of_the_page_as_it_is():
+    assert not script.stale(script.PICTURE), "make it again: scripts/site --picture docs/images/explorer.png"
+
+
 def test_a_picture_of_another_page_is_stale_and_fails_the_build(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "PICTURE", tmp_path / "explorer.png")
     monkeypatch.setattr(script.subprocess, "run", lambda *a, **k: script.subprocess.CompletedProcess(a, 0))  # the gallery is not stale
