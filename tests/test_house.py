@@ -40,7 +40,6 @@ DEFINED_BY = {
     ("conv", "bilinear"),
     ("local", "bilinear"),
     ("local", "conv"),
-    ("local", "unfold"),
     ("local", "activation"),
     ("adaptive", "pool"),
     ("lp", "pool"),
