@@ -7,7 +7,6 @@
 The last verdict is that of the newest run under runs/ in this folder, or else that of the gallery (docs/gallery.md).
 """
 
-import ast
 import importlib
 import json
 import re
@@ -17,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cnn425.lab.errors import command
+from cnn425.lab.progress import opening_before_imports
 
-from . import ORDER
+from . import ORDER, docstring
 
 HERE = Path(__file__).parent
 
@@ -31,7 +31,7 @@ def names() -> list[str]:
 
 def described(name: str) -> tuple[str, str]:
     """The claim, and how long a run takes; both from the docstring, without importing the file."""
-    words = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text("utf-8"))) or ""
+    words = docstring(name)
     duration = re.search(r"\(about (\S+ \w+)", words)
     return words.partition("\n")[0], duration[1] if duration else ""
 
@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"there is no experiment {words[0]}; there are {', '.join(names())}", file=sys.stderr)
         raise SystemExit(2)
     else:
+        opening_before_imports(words, lambda: docstring(words[0]))
         module = importlib.import_module(f"experiments.{words[0]}")
         command(lambda: module.main(words[1:]))
 

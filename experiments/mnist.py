@@ -28,12 +28,11 @@ from cnn425.lab import digits, figures
 from cnn425.lab.board import scalars
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.folder import claim
-from cnn425.lab.group import is_first
 from cnn425.lab.loop import default_folder, show_board, train
 from cnn425.lab.models import build, looked_at
 from cnn425.lab.options import Options, meaning, parse
 from cnn425.lab.pictures import Pictures, pattern_images
-from cnn425.lab.progress import in_a_shell, say
+from cnn425.lab.progress import in_a_shell, is_first, say
 from cnn425.lab.seeds import write_spread
 from cnn425.lab.verdict import conclude, percent
 

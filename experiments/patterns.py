@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from cnn425.lab import figures
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.folder import claim
-from cnn425.lab.group import is_first
 from cnn425.lab.loop import default_folder, show_board, train
 from cnn425.lab.models import build, namespace
 from cnn425.lab.options import Options, parse
 from cnn425.lab.pictures import PATTERNS, drawn, patterns
-from cnn425.lab.progress import say
+from cnn425.lab.progress import is_first, say
 from cnn425.lab.verdict import conclude, percent
 
 TINY = ("--epochs", "2")

@@ -26,12 +26,11 @@ from torch import Tensor, nn
 from cnn425.lab import figures
 from cnn425.lab.errors import command
 from cnn425.lab.folder import claim, home, locked
-from cnn425.lab.group import is_first
 from cnn425.lab.loop import default_folder, show_board, train
 from cnn425.lab.models import Layers, local_layer, namespace
 from cnn425.lab.options import Options, digest, meaning, parse
 from cnn425.lab.pictures import Pictures, bars
-from cnn425.lab.progress import say, say_table
+from cnn425.lab.progress import is_first, say, say_table
 from cnn425.lab.verdict import conclude, percent
 
 TINY = ("--epochs", "1", "--examples", "64", "--test-examples", "40")

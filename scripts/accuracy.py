@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cnn425 import algorithms
 from cnn425.algorithms import convolution
-from cnn425.lab.progress import compilation_told, write
-from cnn425.lab.verdict import Finding, conclude, opening
+from cnn425.lab.progress import compilation_told, opening, write
+from cnn425.lab.verdict import Finding, conclude
 from cnn425.windows import Geometry
 
 CASES = (  # name, input (N, C, *size), outputs, kernel side, groups; padding keeps the size

@@ -34,8 +34,8 @@ from torch import Tensor
 
 import cnn425.nn
 import cnn425.nn.functional as ours
-from cnn425.lab.progress import compilation_told, watched
-from cnn425.lab.verdict import Finding, conclude, opening
+from cnn425.lab.progress import compilation_told, opening, watched
+from cnn425.lab.verdict import Finding, conclude
 
 theirs = torch.nn.functional
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}

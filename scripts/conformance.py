@@ -363,8 +363,8 @@ def main(argv: list[str] | None = None) -> int:
     import tyro
     from rich.console import Console
 
-    from cnn425.lab.progress import write
-    from cnn425.lab.verdict import Finding, conclude, opening
+    from cnn425.lab.progress import opening, write
+    from cnn425.lab.verdict import Finding, conclude
 
     o = tyro.cli(Options, args=argv, prog="python scripts/conformance.py", description=__doc__)
     wrong = ""

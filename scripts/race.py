@@ -26,9 +26,9 @@ from cnn425.lab import digits
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.models import Layers, namespace
 from cnn425.lab.pictures import Pictures
-from cnn425.lab.progress import say
+from cnn425.lab.progress import opening, say
 from cnn425.lab.recipes import DEVIATION, MEAN, Recipe, accuracy, build, train
-from cnn425.lab.verdict import Finding, conclude, opening, percent
+from cnn425.lab.verdict import Finding, conclude, percent
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = Recipe(

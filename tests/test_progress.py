@@ -1,6 +1,11 @@
 import contextlib
 import io
+import os
+import re
+import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +13,8 @@ from numba.core import event
 from rich.table import Table
 
 from cnn425.lab import progress
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_plain_lines_when_output_is_not_a_terminal(capsys, monkeypatch):
@@ -92,3 +99,30 @@ def test_a_word_when_loops_are_compiled(capsys, monkeypatch):
         pass
     words = "compiling the layers' loops (once, kept on the disk)"
     assert capsys.readouterr().out == f"{words}: 0 parts done\n{words}: 1 parts done\n"
+
+
+def test_a_command_that_says_nothing_says_that_it_is_running(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.1)
+    progress.say("a first line")
+    with progress.never_silent():
+        time.sleep(1)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "a first line"
+    assert 2 < len(said) < 16
+    assert all(re.fullmatch(r"still running, [01] s", line) for line in said[1:])
+    time.sleep(0.5)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_claim_is_said_before_the_imports_and_once(tmp_path):
+    """`python -m experiments.counting` and `python -m experiments counting`; with a module in torch's place that ends the program."""
+    (tmp_path / "torch.py").write_text("raise SystemExit(3)")
+    surroundings = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for words in (["experiments.counting"], ["experiments", "counting"]):
+        for more, code, count in (((), 3, 1), (("--help",), 3, 0)):
+            ended = subprocess.run([sys.executable, "-m", *words, *more], env=surroundings, cwd=ROOT, capture_output=True, text=True)
+            assert ended.returncode == code
+            assert ended.stdout.count("Claim: Counting: ") == count
+    ended = subprocess.run([sys.executable, "-m", "experiments.counting", "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+    assert ended.stdout.startswith("Claim: Counting: ")
+    assert ended.stdout.count("Claim: ") == 1

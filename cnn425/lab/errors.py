@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cnn425.lab.progress import is_first, never_silent
+
 
 class LabError(Exception):
     """One sentence for the user: what came, what is wanted, where; `code` is the exit code of the command."""
@@ -64,9 +66,10 @@ def command(main: Callable[[], Any]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to end
     try:
-        verdict = main()
+        with never_silent():
+            verdict = main()
     except LabError as error:
-        if not isinstance(error, StoppedError) or os.environ.get("RANK", "0") == "0":
+        if not isinstance(error, StoppedError) or is_first():
             print(error, file=sys.stderr, flush=True)
         raise SystemExit(error.code) from None
     except BrokenPipeError:  # `... | head`: nobody reads on

@@ -67,11 +67,6 @@ class Group(NamedTuple):
         self.total(torch.zeros(1, device=self.device))
 
 
-def is_first() -> bool:
-    """Whether this is the only process or the first of several: the one that prints and draws."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def under_torchrun() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ

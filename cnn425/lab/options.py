@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 import tyro
 
 from cnn425.lab.errors import LabError, expanded
-from cnn425.lab.progress import module_of, say
+from cnn425.lab.progress import module_of, opening
 
 SPEED_ONLY = (
     "log_dir",
@@ -143,7 +143,7 @@ def parse_any(kind: type[Anything], argv: Sequence[str] | None, begun: Anything 
     finally:
         random.setstate(state)
     if begun is None:
-        say(f"Claim: {words.partition(chr(10))[0]}\n")
+        opening(words)
     return options
 
 

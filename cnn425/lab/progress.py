@@ -5,21 +5,31 @@ Escape codes go to terminals only, whatever FORCE_COLOR says: a log file is not 
 
 import contextlib
 import math
+import os
 import shlex
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cnn425.lab.group import is_first
-
 T = TypeVar("T")
 
 QUIET_SECONDS = 2.0  # between two plain lines; after two minutes, five times as many
+
+claimed: set[str] = set()  # what was said before the imports
+watchers: list[threading.Event] = []  # who watches since before the imports
+spoke: float | None = None  # when something was last said
+bars: list[Progress] = []  # what is drawn now, on a terminal
+
+
+def is_first() -> bool:
+    """Whether this is the only process or the first of several: the one that prints and draws."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def console(width: int | None = None) -> Console:
@@ -44,8 +54,26 @@ def say(line: str) -> None:
         write(f"{line}\n")
 
 
+def opening(doc: str | None) -> None:
+    """Say what is claimed, the first line of a docstring; what `python -m` said before torch was imported is not said again."""
+    words = (doc or "").partition("\n")[0]
+    if words not in claimed:
+        say(f"Claim: {words}\n")
+    claimed.clear()
+
+
+def opening_before_imports(words: Sequence[str], doc: Callable[[], str]) -> None:
+    """The same, before the imports, which take seconds; not if these words of a command line ask for help."""
+    if not {"-h", "--help"} & {*words}:
+        opening(found := doc())
+        claimed.add(found.partition("\n")[0])
+        watchers.append(watch())
+
+
 def write(text: str) -> None:
     """Text to standard output; characters that its encoding lacks are written as escapes, as on standard error."""
+    global spoke
+    spoke = time.monotonic()
     try:
         sys.stdout.write(text)
     except UnicodeEncodeError:
@@ -64,6 +92,31 @@ def module_of(kind: type) -> tuple[str, str]:
     module = sys.modules[kind.__module__]
     spec = getattr(module, "__spec__", None)
     return (spec.name if spec else kind.__module__), module.__doc__ or ""
+
+
+def watch() -> threading.Event:
+    """After a first line, another one says that work goes on whenever nothing was said for two seconds; the event ends it."""
+    ended, began = threading.Event(), time.monotonic()
+
+    def speak() -> None:
+        while not ended.wait(QUIET_SECONDS / 8):
+            pause = QUIET_SECONDS * (5 if time.monotonic() - began > 120 else 1)
+            if spoke is not None and not bars and time.monotonic() - spoke > pause - QUIET_SECONDS / 4:
+                with contextlib.suppress(OSError, ValueError):  # nobody reads on; whoever works will meet that too
+                    say(f"still running, {time.monotonic() - began:.0f} s")
+
+    threading.Thread(target=speak, daemon=True).start()
+    return ended
+
+
+@contextlib.contextmanager
+def never_silent() -> Iterator[None]:
+    """While it lasts, somebody watches: the one who was called before the imports, or a new one."""
+    ended = watchers.pop() if watchers else watch()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 class Reporter:
@@ -88,11 +141,13 @@ class Reporter:
     def __enter__(self) -> "Reporter":
         if self.bar:
             self.bar.start()
+            bars.append(self.bar)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar:
             self.bar.stop()
+            bars.remove(self.bar)
 
     def advance(self, note: str = "") -> None:
         """One more is done; `note` says how it goes."""

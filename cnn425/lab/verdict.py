@@ -1,6 +1,6 @@
 """The first and the last words of an experiment: what it claims, and what came out, as a sentence and as verdict.json.
 
-    Claim: the first line of the experiment's docstring.             said by options.parse, in a script by `opening`, before anything runs
+    Claim: the first line of the experiment's docstring.             said by `opening` (cnn425/lab/progress.py), before anything runs
     Holds: verdict.sentence()                                        said by `conclude`, or: `Does not hold: ...`
 
 A verdict is a NamedTuple with `holds`, with words below each field (the rows of the gallery), and with a method `sentence`.
@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cnn425.lab.folder import claim, write_whole
-from cnn425.lab.group import is_first
-from cnn425.lab.progress import module_of, say
+from cnn425.lab.progress import is_first, module_of, say
 
 
 class Finding(NamedTuple):
@@ -24,11 +23,6 @@ class Finding(NamedTuple):
     def sentence(self) -> str:
         """What came out."""
         return self.words
-
-
-def opening(doc: str | None) -> None:
-    """Say what a script claims: the first line of its docstring."""
-    say(f"Claim: {(doc or '').partition(chr(10))[0]}\n")
 
 
 def percent(share: float, digits: int = 0) -> str:
