@@ -1,6 +1,7 @@
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from cnn425.lab.board import Board, event_files, layer_name, scalars
 from cnn425.lab.models import build
@@ -52,10 +53,19 @@ def test_graph_joins_our_layers_in_order(tmp_path):
 
 def test_hyper_parameters_are_in_the_same_run(tmp_path):
     board = Board(tmp_path)
-    board.hyper_parameters({"lr": 0.1, "layers": "custom", "compile": False, "log_dir": None}, {"loss/held-out": 1.0})
+    board.hyper_parameters(
+        {"lr": 0.1, "layers": "custom", "compile": False, "log_dir": None}, {"loss/held-out": 1.0}, first=["lr", "layers"]
+    )
     board.close()
     plugin = loaded(tmp_path).PluginTagToContent("hparams")
     assert "_hparams_/session_start_info" in plugin
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(plugin["_hparams_/experiment"]).experiment
+    assert {option.name: option.differs for option in experiment.hparam_infos} == {
+        "lr": True,
+        "layers": True,
+        "compile": False,
+        "log_dir": False,
+    }
     assert [path.is_dir() for path in tmp_path.iterdir()] == [False]
 
 

@@ -7,13 +7,14 @@ it may already have read (`purge_step`).
 
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 from tensorboard.compat.proto import attr_value_pb2, event_pb2, graph_pb2, node_def_pb2, tensor_shape_pb2, versions_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
 from torch.utils.tensorboard import summary
@@ -105,10 +106,16 @@ class Board:
         """What the custom-scalars page shows: by heading, charts of several curves, or of a curve with its margin (value, lower, upper)."""
         self._summary(summary.custom_scalars(charts), 0)
 
-    def hyper_parameters(self, options: Mapping[str, Any], results: Mapping[str, float]) -> None:
-        """The row of this run in the HParams page; `results` are tags of curves that the run writes."""
+    def hyper_parameters(self, options: Mapping[str, Any], results: Mapping[str, float], first: Collection[str] = ()) -> None:
+        """The row of this run in the HParams page; the options in `first` come first, `results` are tags of curves that the run writes."""
         values = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in options.items()}
-        for content in summary.hparams(values, dict(results)):
+        experiment, *rest = summary.hparams(values, dict(results))
+        kept = experiment.value[0].metadata.plugin_data
+        described = plugin_data_pb2.HParamsPluginData.FromString(kept.content)
+        for option in described.experiment.hparam_infos:
+            option.differs = option.name in first  # TensorBoard sorts by this, then by the alphabet
+        kept.content = described.SerializeToString()
+        for content in (experiment, *rest):
             self._summary(content, 0)
 
     def flush(self) -> None:

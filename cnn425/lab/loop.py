@@ -131,7 +131,7 @@ class Loop:
         if self.board:
             self.board.layout()
             results = {"loss/held-out": result.loss, "accuracy/held-out": result.accuracy}
-            self.board.hyper_parameters({**changed(run.options), **meaning(run.options)}, results)
+            self.board.hyper_parameters(meaning(run.options), results, first=["layers", "seed", *changed(run.options)])
             self.board.graph(run.shown, run.held_out.batch(slice(0, 1), run.dtype)[0])
         self.log_evaluation(result)
 
