@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import os
 import re
 import shlex
@@ -88,6 +89,29 @@ def test_the_readme_is_short_and_its_film_small():
     assert len(README.splitlines()) <= 130
     assert (ROOT / "docs/images/gallery/filters--kernel.gif").stat().st_size < 2_000_000
     assert "print(nn.report(model))" in README
+
+
+def table(name):
+    """The last line of the table that follows this mark in docs/performance.md, as numbers."""
+    rows = (ROOT / "docs/performance.md").read_text().partition(f"<!-- numbers: {name} -->")[2].partition("<!-- end -->")[0].splitlines()
+    return [float(number) for number in re.findall(r"\d+\.\d+", rows[-1])]
+
+
+def test_the_readmes_numbers_are_those_of_the_pages_that_hold_their_evidence():
+    speed = README.partition("## How fast, how exact")[2].partition("\n## ")[0]
+    default, channels_last, pools, error = map(float, re.findall(r"\*\*(\d\.\d+)\*\*", speed))
+    assert [default, channels_last] == table("conv")[2:4]
+    assert pools == table("pool")[2]
+    assert float(re.search(r"tiny calls take (\S+) times", speed)[1]) == round(table("small")[2], 1)
+    assert f"default is {error} times torch's in the geometric mean" in (ROOT / "docs/performance.md").read_text()
+    ours, theirs = re.search(r"test accuracy is (\S+ %) with our layers, (\S+ %) with torch's", README).groups()
+    assert f"test accuracy of {ours} (ours) and {theirs} (torch's)" in (ROOT / "docs/training.md").read_text()
+    assert json.loads((ROOT / "docs/gallery.json").read_text())["mnist"]["sentence"].startswith(ours)
+
+
+def test_all_measurements_are_from_one_version_of_torch():
+    pages = [*PAGES, ROOT / "docs/gallery.md"]
+    assert len({version for page in pages for version in re.findall(r"torch (2\.\d+\.\d+)", page.read_text())}) == 1
 
 
 def test_the_readmes_commands_one_after_the_other(tmp_path, monkeypatch, capsys):
