@@ -180,10 +180,10 @@ class Task:
         images = memory(x, self.N, x.shape[1], self.P), memory(w, *w.shape), memory(b, y.shape[1], self.P)
         pointwise.mix(self.N * y.shape[1], y.numel() * w.shape[1], *images, self.groups, memory(y, self.N, y.shape[1], self.P))
 
-    def registers(self, lanes_of: int) -> int:
+    def registers(self, lanes_of: int, most: int = 4) -> int:
         """How many registers as many numbers side by side take: 1, 2 or 4, so that few are empty."""
         lanes = LANES // self.x.itemsize
-        return min((4, 2, 1), key=lambda v: -(-lanes_of // (v * lanes)) * v)
+        return min((v for v in (4, 2, 1) if v <= most), key=lambda v: -(-lanes_of // (v * lanes)) * v)
 
     def windows(self) -> tuple[Tensor, Tensor]:
         """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its cells, `(K)`."""
@@ -213,7 +213,8 @@ class Task:
 
     def multiply_input_gradient(self) -> None:
         """Write `x`."""
-        V, w, (start, cell) = self.registers(self.N), self.w.contiguous(), self.windows()
+        most = 2 if self.sharing.each else 1  # few images stay in the cache, but weights that are not shared are read for each block
+        V, w, (start, cell) = self.registers(self.N, most), self.w.contiguous(), self.windows()
         image, pixels, low = self.interleaved(V)
         parts = min(image.shape[1], -(-torch.get_num_threads() // image.shape[0]))
         weight = memory(w, self.Q, self.groups * self.O, self.cells), self.groups, memory(self.sets()[0], self.P)
