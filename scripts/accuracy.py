@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cnn425 import algorithms
 from cnn425.algorithms import convolution
+from cnn425.lab.errors import command
 from cnn425.lab.progress import compilation_told, opening, write
 from cnn425.lab.verdict import Finding, conclude
 from cnn425.windows import Geometry
@@ -93,4 +94,4 @@ def main(options: Options) -> dict[str, dict[str, list[float]]]:
 
 if __name__ == "__main__":
     with compilation_told():
-        main(tyro.cli(Options, prog="python scripts/accuracy.py", description=__doc__))
+        command(lambda: main(tyro.cli(Options, prog="python scripts/accuracy.py", description=__doc__)))

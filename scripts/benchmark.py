@@ -34,6 +34,7 @@ from torch import Tensor
 
 import cnn425.nn
 import cnn425.nn.functional as ours
+from cnn425.lab.errors import command
 from cnn425.lab.progress import compilation_told, opening, watched
 from cnn425.lab.verdict import Finding, conclude
 
@@ -757,4 +758,4 @@ def main(options: Options) -> dict[str, Any]:
 
 if __name__ == "__main__":
     with compilation_told():
-        main(tyro.cli(Options, prog="python scripts/benchmark.py", description=__doc__))
+        command(lambda: main(tyro.cli(Options, prog="python scripts/benchmark.py", description=__doc__)))

@@ -411,4 +411,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from cnn425.lab.progress import never_silent
+
+    with never_silent():
+        sys.exit(main())

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cnn425.lab.progress import is_first, never_silent
-
 
 class LabError(Exception):
     """One sentence for the user: what came, what is wanted, where; `code` is the exit code of the command."""
@@ -62,6 +60,8 @@ def command(main: Callable[[], Any]) -> None:
 
     A claim that does not hold is a result. Only a verdict with `MUST_HOLD`, of a task and not of a claim, makes the code 1.
     """
+    from cnn425.lab.progress import is_first, never_silent  # which needs rich; errors are also raised where torch is alone
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to end
