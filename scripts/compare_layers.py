@@ -529,11 +529,13 @@ def main(argv: list[str] | None = None) -> int:
         if not o.json:
             write(f"Claim: {(__doc__ or '').partition(';')[0]}.\n\n{HEAD}\n")
         for name in names:
+            if not o.json:
+                write(f"{name:20}")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 rows.append(measured(name, o))
             if not o.json:
-                write(f"{name:20}{told(rows[-1])}\n")
+                write(f"{told(rows[-1])}\n")
     except ImpossibleError as error:
         errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2

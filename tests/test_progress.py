@@ -114,6 +114,13 @@ def test_a_command_that_says_nothing_says_that_it_is_running(capsys, monkeypatch
     assert capsys.readouterr().out == ""
 
 
+def test_a_line_that_was_begun_is_begun_again_below_another(capsys):
+    for words in ("layer  ", "1.0\n"):
+        progress.write(words)
+        progress.say("still running, 2 s")
+    assert capsys.readouterr().out == "layer  \nstill running, 2 s\nlayer  1.0\nstill running, 2 s\n"
+
+
 def test_the_claim_is_said_before_the_imports_and_once(tmp_path):
     """`python -m experiments.counting` and `python -m experiments counting`; with a module in torch's place that ends the program."""
     (tmp_path / "torch.py").write_text("raise SystemExit(3)")

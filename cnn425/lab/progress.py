@@ -24,6 +24,7 @@ QUIET_SECONDS = 2.0  # between two plain lines; after two minutes, five times as
 claimed: set[str] = set()  # what was said before the imports
 watchers: list[threading.Event] = []  # who watches since before the imports
 spoke: float | None = None  # when something was last said
+begun = ""  # what stands in a line that was not ended
 bars: list[Progress] = []  # what is drawn now, on a terminal
 
 
@@ -49,9 +50,9 @@ def say_table(table: Any, width: int | None = None) -> None:
 
 
 def say(line: str) -> None:
-    """One line for the user, from one process."""
+    """One line for the user, from one process; a line that was begun is begun again below it."""
     if is_first():
-        write(f"{line}\n")
+        write(f"\n{line}\n{begun}" if begun else f"{line}\n")
 
 
 def opening(doc: str | None) -> None:
@@ -72,8 +73,8 @@ def opening_before_imports(words: Sequence[str], doc: Callable[[], str]) -> None
 
 def write(text: str) -> None:
     """Text to standard output; characters that its encoding lacks are written as escapes, as on standard error."""
-    global spoke
-    spoke = time.monotonic()
+    global spoke, begun
+    spoke, begun = time.monotonic(), text.rpartition("\n")[2]
     try:
         sys.stdout.write(text)
     except UnicodeEncodeError:
