@@ -14,8 +14,7 @@ Nothing else in the project computes an output size.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from itertools import product
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -82,18 +81,6 @@ class Geometry(NamedTuple):
             (low, (count - 1) * stride + extent - n - low)
             for n, count, extent, stride, (low, _) in zip(size, self.positions(size), self.extent, self.stride, self.padding, strict=True)
         )
-
-    def shifts(self, positions: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
-        """For each offset (u, v), in reading order: the offset, and the slices of the padded image that hold this cell of all windows."""
-        for offset in product(*map(range, self.kernel)):
-            starts = [u * d for u, d in zip(offset, self.dilation, strict=True)]
-            yield (
-                offset,
-                tuple(
-                    slice(start, start + (count - 1) * stride + 1, stride)
-                    for start, count, stride in zip(starts, positions, self.stride, strict=True)
-                ),
-            )
 
 
 class Adaptive(NamedTuple):
