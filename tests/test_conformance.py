@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from oldest import differs_on_the_oldest
 
 from cnn425.nn import functional as F
 
@@ -23,7 +24,10 @@ sys.path.remove(str(SCRIPTS))
 FEW = script.Options(samples=6, examples=25)
 
 
-@pytest.mark.parametrize("layer", script.LAYERS)
+@pytest.mark.parametrize(
+    "layer",
+    [pytest.param(layer, marks=[differs_on_the_oldest("the wording of a refusal")] * (layer == "softmax")) for layer in script.LAYERS],
+)
 def test_random_arguments_legal_and_illegal(layer):
     found = script.score(layer, "arguments", FEW)
     assert found.tried == 25

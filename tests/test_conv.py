@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as builtin
+from oldest import loses_sizes
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 from cnn425 import nn
@@ -243,9 +244,6 @@ def test_jacobians_and_hessians():
         torch.testing.assert_close(mine, theirs)
     mine, theirs = (hessian(lambda w, f=f: f(tensors[0], w).sin().sum())(tensors[1]) for f in (F.conv2d, builtin.conv2d))
     torch.testing.assert_close(mine, theirs)
-
-
-loses_sizes = pytest.mark.xfail(torch.__version__.startswith("2.11."), raises=AssertionError, reason="its compiler, where sizes are equal")
 
 
 @pytest.mark.parametrize(

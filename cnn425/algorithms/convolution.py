@@ -93,8 +93,9 @@ def chosen(a: Tensor, b: Tensor, geometry: Geometry) -> ModuleType | None:
     """The module that computes a map of `a` and `b`, or None for what runs by default."""
     if not a.is_floating_point() or 0 in (a.numel(), b.numel()):
         return definition
-    asked, loops = ON_REQUEST.get(forced.get()), loops_run(a, b)
-    if asked is not None and (loops or computes_elsewhere(a)) and asked.applies(a.dtype, geometry):
+    loops = loops_run(a, b)
+    asked = ON_REQUEST.get(forced.get()) if loops or computes_elsewhere(a) else None  # torch 2.11 traces no ContextVar
+    if asked is not None and asked.applies(a.dtype, geometry):
         return asked
     return None if loops else definition
 
