@@ -314,12 +314,12 @@ def spread(numbers: Sequence[float]) -> str:
 
 
 def show(results: dict[str, list[Result]], where: str) -> None:
-    """The tables in the terminal; MACs are multiply-adds for one picture."""
-    columns = ("recipe", "weights", "epochs", "MACs", "seeds", "mean %", "s.d.", "lowest", "cpu s")
+    """The tables in the terminal; kMACs are thousands of multiply-adds for one picture."""
+    columns = ("recipe", "weights", "epochs", "kMACs", "seeds", "mean %", "s.d.", "lowest", "cpu s")
     table = Table(*columns, title=f"right of the {where}")
     for name, runs in results.items():
         shares, first = [100 * run.accuracy for run in runs], runs[0]
-        numbers = (f"{first.parameters:,}", str(len(first.losses)), f"{first.multiply_adds:,}", str(len(runs)))
+        numbers = (f"{first.parameters:,}", str(len(first.losses)), f"{first.multiply_adds / 1000:,.0f}", str(len(runs)))
         seconds = mean(run.processor_seconds for run in runs)
         table.add_row(name, *numbers, f"{mean(shares):.2f}", spread(shares), f"{min(shares):.2f}", f"{seconds:.0f}")
     say_table(table, 80)
