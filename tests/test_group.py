@@ -135,6 +135,36 @@ def test_each_process_holds_the_weights_gradients_and_optimiser_state_of_its_pos
     ]
 
 
+FREED = """
+import gc
+import sys
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from experiments import patterns
+destroy = dist.destroy_process_group
+def watched():
+    left = sum(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
+    sys.stdout.write(f"process {dist.get_rank()} leaves with {left} copies\\n")
+    sys.stdout.flush()
+    destroy()
+dist.destroy_process_group = watched
+patterns.main(["--epochs", "1", "--log-dir", sys.argv[1]])
+"""
+
+
+@pytest.mark.slow
+def test_a_shared_network_is_gone_before_its_process_group(tmp_path):
+    """One that is freed later waits for threads that wait for it: with torch 2.11 some processes never ended."""
+    (tmp_path / "freed.py").write_text(FREED)
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    LAUNCHED.append(Forked([*run, *FORKED_WORKERS[:-1], str(tmp_path / "freed.py"), str(tmp_path / "run")]))
+    out, _ = LAUNCHED[-1].communicate(timeout=500)
+    assert LAUNCHED[-1].returncode == 0, out
+    assert sorted(line for line in out.splitlines() if line.startswith("process")) == [
+        f"process {rank} leaves with 0 copies" for rank in range(2)
+    ]
+
+
 @pytest.mark.slow
 def test_sharded_run_that_was_stopped_ends_with_the_same_bits(tmp_path):
     words = ("--model", "local", "--shard", "--checkpoint-seconds", "0", "--epochs", "8")  # not over before it is stopped
