@@ -26,6 +26,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+if __name__ == "__main__":  # the claim is said before torch is imported, which takes seconds
+    from cnn425.lab.progress import opening_before_imports
+
+    opening_before_imports(sys.argv, lambda: __doc__)
+
 import torch
 import tyro
 from rich.console import Console

@@ -18,6 +18,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # the claim is said before torch is imported, which takes seconds
+    from cnn425.lab.progress import opening_before_imports
+
+    opening_before_imports(sys.argv, lambda: __doc__)
+
 import torch
 import tyro
 from rich.table import Table

@@ -41,6 +41,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler talks
 
+if __name__ == "__main__":  # the claim is said before torch is imported, which takes seconds
+    from cnn425.lab.progress import opening_before_imports
+
+    opening_before_imports(sys.argv, lambda: f"{(__doc__ or '').partition(';')[0]}.")
+
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -504,7 +509,7 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
 
     from cnn425.lab import pages
-    from cnn425.lab.progress import console, write
+    from cnn425.lab.progress import console, opening, write
     from cnn425.lab.verdict import conclude
 
     o = tyro.cli(Options, args=argv, prog="python scripts/compare_layers.py", description=__doc__)
@@ -527,7 +532,8 @@ def main(argv: list[str] | None = None) -> int:
         _, theirs, inputs = problem(name, o)
         theirs(*inputs)  # refused before anything is printed
         if not o.json:
-            write(f"Claim: {(__doc__ or '').partition(';')[0]}.\n\n{HEAD}\n")
+            opening(f"{(__doc__ or '').partition(';')[0]}.")
+            write(f"{HEAD}\n")
         for name in names:
             if not o.json:
                 write(f"{name:20}")

@@ -28,6 +28,11 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
+if __name__ == "__main__":  # the claim is said before torch is imported, which takes seconds
+    from cnn425.lab.progress import opening_before_imports
+
+    opening_before_imports(sys.argv, lambda: __doc__)
+
 import torch
 from compare_layers import Name, local_by_einsum, small
 from local_features import PEERS, local_features

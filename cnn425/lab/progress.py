@@ -63,10 +63,10 @@ def opening(doc: str | None) -> None:
     claimed.clear()
 
 
-def opening_before_imports(words: Sequence[str], doc: Callable[[], str]) -> None:
-    """The same, before the imports, which take seconds; not if these words of a command line ask for help."""
-    if not {"-h", "--help"} & {*words}:
-        opening(found := doc())
+def opening_before_imports(words: Sequence[str], doc: Callable[[], str | None]) -> None:
+    """The same, before the imports, which take seconds; not if these words of a command line ask for help, or for something to read on."""
+    if not {"-h", "--help", "--json", "--markdown", "--lap"} & {*words}:
+        opening(found := doc() or "")
         claimed.add(found.partition("\n")[0])
         watchers.append(watch())
 
