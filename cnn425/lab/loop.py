@@ -52,10 +52,8 @@ def train(options: Options, model: nn.Sequential, training: Pictures, held_out: 
             stack.enter_context(locked(folder, patience=10 if under_torchrun() else 0))  # a dying worker may still be saving
         folder = group.from_first(folder)
         run = Training(options, model, training, held_out, group, folder)
-        try:
-            return Loop(run, signals, title).run()
-        finally:
-            run.network = model  # a network that several processes share would outlive their group, and waits for ever when it is freed
+        stack.callback(setattr, run, "network", model)  # one that several processes share must be gone before their group
+        return Loop(run, signals, title).run()
 
 
 class Loop:
