@@ -246,9 +246,10 @@ def stopped_by_signals(scene: Scene) -> None:
     """SIGINT and SIGTERM once: exit code, one line, same bits. Twice: at once."""
     for number, code in 2 * ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         folder = scene.fresh()
-        child = start(folder)
+        child = start(folder, lambda folder=folder: wait_at_first_save(folder))  # type: ignore[misc]
         wait_for_checkpoint(folder)
         os.kill(child, number)
+        flag(folder).touch()
         got = ended(child)
         words = Path(f"{folder}.out").read_text()
         scene.judge(
@@ -256,20 +257,40 @@ def stopped_by_signals(scene: Scene) -> None:
         )
 
 
+def wait_at_first_save(folder: Path) -> None:
+    """From now on, whoever has written the first checkpoint waits for `flag`, so that a fault hits a run that is under way."""
+    real = checkpoint.write_whole
+
+    def write_and_wait(path: Path, content: bytes) -> None:
+        real(path, content)
+        wait_until(flag(folder).exists)
+
+    checkpoint.write_whole = write_and_wait  # type: ignore[attr-defined]
+
+
+def flag(folder: Path) -> Path:
+    """The file whose existence says that a run need not wait."""
+    return Path(f"{folder}.go")
+
+
 def wait_for_checkpoint(folder: Path) -> None:
     """Until the run has saved something."""
-    deadline = time.monotonic() + 60
-    while not checkpoint.checkpoints(folder) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: bool(checkpoint.checkpoints(folder)))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> bool:
+    """Whether the condition came true in this time."""
+    deadline = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return holds
 
 
 def interrupted(scene: Scene) -> Path:
     """A folder whose run was killed after its second checkpoint."""
     folder = scene.fresh()
     child = start(folder)
-    deadline = time.monotonic() + 60
-    while len(checkpoint.checkpoints(folder)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: len(checkpoint.checkpoints(folder)) >= 2)
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
     ended(child)
@@ -331,9 +352,10 @@ def clock_jumps(scene: Scene) -> None:
 def two_processes(scene: Scene) -> None:
     """A second process on the same folder is told so; the first is not disturbed."""
     folder = scene.fresh()
-    first = start(folder)
+    first = start(folder, lambda: wait_at_first_save(folder))
     wait_for_checkpoint(folder)
     code, words = run(folder)
+    flag(folder).touch()
     told = code == 1 and "another process is training in this folder" in words
     good = ended(first) == 0
     scene.judge("two processes on one folder", folder, "the second was told; " if told else f"second: {code} {words}; ", told and good)
@@ -380,17 +402,19 @@ def remount(folder: Path, how: str) -> None:
 # ---- Two processes under torchrun --------------------------------------------------------------------------------------------------------
 
 
-def torchrun(folder: Path, *more: str) -> ForkProcess:
-    """Start two workers, in a process group of their own as a shell would; their output goes to <folder>.out."""
-    run_of_two = multiprocessing.get_context("fork").Process(target=launch, args=(folder, more))
+def torchrun(folder: Path, *more: str, waiting: bool = False) -> ForkProcess:
+    """Start two workers, in a process group of their own as a shell would; `waiting`: for a fault, at their first save."""
+    run_of_two = multiprocessing.get_context("fork").Process(target=launch, args=(folder, more, waiting))
     run_of_two.start()
     return run_of_two
 
 
-def launch(folder: Path, more: Sequence[str]) -> None:
-    """Be torchrun, whose workers are forked, too."""
+def launch(folder: Path, more: Sequence[str], waiting: bool) -> None:
+    """Be torchrun, whose workers are forked, too; what they say goes to <folder>.out."""
     os.setsid()
     speak_into(folder)
+    if waiting:
+        wait_at_first_save(folder)
     forked = ["--start-method", "fork", "--run-path", str(Path(mnist.__file__).resolve())]
     launcher.main(["--standalone", "--nproc-per-node", "2", *more, *forked, *WORDS, "--log-dir", str(folder)])
 
@@ -421,12 +445,15 @@ def identity(run_of_two: ForkProcess) -> int:
 
 def gone(processes: Sequence[int]) -> bool:
     """Whether these processes end within half a minute."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if not any(Path(f"/proc/{number}/cmdline").exists() and Path(f"/proc/{number}/cmdline").read_bytes() for number in processes):
-            return True
-        time.sleep(0.05)
-    return False
+    return wait_until(lambda: not any(alive(number) for number in processes), 30)
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has asked for has no command line."""
+    try:
+        return bool(Path(f"/proc/{process}/cmdline").read_bytes())
+    except OSError:
+        return False
 
 
 def judge_two(scene: Scene, fault: str, folder: Path, remark: str, good: bool, again: bool = True) -> None:
@@ -442,8 +469,9 @@ def worker_killed(scene: Scene) -> None:
     """One of two workers dies: both end, with a message; the same command goes on to the same bits."""
     for name, victim in (("first", 0), ("second", 1)):
         folder = scene.fresh()
-        run_of_two = torchrun(folder)
+        run_of_two = torchrun(folder, waiting=True)
         os.kill(wait_for_workers(run_of_two, folder)[victim], signal.SIGKILL)
+        flag(folder).touch()
         code = code_of(run_of_two)
         words = Path(f"{folder}.out").read_text()
         told = "has died" in words or "Signal 9" in words or "exitcode  : -9" in words
@@ -454,8 +482,9 @@ def worker_restarted(scene: Scene) -> None:
     """One of two workers dies and torchrun itself starts both again: they end with the same bits."""
     for name, victim in (("first", 0), ("second", 1)):
         folder = scene.fresh()
-        run_of_two = torchrun(folder, "--max-restarts", "1")
+        run_of_two = torchrun(folder, "--max-restarts", "1", waiting=True)
         os.kill(wait_for_workers(run_of_two, folder)[victim], signal.SIGKILL)
+        flag(folder).touch()
         code = code_of(run_of_two)
         resumed = "resuming after step" in Path(f"{folder}.out").read_text()
         remark = f"exit code {code}{', resumed by torchrun' * resumed}"
@@ -466,9 +495,10 @@ def launcher_ended(scene: Scene) -> None:
     """Torchrun is killed, or gets SIGTERM, or Ctrl-C reaches it and its workers: these finish their step, save, and are gone."""
     for name, number in (("killed", signal.SIGKILL), ("SIGTERM", signal.SIGTERM), ("Ctrl-C", signal.SIGINT)):
         folder = scene.fresh()
-        run_of_two = torchrun(folder)
+        run_of_two = torchrun(folder, waiting=True)
         children = wait_for_workers(run_of_two, folder)
         (os.killpg if number == signal.SIGINT else os.kill)(identity(run_of_two), number)
+        flag(folder).touch()
         code, ended_too = code_of(run_of_two), gone(children)
         told = Path(f"{folder}.out").read_text().count("; kept ") == 1
         remark = f"exit code {code}, workers {'saved and gone' if told and ended_too else 'NOT told or still there'}"

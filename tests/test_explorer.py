@@ -356,13 +356,14 @@ def test_fast_and_small_enough(browser, tmp_path):
               panel.ofWeights = way === "weights";
               refresh();
               for (const node of network.nodes) for (const unit of [0, node.size >> 1, node.size - 1]) {
-                const times = [0, 1, 2].map(() => {
+                let least = Infinity;
+                for (let tries = 0; tries < 20 && least >= 50; tries++) {  // the machine may be busy with something else
                   const begin = performance.now();
                   select(node.number, unit);
                   document.body.offsetHeight;
-                  return performance.now() - begin;
-                });
-                most = Math.max(most, Math.min(...times));  // the machine may be busy with something else for once
+                  least = Math.min(least, performance.now() - begin);
+                }
+                most = Math.max(most, least);
               }
             }
             return most; }"""

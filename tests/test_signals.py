@@ -48,8 +48,23 @@ def test_a_run_started_with_a_signal_ignored_ends_undisturbed():
     assert done.returncode == 0, done.stderr
 
 
-def test_under_torchrun_the_echo_of_a_signal_does_not_insist(monkeypatch):
+@pytest.fixture
+def torchrun(monkeypatch):
+    """As if torchrun had started this process; the handlers come back after the test."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_under_torchrun_an_echo_does_not_end_a_process_that_says_where_it_stopped(torchrun):
+    with Signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # would end the tests
+
+
+def test_under_torchrun_the_echo_of_a_signal_does_not_insist(torchrun, monkeypatch):
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)

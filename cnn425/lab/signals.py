@@ -2,8 +2,8 @@
 
 A signal that was ignored when the run started (`nohup`, a job in the background of a script) stays ignored.
 
-Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun, which hands it on. So there a signal that follows at once is
-taken for the echo of the first.
+Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun, which hands it on; and its death is told once for each of its
+threads. So there a signal that follows at once is taken for the echo of the first, until the process has said its last line and ended.
 """
 
 import os
@@ -12,6 +12,8 @@ import threading
 import time
 from types import FrameType
 from typing import Any
+
+from cnn425.lab.group import under_torchrun
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 ECHO_SECONDS = 2.0
@@ -34,6 +36,8 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.caught and under_torchrun():
+            return  # an echo must not kill the process before it has said where it stopped
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
@@ -42,4 +46,4 @@ class Signals:
             os._exit(CODES[signal.Signals(number)])
         if not self.caught:
             self.caught = signal.Signals(number)
-            self.insisting = time.monotonic() + (ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0)
+            self.insisting = time.monotonic() + (ECHO_SECONDS if under_torchrun() else 0.0)

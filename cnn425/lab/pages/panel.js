@@ -287,15 +287,15 @@ class Panel {
 
   mapsTable(maps, node, names, shown, open) {
     const rows = maps.length > MOST_MAPS ? [...maps].sort((a, b) => Math.abs(b.sum) - Math.abs(a.sum)).slice(0, MOST_MAPS) : maps;
-    const cells = rows.flatMap((map) => map.cells), scales = Object.keys(names).map((key) => [key, largest(cells.map((cell) => cell[key]))]);
+    const cells = rows.flatMap((map) => map.cells), pictures = Object.keys(names).map((key) => this.thumbnails(rows, key, node, largest(cells.map((cell) => cell[key]))));
     const table = element("table", { class: "list" }, this.header(names, "map", names.factor ? "sum" : "largest"));
-    for (const map of rows)
+    rows.forEach((map, i) =>
       table.append(element("tr", { class: map === shown ? "chosen" : "" }, element("td", {}, element("button", { type: "button", "aria-label": `show map ${map.map}`, onclick: () => open(map.map) }, String(map.map))),
-        ...scales.map(([key, scale]) => element("td", {}, this.thumbnail(map.cells.map((cell) => cell[key]), map.cells, node, scale))),
-        element("td", { class: "mapsum", "data-map": map.map }, long(map.sum))));
+        ...pictures.map((column) => element("td", {}, column[i])),
+        element("td", { class: "mapsum", "data-map": map.map }, long(map.sum)))));
     if (rows.length < maps.length) {
       const rest = maps.filter((map) => !rows.includes(map));
-      table.append(element("tr", {}, element("td", { colspan: scales.length + 1 }, `the other ${rest.length} maps${names.factor ? " together" : ": at most"}`), element("td", {}, long(names.factor ? rest.reduce((sum, map) => sum + map.sum, 0) : Math.abs(rest[0].sum)))));
+      table.append(element("tr", {}, element("td", { colspan: pictures.length + 1 }, `the other ${rest.length} maps${names.factor ? " together" : ": at most"}`), element("td", {}, long(names.factor ? rest.reduce((sum, map) => sum + map.sum, 0) : Math.abs(rest[0].sum)))));
     }
     return table;
   }
@@ -306,11 +306,11 @@ class Panel {
     return new Set(cells.map((cell) => (node.points === 1 ? cell.at : cell.at % width))).size || 1;
   }
 
-  thumbnail(values, cells, node, scale, side = 36) {
-    const columns = this.columnsOf(cells, node, node === this.source ? this.node.kernel : null), rows = Math.ceil(values.length / columns);
-    const canvas = painted(values, columns, rows, scale, false), zoom = Math.max(1, Math.min(12, Math.floor(side / Math.max(rows, columns))));
-    [canvas.style.width, canvas.style.height] = [`${columns * zoom}px`, `${rows * zoom}px`];
-    return canvas;
+  thumbnails(maps, key, node, scale, side = 36) {  // one per map: parts of a single picture, since a canvas for each would take longer than all the rest
+    const { cells } = maps[0], columns = this.columnsOf(cells, node, node === this.source ? this.node.kernel : null), rows = Math.ceil(cells.length / columns);
+    const padding = Array(rows * columns - cells.length).fill(0), values = maps.flatMap((map) => [...map.cells.map((cell) => cell[key]), ...padding]);
+    const picture = painted(values, columns, rows * maps.length, scale, false).toDataURL(), zoom = Math.max(1, Math.min(12, Math.floor(side / Math.max(rows, columns))));
+    return maps.map((_, i) => element("span", { class: "thumbnail", style: `width: ${columns * zoom}px; height: ${rows * zoom}px; background: url(${picture}) 0 ${-i * rows * zoom}px / 100% ${100 * maps.length}%` }));
   }
 
   cellsOf(map, node, names, kernel, pick) {
