@@ -259,10 +259,9 @@ def stopped_by_signals(scene: Scene) -> None:
 
 def wait_at_first_save(folder: Path) -> None:
     """From now on, whoever has written the first checkpoint waits for `flag`, so that a fault hits a run that is under way."""
-    real = checkpoint.write_whole
 
     def write_and_wait(path: Path, content: bytes) -> None:
-        real(path, content)
+        write_whole(path, content)
         wait_until(flag(folder).exists)
 
     checkpoint.write_whole = write_and_wait  # type: ignore[attr-defined]
