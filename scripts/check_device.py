@@ -736,9 +736,11 @@ def main(argv: list[str] | None = None) -> int:
     for name, value in page.about.items():
         print(f"{name:<10} {value}", flush=True)
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warmed(run)  # before the alarm: what loads libraries may not be interrupted
         with warnings.catch_warnings(), alarm(begun + 60 * options.minutes):
             warnings.simplefilter("ignore")
-            warmed(run)
             try_all(run, page, begun + 60 * options.minutes)
     except OutOfTime:
         page.write()
