@@ -187,3 +187,30 @@ def test_convert_and_revert():
     assert [type(layer) for layer in ours] == [nn.ConvTranspose1d] * 2
     assert compare(ours, theirs, [x])
     assert [type(layer) for layer in nn.revert(ours)] == [torch.nn.ConvTranspose1d] * 2
+
+
+LAYOUTS = {
+    "images": (2, {}),
+    "volumes": (3, {}),
+    "volumes, output padding as large as the stride": (3, {"stride": 2, "dilation": 3, "output_padding": 2}),
+    "a volume of one small image": (3, {"n": 1}),
+    "a volume of one small image in groups": (3, {"n": 1, "groups": 2}),
+}
+
+
+@pytest.mark.parametrize("upstream_last", [True, False])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_results_and_gradients_are_stored_as_torch_stores_them_whatever_the_layout_of_the_upstream_gradient(case, last, upstream_last):
+    d, arguments = LAYOUTS[case]
+    order = {2: torch.channels_last, 3: torch.channels_last_3d}[d]
+    (x, w, b), arguments = problem(d, outputs=2, **arguments)
+    x, w, b = x.float(), w.float(), b.float()
+    x = x.contiguous(memory_format=order) if last else x
+    strides = []
+    for function in both(d, **arguments):
+        leaves = [t.detach().requires_grad_() for t in (x, w)]
+        y = function(*leaves, b)
+        gy = torch.ones_like(y, memory_format=order if upstream_last else torch.contiguous_format)
+        strides.append([t.stride() for t in (y, *torch.autograd.grad(y, leaves, gy))])
+    assert strides[0] == strides[1]

@@ -53,3 +53,15 @@ def test_every_phase_of_a_stride(padding, kernel, stride):
 def test_more_positions_than_are_summed_up_at_a_time():
     agree(torch.randn(3, 5, 65, 47), torch.randn(9, 5, 3, 3))
     agree(torch.randn(40, 3, 37, 35), torch.randn(9, 3, 3, 3), padding=1)
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_windows_that_show_nothing_but_padding(d):
+    x = torch.ones(128, 16, *[1] * d, requires_grad=True)
+    w, b = torch.ones(16, 16, *[1] * d, requires_grad=True), torch.arange(16.0, requires_grad=True)
+    y = getattr(F, f"conv{d}d")(x, w, b, stride=2, padding=1)
+    assert torch.equal(y, b.view(16, *[1] * d).expand_as(y))
+    gx, gw, gb = torch.autograd.grad(y.sum(), (x, w, b))
+    assert torch.equal(gb, torch.full((16,), 128.0 * 2**d))
+    assert not gx.any()
+    assert not gw.any()

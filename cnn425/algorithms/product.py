@@ -110,7 +110,7 @@ def plan(map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, 
         cells += more
         kernel += places_of([which for _, which in found], (*ones, *geometry.kernel), 1, 1)
     tables = (x.in_five(), table(sides, box, pixels), list(zip(*phases, strict=True)), cells + cells[-1:] * ROWS, panels, y.in_five())
-    kept = tuple(torch.tensor(t, device=CPU) for t in tables)
+    kept = tuple(torch.tensor(t, dtype=torch.int64, device=CPU) for t in tables)
     source, sides_, phases_, cells_, panels_, target = (memory(t, *t.shape) for t in kept)
     boxes = -(-x.shape[0] // images) * prod(-(-s.positions // b) for s, b in zip(sides, box, strict=True))
     work = x.shape[0] * prod(s.positions for s in sides) * Q * len(cells) * max(G, 1)
@@ -201,7 +201,7 @@ def places(plan: Plan, cells: int, transposed: bool, last: bool) -> Places:
     of_cell, of_channel = (C, 1) if last else (1, cells)
     per_input, per_output = (C * cells, of_channel) if transposed else (of_channel, C * cells)
     offset = [cell * of_cell + c * per_input for cell in plan.cells for c in range(plan.C)]
-    return Places(*torch.tensor(offset, device=CPU).sort(), per_output, O * C * cells)
+    return Places(*torch.tensor(offset, dtype=torch.int64, device=CPU).sort(), per_output, O * C * cells)
 
 
 def stored_weight(w: Tensor) -> tuple[Tensor, bool]:

@@ -85,11 +85,18 @@ class Output(Function):
 
 
 class InputGradient(Function):
-    """The gradient of the image: output gradient and weight `-> (N, C, *size)`."""
+    """The gradient of the image: output gradient and weight `-> (N, C, *size)`; or a `layer` of its own, the transposed convolution."""
 
     @staticmethod
     def forward(
-        gy: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None, size: tuple[int, ...], order: Order = None
+        gy: Tensor,
+        w: Tensor,
+        geometry: Geometry,
+        groups: int,
+        sharing: Sharing | None,
+        size: tuple[int, ...],
+        order: Order = None,
+        layer: bool = False,
     ) -> Tensor:
         module, settings = maps(geometry, groups, sharing)
         return without_autocast(module.input_gradient, gy.device, gy, w, *settings, size, order)
@@ -97,15 +104,17 @@ class InputGradient(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         remember(ctx, *inputs[:5])
-        ctx.size = inputs[5]
+        ctx.size, ctx.layer = inputs[5], inputs[7:] == (True,)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         gy, w = ctx.saved_tensors
         needs_gy, needs_w = ctx.needs_input_grad[:2]
+        order = gradient_order(g, gy, w, ctx.maps) if ctx.layer else None
+        g = g if order is None else layout.stored(g, order)
         ggy = output(g, conjugate(w), *ctx.maps, None) if needs_gy else None
-        gw = weight_gradient(conjugate(gy), g, *ctx.maps) if needs_w else None
-        return ggy, gw, None, None, None, None, None
+        gw = weight_gradient(conjugate(gy), g, *ctx.maps, order) if needs_w else None
+        return ggy, gw, None, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dgy: Tensor, dw: Tensor, *_: None) -> Tensor:
@@ -159,12 +168,19 @@ def conjugate(t: Tensor) -> Tensor:
     return t.conj() if t.is_complex() else t
 
 
-def gradient_order(gy: Tensor, x: Tensor, w: Tensor, maps: tuple[Geometry, int, Sharing | None]) -> Order:
-    """The memory layout of both gradients of a convolution in torch, which is that of the output; None if it follows from the operands."""
-    geometry, groups, sharing = maps
-    if sharing or is_traced() or compat.are_transforms_active() or compat.is_legacy_batched(gy):
+def layer_order(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None) -> Order:
+    """The memory layout that torch gives the output of a convolution, transposed or not; None where it follows from the operands."""
+    if sharing or is_traced() or compat.are_transforms_active() or compat.is_legacy_batched(x):
         return None
-    return torch.contiguous_format if x.is_complex() else layout.memory_format(x, w, geometry, groups)
+    return layout.memory_format(x, w, geometry, groups)
+
+
+def gradient_order(gy: Tensor, x: Tensor, w: Tensor, maps: tuple[Geometry, int, Sharing | None]) -> Order:
+    """The memory layout that torch gives both gradients of a convolution: that of the output."""
+    order = layer_order(x, w, *maps)
+    if order is None or compat.is_legacy_batched(gy):
+        return None
+    return torch.contiguous_format if x.is_complex() else order
 
 
 output, input_gradient, weight_gradient = map(operation, (Output, InputGradient, WeightGradient))

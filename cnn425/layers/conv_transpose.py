@@ -21,7 +21,7 @@ from cnn425 import compat
 from cnn425.algorithms import layout
 from cnn425.kernels.threads import is_traced
 from cnn425.layers import arguments
-from cnn425.layers.bilinear import input_gradient
+from cnn425.layers.bilinear import input_gradient, layer_order
 from cnn425.layers.function import cast_for_autocast
 from cnn425.windows import Geometry, Sharing
 
@@ -61,7 +61,7 @@ def transposed(
     if x.dtype in wider:
         x_, w_, b_ = (None if t is None else t.to(wider[x.dtype]) for t in (x, w, b))
         return transposed(x_, w_, geometry, groups, sharing, size, b_).to(x.dtype)  # type: ignore[arg-type]
-    y: Tensor = input_gradient(x, w, geometry, groups, sharing, size)
+    y: Tensor = input_gradient(x, w, geometry, groups, sharing, size, layer_order(x, w, geometry, groups, sharing), True)
     if b is None:
         return y
     return y + (b if b.ndim > 1 else b.view(-1, *(1,) * len(size)))
