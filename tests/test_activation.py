@@ -36,6 +36,15 @@ def test_pencil():
     assert F.softmax(torch.tensor([0.0, 0.0, 0.0, 0.0]), 0).tolist() == [0.25] * 4
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_part_of_a_larger_tensor_gives_a_result_that_is_stored_as_torchs(name):
+    x = torch.randn(4, 3, 5, 6)[:1, :1, :, :].detach().requires_grad_()
+    results = [function(x) for function in PAIRS[name]]
+    assert results[0].stride() == results[1].stride()
+    ours, theirs = (torch.autograd.grad(y, x, torch.ones_like(y))[0].stride() for y in results)
+    assert ours == theirs
+
+
 def test_the_slides_softmax():
     probabilities = F.softmax(torch.tensor([-2.85, 0.86, 0.28]), 0)
     torch.testing.assert_close(probabilities, torch.tensor([0.016, 0.631, 0.353]), rtol=0, atol=1e-3)  # the slide rounds on the way

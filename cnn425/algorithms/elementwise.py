@@ -24,11 +24,16 @@ def alike(*tensors: Tensor) -> bool:
     return first.ndim == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
 
 
+def blank(x: Tensor) -> Tensor:
+    """Memory for a result that is stored as `x`; sides of length one have the strides that torch gives them."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
+
+
 def gate(g: Tensor, y: Tensor) -> Tensor:
     """`g` where y > 0 or NaN, else 0."""
     if not alike(g, y) or g.dtype not in FLOATS:
         return torch.where(y <= 0, 0, g)
-    gx, n = torch.empty_like(g), g.numel()
+    gx, n = blank(g), g.numel()
     loops.gate(n, n, memory(g, n), memory(y, n), memory(gx, n))
     return gx
 
@@ -37,7 +42,7 @@ def sigmoid(x: Tensor) -> Tensor:
     """`1 / (1 + exp(-x))`: for very negative x the exponential is infinite and the result 0, as it should be."""
     if x.dtype != torch.float32 or not alike(x):
         return 1 / (1 + (-x).exp())
-    y, n = torch.empty_like(x), x.numel()
+    y, n = blank(x), x.numel()
     loops.sigmoid(n, 4 * n, memory(x, n), memory(y, n))
     return y
 
@@ -47,7 +52,7 @@ def sigmoid_gradient(gy: Tensor, y: Tensor) -> Tensor:
     if not alike(gy, y) or y.dtype not in FLOATS:
         slope = (1 - y) * y
         return gy * (slope.conj() if slope.is_complex() else slope)
-    gx, n = torch.empty_like(gy), gy.numel()
+    gx, n = blank(gy), gy.numel()
     loops.sigmoid_gradient(n, n, memory(gy, n), memory(y, n), memory(gx, n))
     return gx
 
@@ -71,7 +76,7 @@ def softmax(x: Tensor, dim: int) -> Tensor:
         e = (x - x.amax(dim, keepdim=True)).exp()
         return (e / e.sum(dim, keepdim=True)).contiguous()
     x, shape = x.contiguous(), classes(x, dim)
-    y = torch.empty_like(x)
+    y = blank(x)
     loops.softmax(units(shape), 4 * x.numel(), memory(x, *shape), memory(y, *shape))
     return y
 
@@ -81,7 +86,7 @@ def softmax_gradient(gy: Tensor, y: Tensor, dim: int) -> Tensor:
     if gy.dtype != y.dtype or y.dtype not in FLOATS or not loops_run(gy, y) or y.numel() == 0:
         return y * (gy - (gy * y).sum(dim, keepdim=True))
     gy, shape = gy.contiguous(), classes(y, dim)
-    gx = torch.empty_like(gy)
+    gx = blank(gy)
     loops.softmax_gradient(units(shape), y.numel(), memory(gy, *shape), memory(y, *shape), memory(gx, *shape))
     return gx
 
@@ -90,7 +95,7 @@ def cross_entropy(x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, Tens
     """The surprise at each target, and the softmax: `(N, C, *size), (N, *size) -> (N, *size), (N, C, *size)`."""
     if x.dtype != torch.float32 or not loops_run(x, target) or x.numel() == 0:
         return cross_entropy_by_definition(x, target, ignored)
-    y, p, wrong = x.new_empty(target.shape), torch.empty_like(x), target.new_zeros(2)
+    y, p, wrong = x.new_empty(target.shape), blank(x), target.new_zeros(2)
     shape = x.shape[0], x.shape[1], prod(x.shape[2:])
     each = shape[0], shape[2]
     arguments = ignored, memory(y, *each), memory(p, *shape), memory(wrong, 2)
