@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 PARALLEL, THIS, ALL = "cnn425_parallel", "cnn425_thread", "cnn425_threads"  # names in machine code, which may be kept in a file
+steps: dict[tuple[object, ...], Any] = {}  # compiled once for all loops, by step, kind of arithmetic and parts
 
 
 class Step:
@@ -37,7 +38,14 @@ def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[s
     # nobody calls a part of a loop from Python
     alone: dict[str, Any] = {**options, "fastmath": fastmath, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     compile_, inline = njit(**alone), njit(**alone, forceinline=True)
-    inner = compile_(linked(function, parts, lambda part, function: part.make() if part.make else inline(function)))
+
+    def once(step: Step, parts: dict[str, Any]) -> Any:
+        key = (step, fast, *parts.items())
+        if key not in steps:
+            steps[key] = step.make() if step.make else inline(linked(step.function, parts, once))
+        return steps[key]
+
+    inner = compile_(linked(function, parts, once))
     code = _entry.__code__.replace(co_filename=function.__code__.co_filename, co_firstlineno=function.__code__.co_firstlineno)
     around = {**_numba_functions(), "kernel": inner}
     entry = FunctionType(code, around, function.__name__)
@@ -48,16 +56,23 @@ def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[s
     return made
 
 
-def linked(function: Callable[..., Any], parts: dict[str, Any], made: Callable[[Step, FunctionType], Any]) -> FunctionType:
-    """The function with `parts` in place of constants, and with what is made of them in place of steps."""
+def linked(function: Callable[..., Any], parts: dict[str, Any], made: Callable[[Step, dict[str, Any]], Any]) -> FunctionType:
+    """The function with `parts` in place of constants, and in place of each step what is made of it and the parts that matter to it."""
     names = {**function.__globals__, **parts}
     for name in function.__code__.co_names:
-        part = names.get(name)
-        if isinstance(part, Step):
-            names[name] = made(part, linked(part.function, parts, made))
+        if isinstance(step := names.get(name), Step):
+            names[name] = made(step, named(step.function, parts))
     copied = FunctionType(function.__code__, names, function.__name__)
     copied.__qualname__ = variant(function, parts)
     return copied
+
+
+def named(function: Callable[..., Any], parts: dict[str, Any]) -> dict[str, Any]:
+    """Those of `parts` that a function names, or a step that it calls."""
+    names = function.__code__.co_names
+    steps_ = [step for name in names if isinstance(step := parts.get(name, function.__globals__.get(name)), Step)]
+    found = {name for step in steps_ for name in named(step.function, parts)}
+    return {name: part for name, part in parts.items() if name in names or name in found}
 
 
 def variant(function: Callable[..., Any], parts: dict[str, Any]) -> str:

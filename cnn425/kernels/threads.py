@@ -122,7 +122,11 @@ class Loop:
 
     def python(self, units: int, threads: int, arguments: tuple[Any, ...]) -> None:
         """The loop as ordinary Python."""
-        linked(self.function, self.parts, lambda _, function: function)(0, units, *map(_as_array, arguments))
+
+        def made(step: Step, parts: dict[str, Any]) -> Any:
+            return linked(step.function, parts, made)
+
+        linked(self.function, self.parts, made)(0, units, *map(_as_array, arguments))
 
 
 def loop(function: Callable[..., None]) -> Loop:
