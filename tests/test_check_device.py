@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oldest import differs_on_the_oldest
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -33,6 +34,7 @@ def report(folder):
 
 
 @pytest.mark.slow
+@differs_on_the_oldest("dimensions that are strings, which were names")
 def test_a_bare_machine_gets_a_page_without_failures(tmp_path):
     """The subset that a third of a minute allows: torch and numpy alone, as on a rented GPU."""
     words = ["scripts/check_device.py", "--device", "cpu", "--minutes", "0.3", "--out", str(tmp_path / "page")]
