@@ -197,6 +197,9 @@ def pad(x: Tensor, overhang: Sequence[tuple[int, int]], fill: float = 0) -> Tens
     """The image with `overhang` (low, high) pixels of `fill` around its last dimensions; negative numbers crop."""
     if not any(low or high for low, high in overhang):
         return x
+    if any(low * high < 0 for low, high in overhang):  # torch would crop first, and there may be too few pixels for that
+        x = pad(x, [(max(low, 0), max(high, 0)) for low, high in overhang], fill)
+        overhang = [(min(low, 0), min(high, 0)) for low, high in overhang]
     return torch.constant_pad_nd(x, [p for pair in reversed(overhang) for p in pair], fill)
 
 

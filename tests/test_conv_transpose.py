@@ -25,6 +25,7 @@ CASES = {
     "output padding forgotten": {"stride": (2, 3, 2), "output_padding": (1, 2, 0)},
     "output padding as large as the stride": {"stride": 2, "dilation": 4, "output_padding": 3, "padding": 1},
     "output padding beyond all windows": {"dilation": 3, "kernel": 1, "output_padding": 2},
+    "more output padding than pixels, less the padding": {"kernel": 1, "stride": 7, "padding": 2, "output_padding": 5, "size": 1},
     "groups see one another": {"groups": 2},
     "more outputs than inputs in groups": {"groups": 4, "inputs": 4, "outputs": 2},
     "pixels that no window writes": {"kernel": 1, "stride": 3},

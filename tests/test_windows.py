@@ -171,3 +171,8 @@ def test_adaptive_windows_are_torchs(output):
     sides = [Adaptive(output).side(dim, n) for dim, n in enumerate((7, 8))]
     mine = [[x[0][pixels(sides[0], i)][:, pixels(sides[1], j)].mean() for j in range(output[1])] for i in range(output[0])]
     torch.testing.assert_close(torch.tensor(mine), torch.nn.functional.adaptive_avg_pool2d(x, output)[0])
+
+
+def test_more_pixels_are_cropped_on_one_side_than_there_were_before_the_other_was_padded():
+    assert pad(torch.tensor([1.0, 2.0]), [(2, -3)]).tolist() == [0.0]
+    assert pad(torch.tensor([[1.0, 2.0]]), [(1, 0), (-3, 2)]).tolist() == [[0.0], [0.0]]
