@@ -46,11 +46,13 @@ def memory_format(x: Tensor, w: Tensor, geometry: Geometry | None = None, groups
 def volumes_keep_their_layout(x: Tensor, w: Tensor, geometry: Geometry, groups: int) -> bool:
     """Whether torch gives this volume to the one of its two kernels that knows channels last (oneDNN's): its own conditions, on a CPU.
 
-    A transposed convolution has its output_padding taken off the high padding.
+    The other kernel gets transposed convolutions whose output_padding, which is taken off the high padding, reaches the stride.
     """
+    if x.device.type != "cpu":
+        return True
     if any(low - high >= stride for (low, high), stride in zip(geometry.padding, geometry.stride, strict=True)):
         return False
-    if x.device.type != "cpu" or x.dtype in HALF:
+    if x.dtype in HALF:
         return True
     if x.dtype not in (torch.float32, torch.complex64):
         return False
