@@ -114,9 +114,11 @@ def main(argv: Sequence[str] | None = None) -> Prediction:
     options = parse_any(PredictOptions, argv)
     if not (options.pictures or options.evaluate or options.export):
         raise LabError("nothing to do: name pictures, or say --evaluate or --export FOLDER", 2)
+    good, images, complaints = trained.readable(options.pictures)
+    if not (images or options.evaluate or options.export):
+        raise LabError("\n".join(complaints))
     model = trained.load(options.checkpoint) if options.checkpoint else on_the_spot(options.data_dir)
     print(f"{model.options['model']} of {model.options['layers']} layers, trained on {model.options['dataset']} for {model.step} steps")
-    good, images, complaints = trained.readable(options.pictures)
     answers = trained.best(model, torch.cat(images)) if images else []
     for path, answer in zip(good, answers, strict=True):
         print(f"{path}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in answer))
