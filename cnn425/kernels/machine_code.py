@@ -37,7 +37,8 @@ def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[s
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     # nobody calls a part of a loop from Python
     alone: dict[str, Any] = {**options, "fastmath": fastmath, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    compile_, inline = njit(**alone), njit(**alone, forceinline=True)
+    whole, part = _compilers()
+    compile_, inline = njit(**alone, pipeline_class=whole), njit(**alone, forceinline=True, pipeline_class=part)
 
     def once(step: Step, parts: dict[str, Any]) -> Any:
         key = (step, fast, *parts.items())
@@ -78,6 +79,37 @@ def named(function: Callable[..., Any], parts: dict[str, Any]) -> dict[str, Any]
 def variant(function: Callable[..., Any], parts: dict[str, Any]) -> str:
     """A name of its own for each variant: machine code of several processes meets in one, where one name stands for one piece of code."""
     return "_".join([function.__name__, *(str(part) for part in parts.values() if isinstance(part, int))])
+
+
+@cache
+def _compilers() -> tuple[Any, Any]:
+    """Numba's compiler for loops, and that for their parts: what they make is linked into entries, and becomes machine code only there.
+
+    Parts are optimised before, since several loops have them; loops are not, since their entries are.
+    """
+    from llvmlite import binding
+    from numba.core.codegen import JITCodeLibrary
+    from numba.core.compiler import Compiler
+
+    class Part(JITCodeLibrary):
+        def _finalize_final_module(self) -> None:
+            self._finalized = True
+            variables = [v.name for v in self._final_module.global_variables if v.linkage == binding.Linkage.common]
+            known = "".join(f'@"{name}" = common global i8* null\n' for name in variables)  # numba writes to these
+            self._codegen._add_module(binding.parse_assembly(known))
+
+    class Whole(Part):
+        def _optimize_final_module(self) -> None:
+            pass
+
+    def compiler(library: Any) -> Any:
+        class Linked(Compiler):
+            def __init__(self, typing: Any, target: Any, _: None, *others: Any) -> None:
+                super().__init__(typing, target, library(target.codegen(), "part of a loop"), *others)
+
+        return Linked
+
+    return compiler(Whole), compiler(Part)
 
 
 @cache
