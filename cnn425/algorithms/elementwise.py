@@ -91,18 +91,24 @@ def softmax_gradient(gy: Tensor, y: Tensor, dim: int) -> Tensor:
     return gx
 
 
-def cross_entropy(x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
-    """The surprise at each target, and the softmax: `(N, C, *size), (N, *size) -> (N, *size), (N, C, *size)`."""
+def cross_entropy(x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The surprise at each target, its mean over those that count, their number, and the softmax.
+
+    `(N, C, *size), (N, *size) -> (N, *size), (), (), (N, C, *size)`.
+    """
     if x.dtype != torch.float32 or not loops_run(x, target) or x.numel() == 0:
-        return cross_entropy_by_definition(x, target, ignored)
-    y, p, wrong = x.new_empty(target.shape), blank(x), target.new_zeros(2)
-    shape = x.shape[0], x.shape[1], prod(x.shape[2:])
-    each = shape[0], shape[2]
-    arguments = ignored, memory(y, *each), memory(p, *shape), memory(wrong, 2)
-    loops.cross_entropy(units(shape), 4 * x.numel(), memory(x, *shape), memory(target, *each), *arguments)
-    if wrong[1]:
-        raise IndexError(f"Target {int(wrong[0])} is out of bounds.")
-    return y, p
+        y, p = cross_entropy_by_definition(x, target, ignored)
+        count = target.numel() - (target == ignored).sum()
+        return y, y.sum() / count, count, p
+    y, mean, count, p, wrong = x.new_empty(target.shape), x.new_empty(()), target.new_empty(()), blank(x), target.new_empty(2)
+    shape, n = (x.shape[0], x.shape[1], prod(x.shape[2:])), target.numel()
+    each, told = (shape[0], shape[2]), (memory(mean, 1), memory(count, 1), memory(wrong, 2))
+    loops.cross_entropy(units(shape), 4 * x.numel(), memory(x, *shape), memory(target, *each), ignored, memory(y, *each), memory(p, *shape))
+    loops.mean_of_targets(1, 0, memory(y, n), memory(target, n), shape[1], ignored, *told)
+    which, is_wrong = wrong.tolist()
+    if is_wrong:
+        raise IndexError(f"Target {which} is out of bounds.")
+    return y, mean, count, p
 
 
 def cross_entropy_by_definition(x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:

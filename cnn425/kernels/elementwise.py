@@ -195,11 +195,8 @@ def softmax_gradient(lo, hi, gy, y, gx):
 
 
 @sums
-def cross_entropy(lo, hi, x, target, ignored, y, p, wrong):
-    """`x (B, C, K), target (B, K) -> y (B, K), p (B, C, K)`: the surprise, 0 where the target is ignored, and the softmax.
-
-    A target that is no class is written to `wrong (2)`, with a 1 in the second place.
-    """
+def cross_entropy(lo, hi, x, target, ignored, y, p):
+    """`x (B, C, K), target (B, K) -> y (B, K), p (B, C, K)`: the surprise, 0 where the target is ignored or no class, and the softmax."""
     B, C, K = x.shape
     top, total = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
     for unit in range(lo, hi):
@@ -210,12 +207,23 @@ def cross_entropy(lo, hi, x, target, ignored, y, p, wrong):
         for b in range(first, last):
             for k in range(start, stop):
                 t, here = target[b, k], b - first + k - start
-                if t == ignored:
-                    y[b, k] = 0
-                elif t < 0 or t >= C:
-                    wrong[0], wrong[1] = t, 1
-                else:
-                    y[b, k] = total[here] - (x[b, t, k] - top[here])
+                y[b, k] = total[here] - (x[b, t, k] - top[here]) if t != ignored and 0 <= t < C else 0
+
+
+@loop
+def mean_of_targets(lo, hi, y, target, C, ignored, mean, count, wrong):
+    """The mean of y over the targets that are not ignored, and their number: `y, target (numbers) -> mean (1), count (1)`; one unit.
+
+    A target that is none of C classes is written to `wrong (2)`, with a 1 in the second place.
+    """
+    total, found = 0.0, 0
+    wrong[1] = 0
+    for i in range(y.size):
+        if target[i] != ignored:
+            total, found = total + y[i], found + 1
+            if target[i] < 0 or target[i] >= C:
+                wrong[0], wrong[1] = target[i], 1
+    mean[0], count[0] = total / found if found else np.nan, found
 
 
 @loop

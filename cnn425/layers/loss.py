@@ -35,9 +35,8 @@ class CrossEntropy(Function):
 
     @staticmethod
     def forward(x: Tensor, target: Tensor, ignored: int, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
-        y, p = algorithm.cross_entropy(x, target, ignored)
-        count = target.numel() - (target == ignored).sum()
-        return y.sum() / count if mean else y, p, count
+        y, average, count, p = algorithm.cross_entropy(x, target, ignored)
+        return average if mean else y, p, count
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
