@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Every layer agrees with torch's, in values, gradients and second derivatives; beside it, time and memory. Also for layers of your own.
 
-    python scripts/compare_layers.py                                                            every layer, small sizes: some 15 seconds
+    python scripts/compare_layers.py                                                            every layer, small sizes: some 20 seconds
     python scripts/compare_layers.py --layer conv2d --in-channels 3 --kernel-size 5 --stride 2
     python scripts/compare_layers.py --layer local1d --size 40 --dtype float64 --json
     python scripts/compare_layers.py --ours mylayers:Conv2d --theirs torch.nn:Conv2d --padding 1          two layers of your own
@@ -10,9 +10,10 @@
     python scripts/compare_layers.py --model RUN --against bfloat16                   or in another precision, or another RUN
 
 Every layer is compared with torch's namesake; a local layer, which torch does not have, with torch's own windows (`Tensor.unfold`) and
-`torch.einsum`. Errors are the largest of any entry, under a random upstream gradient. Times are medians of forward and backward, taken in
-turns with torch's in this process, as a ratio ours / torch (below 1: ours is faster). Memory is the largest amount allocated at once during
-forward and backward, beyond what was there before, as a ratio too.
+`torch.einsum`; one that shares its weights in blocks of two, or mixes two convolutions, with the same and its weight written out.
+Errors are the largest of any entry, under a random upstream gradient. Times are medians of forward and backward, taken in turns with
+torch's in this process, as a ratio ours / torch (below 1: ours is faster). Memory is the largest amount allocated at once during forward
+and backward, beyond what was there before, as a ratio too.
 
 With `--ours` and `--theirs` two classes are built with those of the options that their constructors take, given the same weights, and
 called with one tensor, an image of as many dimensions as the name of the second class ends in (`Conv2d`: two, `Linear`: none). They are
@@ -34,8 +35,9 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
@@ -51,6 +53,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.profiler import ProfilerActivity, profile
 
+import cnn425.nn as nn
 import cnn425.nn.functional as F
 from cnn425.agreement import TOLERANCES, compare, derivatives
 from cnn425.lab.errors import LabError
@@ -64,7 +67,8 @@ if TYPE_CHECKING:  # check_device.py wants the problems below where torch is alo
 
 Name = Literal[
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "unfold", "fold",
-    "local1d", "local2d", "local3d", "linear", "relu", "sigmoid", "softmax", "cross_entropy",
+    "local1d", "local2d", "local3d", "local_shared1d", "local_shared2d", "local_shared3d",
+    "local_low_rank1d", "local_low_rank2d", "local_low_rank3d", "linear", "relu", "sigmoid", "softmax", "cross_entropy",
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d",
     "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
@@ -159,6 +163,7 @@ def dimensions(name: str) -> int:
     return int(name[-2]) if name[-1] == "d" and name[-2].isdigit() else 0
 
 
+SHARE, RANK = 2, 2  # of the layers between a local one and a convolution
 OF_WINDOWS = ("kernel_size", "stride", "padding", "dilation")
 USELESS_FOR = {
     "linear": (*OF_WINDOWS, "groups"),
@@ -257,14 +262,50 @@ def weighted(name: str, o: Options, d: int, image: Tensor, draw: Callable[..., T
         pair = (getattr(library, name) for library in (F, torch.nn.functional))
         ours, theirs = (lambda x, w, *b, f=f: f(x, w, *b, **arguments) for f in pair)
         return ours, theirs, [image, draw(*weight_shape) / fan**0.5, *bias]
-    positions = [(o.size + 2 * o.padding - o.dilation * (o.kernel_size - 1) - 1) // o.stride + 1] * d
-    bias = [draw(o.out_channels, *positions)] if o.bias else []
-    function = getattr(F, f"locally_connected{d}d")
-    return (
-        lambda x, w, *b: function(x, w, *b, **arguments),
-        lambda x, w, *b: local_by_einsum(x, w, *b, **arguments),
-        [image, draw(*positions, *weight_shape) / fan**0.5, *bias],
-    )
+    positions = [positions_along(o.size, o.kernel_size, o.stride, o.padding, o.dilation)] * d
+    shapes, last = local_shapes(name, positions, weight_shape)
+    inputs = [image, *(draw(*shape) / fan**0.5 for shape in shapes), *([draw(*last)] if o.bias else [])]
+    return *local_pair(name, inputs, arguments), inputs
+
+
+def positions_along(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """The windows along one side."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def local_shapes(name: str, positions: list[int], weight: list[int]) -> tuple[list[list[int]], list[int]]:
+    """The shapes of a local layer's weights, and of its bias; the windows at one position have the shape `weight`."""
+    if kind_of(name) == "local_low_rank":
+        return [[*positions, RANK], [RANK, *weight]], weight[:1]
+    sets = [-(-p // SHARE) for p in positions] if kind_of(name) == "local_shared" else positions
+    return [[*sets, *weight]], [weight[0], *sets]
+
+
+def local_pair(name: str, tensors: Sequence[Tensor], arguments: dict[str, int]) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Our local layer as a function of image, weights and bias, and the same by einsum, with the weight of every position written out."""
+    d, kind = dimensions(name), kind_of(name)
+    if kind == "local":
+        return partial(getattr(F, f"locally_connected{d}d"), **arguments), partial(local_by_einsum, **arguments)
+    x, w, few = tensors[0], tensors[1 if kind == "local_shared" else 2], kind == "local_low_rank"
+    sizes = x.shape[1], w.shape[-d - 2], tuple(x.shape[2:]), tuple(w.shape[-d:])
+    options: dict[str, Any] = {**arguments, "bias": len(tensors) > 2 + few, "device": "meta"}
+    options |= {"rank": RANK, "mixing": "positions", "normalise": None} if few else {"share": SHARE}
+    module = getattr(nn, f"{'LowRankLocal' if few else 'LocallyConnected'}{d}d")(*sizes, **options)
+    names, positions = [name for name, _ in module.named_parameters()], module.output_size
+
+    def ours(x: Tensor, *learnt: Tensor) -> Tensor:
+        return functional_call(module, dict(zip(names, learnt, strict=True)), (x,))
+
+    def shared(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        for k, count in enumerate(positions):
+            own = torch.arange(count, device=x.device) // SHARE
+            w, b = w.index_select(k, own), None if b is None else b.index_select(1 + k, own)
+        return local_by_einsum(x, w, b, **arguments)
+
+    def low_rank(x: Tensor, m: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        return local_by_einsum(x, torch.tensordot(m, w, 1), None if b is None else b.view(-1, *[1] * d), **arguments)
+
+    return ours, low_rank if few else shared
 
 
 def local_by_einsum(

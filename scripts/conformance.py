@@ -34,7 +34,7 @@ if __name__ == "__main__":  # the claim is said before torch is imported, which 
     opening_before_imports(sys.argv, lambda: __doc__)
 
 import torch
-from compare_layers import Name, local_by_einsum, small
+from compare_layers import Name, local_pair, small
 from local_features import PEERS, local_features
 from random_arguments import Draw, drawn, local_arguments
 from torch import Tensor
@@ -59,7 +59,7 @@ class Options:
     """What to try."""
 
     layers: tuple[str, ...] = LAYERS
-    """names as in cnn425.nn.functional; locally connected layers are local1d, local2d, local3d"""
+    """names as in cnn425.nn.functional; locally connected layers are local1d, local_shared1d, local_low_rank1d, and so on"""
     features: tuple[str, ...] = ()
     """some of the features above; all of them if none is named"""
     samples: int = 30
@@ -196,7 +196,7 @@ def arguments(layer: str, o: Options) -> Check:
         torch.manual_seed(draw.randrange(2**31))
         if layer.startswith("local"):
             given, named = moved(o.device, *local_arguments(layer, draw))
-            yield f"{layer} {i}: {shapes(given)} {named}", differ(local(layer), local_by_einsum, given, named, strides=False)
+            yield f"{layer} {i}: {shapes(given)} {named}", differ(*local_pair(layer, given, named), given, {}, strides=False)
         else:
             given, named = moved(o.device, *drawn(layer, draw))
             if o.device != "cpu" and layer == "cross_entropy" and outside(given[0], given[1], named["ignore_index"]):
@@ -217,11 +217,6 @@ def moved(device: str, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[t
         return value.to(device) if isinstance(value, Tensor) else value
 
     return tuple(map(one, given)), {name: one(value) for name, value in named.items()}
-
-
-def local(layer: str) -> Any:
-    """The function of a local layer."""
-    return getattr(F, f"locally_connected{layer[-2:]}")
 
 
 def differ(ours: Any, theirs: Any, given: tuple[Any, ...], named: dict[str, Any], strides: bool = True, types: bool = True) -> str:

@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import torch
+from compare_layers import local_shapes, positions_along
 from torch import Tensor
 
 STRANGE: tuple[Any, ...] = (0, -1, 1.5, "a", None, True, (1,), (2, 2), (1, 2, 3), (1, 2, 3, 4), [2], [], torch.tensor(2))
@@ -175,9 +176,10 @@ def local_arguments(layer: str, draw: Draw) -> tuple[tuple[Any, ...], dict[str, 
     """Legal arguments of a local layer; its refusals have no oracle."""
     d, groups = int(layer[-2]), draw.choice((1, 1, 2))
     k, s, p, dilation, size = draw.randint(1, 3), draw.randint(1, 2), draw.randint(0, 1), draw.randint(1, 2), draw.randint(5, 7)
-    positions = [(size + 2 * p - dilation * (k - 1) - 1) // s + 1] * d
     dtype = draw.choice((torch.float32, torch.float64))
     c, out = groups * draw.randint(1, 2), groups * draw.randint(1, 2)
-    x, w = tensor(draw, draw.randint(0, 3), c, *[size] * d, dtype=dtype), tensor(draw, *positions, out, c // groups, *[k] * d, dtype=dtype)
-    b = [tensor(draw, out, *positions, dtype=dtype)] if draw.random() < 0.6 else []
-    return (x, w, *b), {"stride": s, "padding": p, "dilation": dilation, "groups": groups}
+    shapes, bias = local_shapes(layer, [positions_along(size, k, s, p, dilation)] * d, [out, c // groups, *[k] * d])
+    if draw.random() < 0.6:
+        shapes.append(bias)
+    given = [tensor(draw, *shape, dtype=dtype) for shape in ([draw.randint(0, 3), c, *[size] * d], *shapes)]
+    return tuple(given), {"stride": s, "padding": p, "dilation": dilation, "groups": groups}
