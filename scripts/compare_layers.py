@@ -281,7 +281,7 @@ def local_shapes(name: str, positions: list[int], weight: list[int]) -> tuple[li
     return [[*sets, *weight]], [weight[0], *sets]
 
 
-def local_pair(name: str, tensors: Sequence[Tensor], arguments: dict[str, int]) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+def local_pair(name: str, tensors: Sequence[Tensor], arguments: dict[str, Any]) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """Our local layer as a function of image, weights and bias, and the same by einsum, with the weight of every position written out."""
     d, kind = dimensions(name), kind_of(name)
     if kind == "local":
