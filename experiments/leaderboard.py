@@ -62,9 +62,10 @@ LIGHTLY: dict[str, Any] = {"rotation": 6, "shift": 1, "scale": 0.05, "shear": 0.
 ENTRIES: dict[str, Entry] = {
     "golf": Entry(
         Recipe(
-            "conv 4 3, pool, norm, relu, conv 8 3, pool, norm, relu, depthwise 3 stride 2 valid, norm, relu, "
-            "conv 8 1, depthwise 3 valid, norm, linear 10",
-            epochs=18,
+            "conv 6 3, pool, norm unscaled, relu, depthwise 3 valid, conv 5 1, norm unscaled, relu, depthwise 3 valid, conv 9 1, "
+            "norm unscaled, relu, depthwise 3 valid, conv 10 1, norm unscaled, relu, depthwise 3 valid, conv 8 1, norm unscaled, relu, "
+            "mean, linear 10",
+            epochs=60,
             lr=0.04,
             **UNDISTORTED,
         ),
@@ -73,8 +74,10 @@ ENTRIES: dict[str, Entry] = {
     ),
     "small": Entry(
         Recipe(
-            "conv 6 3, pool, norm, relu, conv 12 3, pool, norm, relu, depthwise 3 stride 2 valid, norm, relu, "
-            "conv 24 1, norm, relu, depthwise 3 valid, norm, linear 10",
+            "conv 8 3, pool, norm unscaled, relu, depthwise 3 valid, conv 16 1, norm unscaled, relu, depthwise 3 valid, conv 16 1, "
+            "norm unscaled, relu, depthwise 3 valid, conv 20 1, norm unscaled, relu, depthwise 3 valid, conv 19 1, norm unscaled, relu, "
+            "mean, linear 10",
+            epochs=20,
             lr=0.04,
             **LIGHTLY,
         ),
@@ -91,8 +94,9 @@ ENTRIES: dict[str, Entry] = {
     ),
     "large": Entry(
         Recipe(
-            "conv 12 3, pool, norm, relu, conv 24 3, pool, norm, relu, conv 32 3, norm, relu, conv 40 3 valid, norm, relu, "
-            "depthwise 5 valid, norm, relu, linear 10"
+            "conv 16 3, pool, norm, relu, depthwise 3 valid, conv 40 1, norm, relu, depthwise 3 valid, conv 56 1, norm, relu, "
+            "depthwise 3 valid, conv 72 1, norm, relu, depthwise 3 valid, conv 72 1, norm, relu, depthwise 3 valid, conv 80 1, norm, relu, "
+            "mean, linear 10"
         ),
         25_000,
         0.9955,
@@ -126,9 +130,10 @@ ENTRIES: dict[str, Entry] = {
     ),
     "best": Entry(
         Recipe(
-            "conv 16 3, pool, norm, relu, conv 32 3, norm, relu, conv 48 3, pool, norm, relu, conv 64 3, norm, relu, "
-            "conv 64 3 valid, norm, relu, depthwise 5 valid, norm, relu, dropout 0.2, linear 10",
-            epochs=10,
+            "conv 32 3, pool, norm, relu, depthwise 3 valid, conv 80 1, norm, relu, depthwise 3 valid, conv 112 1, norm, relu, "
+            "depthwise 3 valid, conv 144 1, norm, relu, depthwise 3 valid, conv 144 1, norm, relu, depthwise 3 valid, conv 160 1, norm, relu, "
+            "mean, linear 10",
+            epochs=12,
             elastic=0.5,
         ),
         None,
@@ -152,8 +157,10 @@ ABLATED: dict[str, dict[str, Any]] = {  # what is changed in `small`
     "smoothing 0.1": {"smoothing": 0.1},
     "half the rate": {"lr": 0.02},
     "batches of 64": {"batch_size": 64},
-    "no norm": {"network": NETWORK.replace(", norm", "")},
-    "mean at the end": {"network": NETWORK.replace("depthwise 3 valid, norm, linear", "mean, linear")},
+    "no norm": {"network": NETWORK.replace(", norm unscaled", "")},
+    "norm and relu behind depthwise, too": {"network": NETWORK.replace("depthwise 3 valid", "depthwise 3 valid, norm unscaled, relu")},
+    "two more pixels around": {"network": NETWORK.replace("depthwise 3 valid", "depthwise 3")},
+    "weights for places at the end": {"network": NETWORK.replace("mean", "depthwise 6 valid")},
 }
 
 

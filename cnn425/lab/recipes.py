@@ -11,7 +11,8 @@
 | `lowrank 8 3 rank 2`                   | locally connected, windows are mixtures of two                            |
 | `... stride 2`, `... valid`, `... bias`| every other position; no padding (else half a window); with a bias        |
 | `pool`, `mean`, `relu`, `linear 10`    | maximum of 2x2, mean of everything, rectifier, fully connected            |
-| `norm`, `dropout 0.2`                  | torch's batch normalisation and dropout                                   |
+| `norm`, `norm unscaled`                | torch's batch normalisation; without scale where the next layer has one   |
+| `dropout 0.2`                          | torch's dropout                                                           |
 
 The loop of training.py writes every step down and runs on many machines. This one keeps the data as one tensor, distorts whole batches,
 averages weights, and writes one checkpoint per epoch: a run that is killed and started again ends with the same bits.
@@ -108,7 +109,10 @@ def stages(network: str, layers: Layers, side: int) -> Iterator[nn.Module]:
     yield Standardise()
     for words in (each.split() for each in network.split(",")):
         if words[0] == "norm":
-            yield nn.BatchNorm2d(c)
+            norm = nn.BatchNorm2d(c)
+            if "unscaled" in words:
+                norm.register_parameter("weight", None)
+            yield norm
         elif words[0] == "relu":
             yield ours.ReLU()
         elif words[0] == "dropout":
