@@ -131,8 +131,8 @@ ENTRIES: dict[str, Entry] = {
     "best": Entry(
         Recipe(
             "conv 32 3, pool, norm, relu, depthwise 3 valid, conv 80 1, norm, relu, depthwise 3 valid, conv 112 1, norm, relu, "
-            "depthwise 3 valid, conv 144 1, norm, relu, depthwise 3 valid, conv 144 1, norm, relu, depthwise 3 valid, conv 160 1, norm, relu, "
-            "mean, linear 10",
+            "depthwise 3 valid, conv 144 1, norm, relu, depthwise 3 valid, conv 144 1, norm, relu, depthwise 3 valid, conv 160 1, norm, "
+            "relu, mean, linear 10",
             epochs=12,
             elastic=0.5,
         ),
