@@ -51,7 +51,7 @@ def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[s
     around = {**_numba_functions(), "kernel": inner}
     entry = FunctionType(code, around, function.__name__)
     entry.__module__, entry.__qualname__ = function.__module__, name
-    made = njit(**options)(entry)
+    made = njit(**options, no_cfunc_wrapper=True)(entry)
     with contextlib.suppress(RuntimeError):  # no folder that can be written to
         made._cache = _files()(entry)
     return made
