@@ -120,7 +120,7 @@ class SpectrumVerdict(NamedTuple):
     error: tuple[float, ...]
     """its standard error [%]"""
     parameters: tuple[int, ...]
-    """of the eleven networks"""
+    """weights and biases of the eleven networks"""
 
     def sentence(self) -> str:
         """What came out."""

@@ -255,7 +255,8 @@ def row_words(name: str) -> dict[str, str]:
             for field, after in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                     said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and str(after.value.value)
-                    found[field.target.id] = said or field.target.id.replace("_", " ")
+                    if said or field.target.id not in found:
+                        found[field.target.id] = said or field.target.id.replace("_", " ")
     return found
 
 

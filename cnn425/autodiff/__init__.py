@@ -5,7 +5,7 @@ Read in this order:
     rules.py      every operation with its local derivative        graph.py     the computational graph, written down as it is computed
     numerical.py  differences with a step h                        symbolic.py  formulas in, formulas out
     forward.py    tangents beside the values                       reverse.py   adjoints back from the output
-    jacobians.py  what a node may be, and local Jacobians          table.py     the traces of the slides
+    jacobians.py  what a node may be, and local Jacobians          traces.py    the traces of the slides
     drawing.py    the graph as a picture                           explain.py   the same tables for torch's own graph
 
 Every way has the same face: `forward.gradient(function, *inputs)`, `reverse.gradient(function, *inputs)` and so on.
