@@ -8,9 +8,11 @@ Letters, used in every docstring, einsum string and test of this project (two sp
     i j (k)  position of a window = pixel of the output      u v (w)  offset inside a window      h w  pixel of the input
     a b (d)  set of weights that several positions of a local layer share
 
+Volumes have pixels d h w and kernels of T x U x V cells; loops number their positions a i j and their offsets t u v.
+
 The view copies nothing, so windows may overlap in memory. The gradient of the windows returns to the pixels by the adjoint map, `scatter`:
 each pixel is the sum over all windows that contain it. Its defining property is `<windows(x), r> = <x, scatter(r)>`.
-Nothing else in the project computes an output size.
+Every layer takes its number of windows from here; `layers.conv_transpose` inverts the formula.
 """
 
 import functools
@@ -49,6 +51,10 @@ class Geometry(NamedTuple):
         """The number of spatial dimensions."""
         return len(self.kernel)
 
+    def as_row(self) -> "Geometry":
+        """The windows of a signal as those of an image of one row."""
+        return Geometry((1, *self.kernel), (1, *self.stride), ((0, 0), *self.padding), (1, *self.dilation))
+
     @property
     def extent(self) -> tuple[int, ...]:
         """Pixels from the first to the last cell of a window, both counted: `(k - 1) * d + 1`."""
@@ -84,7 +90,7 @@ class Geometry(NamedTuple):
 
 
 class Adaptive(NamedTuple):
-    """Adaptive windows: of m = `output` windows along n pixels, window i shows the pixels from floor(i n / m) to ceil((i + 1) n / m)."""
+    """Adaptive windows: of m = `output` windows along n pixels, window i shows pixels floor(i n / m) to ceil((i + 1) n / m) - 1."""
 
     output: tuple[int, ...]
 
@@ -235,11 +241,10 @@ def _looked_up(x: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
     return x.permute(*range(batch), *range(batch, x.ndim, 2), *range(batch + 1, x.ndim, 2))
 
 
-def scatter(w: Tensor, geometry: Geometry, size: Sequence[int], few: bool = False) -> Tensor:
+def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
     """The adjoint of `windows`: each pixel is the sum of its window cells, `(*batch, *positions, *kernel) -> (*batch, *size)`.
 
-    One side of the window after the other, the last one first, cells in order: U + V additions, the same at every run. With `few`, a side
-    with fewer windows than cells takes windows in order.
+    One side of the window after the other, the last one first, cells in order: U + V additions, the same at every run.
     """
     batch, positions = w.ndim - 2 * geometry.dimensions, geometry.positions(size)
     for side in reversed(range(geometry.dimensions)):
@@ -248,8 +253,6 @@ def scatter(w: Tensor, geometry: Geometry, size: Sequence[int], few: bool = Fals
         shape[batch + side] = max(low, 0) + size[side] + max(high, 0)
         padded = w.new_zeros(shape)
         cells, windows_ = (geometry.kernel[side], geometry.dilation[side]), (positions[side], geometry.stride[side])
-        if few and windows_[0] < cells[0]:  # the roles of windows and their cells can be exchanged
-            cells, windows_, w = windows_, cells, w.transpose(batch + side, -1)
         for u in range(cells[0]):
             first = u * cells[1] - min(low, 0)
             pixels: Any = [slice(None)] * (batch + side) + [slice(first, first + (windows_[0] - 1) * windows_[1] + 1, windows_[1])]

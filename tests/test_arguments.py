@@ -27,7 +27,7 @@ def test_anything_else_is_refused_by_name(value, error):
     ids=str,
 )
 def test_padding_in_pairs(padding, expected):
-    assert arguments.symmetric_padding("conv2d", padding, (2, 3), (1, 1), (1, 3)) == expected
+    assert arguments.padding_pairs("conv2d", padding, (2, 3), (1, 1), (1, 3)) == expected
 
 
 def test_windows_of_the_arguments():

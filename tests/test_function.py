@@ -5,7 +5,7 @@ import torch
 from torch.autograd import Function, forward_ad
 from torch.func import grad, jvp, vmap
 
-from cnn425.layers.function import autocast_dtype, cast_for_autocast, is_followed, is_last, operation, without_autocast
+from cnn425.layers.function import autocast_dtype, cast_for_autocast, is_not_differentiated, is_recorded, operation, without_autocast
 
 X = torch.tensor([1.0, 2.0, 3.0])
 
@@ -119,14 +119,14 @@ def test_a_result_may_be_written_into():
 
 def test_who_follows():
     leaf = X.clone().requires_grad_()
-    assert is_followed((X, leaf))
-    assert not is_followed((X, None, 3))
-    assert is_last(X)
-    assert not is_last(leaf)
+    assert is_recorded((X, leaf))
+    assert not is_recorded((X, None, 3))
+    assert is_not_differentiated(X)
+    assert not is_not_differentiated(leaf)
     with torch.no_grad():
-        assert is_last(leaf)
+        assert is_not_differentiated(leaf)
     with forward_ad.dual_level():
-        assert is_followed((X,))
+        assert is_recorded((X,))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from cnn425 import nn as cnn425_nn
 from cnn425.agreement import compare
 from cnn425.algorithms import pool as algorithm
 from cnn425.algorithms import use
-from cnn425.layers import pool
+from cnn425.layers import pool, pool_average
 from cnn425.nn import functional as F
 from cnn425.windows import Adaptive, Geometry
 
@@ -72,7 +72,7 @@ def named(cases):
 
 def ours_and_torch(kind, size):
     name = f"{kind}_pool{len(size)}d"
-    return getattr(pool, name), getattr(TF, name)
+    return getattr(pool_average if name.startswith("avg") else pool, name), getattr(TF, name)
 
 
 def image(size, dtype=torch.float64, ties=True, batch=(2, 3)):
@@ -113,7 +113,7 @@ def test_pencil_max():
 
 def test_pencil_average():
     x = torch.tensor([[[1.0, 5, 2], [5, 1, 4], [4, 2, 5]]], requires_grad=True)
-    y = pool.avg_pool2d(x, 2, 1)
+    y = pool_average.avg_pool2d(x, 2, 1)
     assert y.tolist() == [[[3, 3], [3, 3]]]
     y.backward(torch.tensor([[[4.0, 8], [12, 16]]]))
     assert x.grad.tolist() == [[[1, 3, 2], [4, 10, 6], [3, 7, 4]]]
@@ -170,9 +170,9 @@ def test_every_layout_gives_torchs_layout(kind, layout):
 def test_low_precision_adds_in_float32(dtype):
     x = image((6, 6), dtype, ties=False).requires_grad_()
     tolerance = {"rtol": 1.6e-2, "atol": 1e-2}
-    same(pool.avg_pool2d(x, 3, 1, 1), TF.avg_pool2d(x, 3, 1, 1), x, **tolerance)
+    same(pool_average.avg_pool2d(x, 3, 1, 1), TF.avg_pool2d(x, 3, 1, 1), x, **tolerance)
     same(pool.max_pool2d(x, 3, 1, 1), TF.max_pool2d(x, 3, 1, 1), x, **tolerance)
-    y, exact = pool.avg_pool2d(x, 5), TF.avg_pool2d(x.double(), 5)
+    y, exact = pool_average.avg_pool2d(x, 5), TF.avg_pool2d(x.double(), 5)
     torch.testing.assert_close(y.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-7)
 
 
@@ -185,7 +185,7 @@ def test_integers_where_torch_takes_them(dtype):
 
 def test_integer_means_are_cut_off():
     x = image((5, 6)).long()
-    assert torch.equal(pool.avg_pool2d(x, 3, 2, 1), TF.avg_pool2d(x, 3, 2, 1))
+    assert torch.equal(pool_average.avg_pool2d(x, 3, 2, 1), TF.avg_pool2d(x, 3, 2, 1))
 
 
 @pytest.mark.parametrize("spoiled", [torch.nan, torch.inf, -torch.inf])
@@ -197,7 +197,7 @@ def test_nan_wins_and_infinity_stays_in_its_window(spoiled):
     best, there = TF.max_pool2d(x, 3, 1, 1, return_indices=True)
     assert torch.equal(where, there)
     same(y, best, x)
-    same(pool.avg_pool2d(x, 2), TF.avg_pool2d(x, 2), x)
+    same(pool_average.avg_pool2d(x, 2), TF.avg_pool2d(x, 2), x)
 
 
 def test_infinite_gradient_does_not_reach_the_losers():
@@ -220,7 +220,7 @@ def test_autocast_widens_volumes_only(dimensions, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_difference_average_volumes_take_half_precision(dtype):
     x = image((4, 4, 4), dtype)
-    torch.testing.assert_close(pool.avg_pool3d(x, 2), TF.avg_pool3d(x.float(), 2).to(dtype))
+    torch.testing.assert_close(pool_average.avg_pool3d(x, 2), TF.avg_pool3d(x.float(), 2).to(dtype))
 
 
 def test_difference_a_window_wholly_in_the_padding_has_no_index():
@@ -281,9 +281,9 @@ def test_tangent_of_the_indexed_pool():
 TRANSFORMED = {
     "max": lambda x: pool.max_pool2d(x, 3, 2, 1),
     "indexed max": lambda x: pool.max_pool2d(x, 2, 1, return_indices=True)[0],
-    "average": lambda x: pool.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False),
+    "average": lambda x: pool_average.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False),
     "signal": lambda x: pool.max_pool1d(x.flatten(-2), 2),
-    "volume": lambda x: pool.avg_pool3d(x.unsqueeze(-3), (1, 2, 2)),
+    "volume": lambda x: pool_average.avg_pool3d(x.unsqueeze(-3), (1, 2, 2)),
 }
 
 
@@ -370,7 +370,7 @@ def test_max_pooling_conserves_the_total_gradient():
 def test_average_pooling_is_convolution_with_a_constant_kernel():
     x = image((7, 8), ties=False)
     kernel = torch.full((3, 1, 2, 3), 1 / 6, dtype=x.dtype)
-    torch.testing.assert_close(pool.avg_pool2d(x, (2, 3), 1), TF.conv2d(x, kernel, groups=3))
+    torch.testing.assert_close(pool_average.avg_pool2d(x, (2, 3), 1), TF.conv2d(x, kernel, groups=3))
 
 
 WINDOWS = {
@@ -531,7 +531,7 @@ def test_a_window_in_the_padding_has_no_tangent():
 @pytest.mark.parametrize("window", [32, (3, 3)], ids=str)
 def test_averages_in_half_precision_are_rounded_once(dtype, window):
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
-    assert torch.equal(pool.avg_pool2d(x, window, 1), pool.avg_pool2d(x.float(), window, 1).to(dtype))
+    assert torch.equal(pool_average.avg_pool2d(x, window, 1), pool_average.avg_pool2d(x.float(), window, 1).to(dtype))
 
 
 # ---- Traces that serve images of any size -----------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Ways to compute convolutions, local layers and pools: their outputs, the gradients of their inputs and of their weights.
 
-`definition` says what is computed; `convolution`, `local` and `pool` choose how, by a table each, and hold what runs by default; `winograd`
-and `fft` are lessons that run on request. `with use(name):` forces one.
+`definition` is the formula. `convolution` and `local` choose how to compute it, by a table each; `product` computes convolutions by
+default. `pool` and `elementwise` use loops or plain PyTorch. `im2col`, `winograd` and `fft` run on request only. `layout` gives results
+the memory format of torch's. `with use(name):` forces an algorithm.
 """
 
 from collections.abc import Iterator

@@ -6,6 +6,7 @@
 | another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                        |
 | at most TINY products                                                         | loops of the local layer, with shared weights       |
 | the gradient of the input, with a weight that is infinite or NaN              | `definition`                                        |
+| the gradient of the input, of at most THIN channels in one group              | one matrix product, added to the pixels, `product`  |
 | everything else                                                               | gathered products, `product`                        |
 
 Half precision is computed in float32 and rounded once.
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor
 
 from cnn425.algorithms import definition, fft, im2col, layout, product, winograd
+from cnn425.algorithms.layout import HALF
 from cnn425.algorithms.local import Task
 from cnn425.compat import dispatch_modes, is_transformed
-from cnn425.kernels.threads import forced, is_traced, loops_run
+from cnn425.kernels.threads import PLAIN, forced, is_traced, loops_run
 from cnn425.windows import Geometry
 
-HALF = (torch.bfloat16, torch.float16)
-TINY = 1 << 14  # products, which are made faster than anything is brought in order
+TINY = 1 << 14  # multiplications; up to this many, plain loops are faster than packing weights
 THIN = 4  # so few outputs of a product would leave most of a vector register empty
 ON_REQUEST: dict[str | None, ModuleType] = {"im2col": im2col, "winograd": winograd, "fft": fft}
 
@@ -32,7 +33,7 @@ ON_REQUEST: dict[str | None, ModuleType] = {"im2col": im2col, "winograd": winogr
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor | None = None) -> Tensor:
     """The output, `(N, C, *size), (O, C/G, *kernel), (O,) -> (N, O, *positions)`."""
     order = layout.memory_format(x, w, geometry, groups)
-    if x.dtype in HALF and x.is_cpu and loops_run(x.float()):
+    if x.dtype in HALF:
         y = output(x.float(), w.float(), geometry, groups, None if bias is None else bias.float())
         return layout.stored(y.to(x.dtype), order)
     if (way := chosen(x, w, geometry)) is not None:
@@ -52,7 +53,7 @@ def input_gradient(
 ) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (O, C/G, *kernel) -> (N, C, *size)`; stored as `gy` and `w`, or as given."""
     order = order or layout.memory_format(gy, w)
-    if gy.dtype in HALF and gy.is_cpu and loops_run(gy.float()):
+    if gy.dtype in HALF:
         return layout.stored(input_gradient(gy.float(), w.float(), geometry, groups, size, order).to(gy.dtype), order)
     if (way := chosen(gy, w, geometry)) is not None:
         return layout.stored(way.input_gradient(gy, w, geometry, groups, size), order)
@@ -73,7 +74,7 @@ def input_gradient(
 def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, order: torch.memory_format | None = None) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`; stored as `gy` and `x`, or as given."""
     order = order or layout.memory_format(gy, x)
-    if gy.dtype in HALF and gy.is_cpu and loops_run(gy.float()):
+    if gy.dtype in HALF:
         return layout.stored(weight_gradient(gy.float(), x.float(), geometry, groups, order).to(gy.dtype), order)
     if (way := chosen(gy, x, geometry)) is not None:
         return layout.stored(way.weight_gradient(gy, x, geometry, groups), order)
@@ -94,12 +95,12 @@ def chosen(a: Tensor, b: Tensor, geometry: Geometry) -> ModuleType | None:
     if not a.is_floating_point() or 0 in (a.numel(), b.numel()):
         return definition
     loops = loops_run(a, b)
-    asked = ON_REQUEST.get(forced.get()) if loops or computes_elsewhere(a) else None  # torch 2.11 traces no ContextVar
+    asked = ON_REQUEST.get(forced.get()) if loops or is_eager(a) else None  # torch 2.11 traces no ContextVar
     if asked is not None and asked.applies(a.dtype, geometry):
         return asked
     return None if loops else definition
 
 
-def computes_elsewhere(x: Tensor) -> bool:
-    """Whether numbers of another device than the CPU are computed, and nobody records or transforms operations."""
-    return not (x.is_cpu or is_traced() or dispatch_modes() or is_transformed(x))
+def is_eager(x: Tensor) -> bool:
+    """Whether operations on `x` are neither traced, recorded nor transformed."""
+    return type(x) in PLAIN and not (is_traced() or dispatch_modes() or is_transformed(x))

@@ -19,9 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cnn425.algorithms.layout import HALF
 from cnn425.windows import Geometry, Sharing, in_dimensions, scatter, windows
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None = None) -> Tensor:

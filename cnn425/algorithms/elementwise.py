@@ -50,8 +50,7 @@ def sigmoid(x: Tensor) -> Tensor:
 def sigmoid_gradient(gy: Tensor, y: Tensor) -> Tensor:
     """`gy * y * (1 - y)`, for complex numbers with the conjugate of the factor."""
     if not alike(gy, y) or y.dtype not in FLOATS:
-        slope = (1 - y) * y
-        return gy * (slope.conj() if slope.is_complex() else slope)
+        return gy * ((1 - y) * y).conj()
     gx, n = blank(gy), gy.numel()
     loops.sigmoid_gradient(n, n, memory(gy, n), memory(y, n), memory(gx, n))
     return gx
@@ -92,7 +91,7 @@ def softmax_gradient(gy: Tensor, y: Tensor, dim: int) -> Tensor:
 
 
 def cross_entropy(x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The surprise at each target, its mean over those that count, their number, and the softmax.
+    """The negative log-probability of each target, its mean over those that count, their number, and the softmax.
 
     `(N, C, *size), (N, *size) -> (N, *size), (), (), (N, C, *size)`.
     """

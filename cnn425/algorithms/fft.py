@@ -9,9 +9,10 @@ padded image, rounded up to a product of 2, 3 and 5; the spectrum of real number
 channels are one matrix product per frequency.
 
 Cost: 2.5*F*log2(F) operations per image, channel and kernel of F pixels, and 4*F*N*C*O for the products: the side of the kernel does not
-matter. Errors, and why it does not run by default: the error of every number is about log2(F) roundings of the largest number of the whole
-image. So a dim pixel beside a bright one is lost, every pixel changes every sum a little, whole numbers do not stay whole, non-negative
-products may sum to a negative number, and an infinity or NaN spreads over the image. Applies to float32 and float64 with stride 1.
+matter. Errors, and why it does not run by default: the error of every number is about log2(F) unit roundoffs of the largest number of
+the whole image. So a dim pixel beside a bright one is lost, every pixel changes every sum a little, whole numbers do not stay whole,
+non-negative products may sum to a negative number, and an infinity or NaN spreads over the image. Applies to float32 and float64 with
+stride 1.
 """
 
 from collections.abc import Sequence
@@ -60,11 +61,11 @@ class Spectra:
         apart[at] = w
         return self.of(apart)
 
-    def back(self, spectrum: Tensor, low: Sequence[int], count: Sequence[int], step: Sequence[int]) -> Tensor:
-        """The inverse of `of`: `count` pixels from `low` on, every `step`-th."""
+    def back(self, spectrum: Tensor, count: Sequence[int], step: Sequence[int]) -> Tensor:
+        """The inverse of `of`: `count` pixels, every `step`-th."""
         sizes = (*self.size[:-1], self.size[-1] // 2 + 1)
         image = torch.fft.irfftn(spectrum.movedim(-3, -1).unflatten(-1, sizes), self.size, self.sides)
-        at: Any = (..., *(slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(low, count, step, strict=True)))
+        at: Any = (..., *(slice(0, (n - 1) * s + 1, s) for n, s in zip(count, step, strict=True)))
         return image[at]
 
 
@@ -73,7 +74,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int) -> Tensor:
     spectra, d = Spectra(x.shape[2:], geometry), geometry.dimensions
     X = spectra.of(pad(x, spectra.overhang).unflatten(1, (groups, -1)).transpose(0, 1))
     W = spectra.of_kernel(w.unflatten(0, (groups, -1))).conj().mT
-    y = spectra.back(X @ W, [0] * d, geometry.positions(x.shape[2:]), [1] * d)
+    y = spectra.back(X @ W, geometry.positions(x.shape[2:]), [1] * d)
     return y.transpose(0, 1).flatten(1, 2)
 
 
@@ -83,7 +84,7 @@ def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size:
     GY = spectra.of(gy.unflatten(1, (groups, -1)).transpose(0, 1))
     W = spectra.of_kernel(w.unflatten(0, (groups, -1)))
     padded = [low + n + high for n, (low, high) in zip(size, spectra.overhang, strict=True)]
-    gx = spectra.back(GY @ W, [0] * d, padded, [1] * d).transpose(0, 1).flatten(1, 2)
+    gx = spectra.back(GY @ W, padded, [1] * d).transpose(0, 1).flatten(1, 2)
     return pad(gx, [(-low, -high) for low, high in spectra.overhang])
 
 
@@ -92,4 +93,4 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int) -> T
     spectra = Spectra(x.shape[2:], geometry)
     X = spectra.of(pad(x, spectra.overhang).unflatten(1, (groups, -1)).transpose(0, 1))
     GY = spectra.of(gy.unflatten(1, (groups, -1)).transpose(0, 1))
-    return spectra.back(GY.conj().mT @ X, [0] * geometry.dimensions, geometry.kernel, geometry.dilation).flatten(0, 1)
+    return spectra.back(GY.conj().mT @ X, geometry.kernel, geometry.dilation).flatten(0, 1)

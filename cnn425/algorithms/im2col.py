@@ -4,8 +4,8 @@
     weight gradient   gw (O, K)  =  gy (O, M) @ columns (K, M)'
     input gradient    columns    =  w' (K, O) @ gy (O, M),  and `scatter` adds them to the pixels they came from (col2im)
 
-The classic (Chellapilla, Puri, Simard 2006) in plain PyTorch, for any dtype and device that has a matrix product. Cost: K copies of the
-image. What runs by default on a CPU makes the same product without writing the columns down.
+The classic (Chellapilla, Puri, Simard 2006) in plain PyTorch, for floating-point tensors on any device. Cost: with stride 1 the
+columns are U*V copies of the image. What runs by default on a CPU makes the same product without writing the columns down.
 """
 
 from collections.abc import Sequence

@@ -25,17 +25,17 @@ import torch
 from torch import Tensor
 
 from cnn425.algorithms import definition, layout
+from cnn425.algorithms.layout import HALF
 from cnn425.kernels import elementwise as pointwise
 from cnn425.kernels import local as loops
 from cnn425.kernels.box import LANES
 from cnn425.kernels.threads import forced, loops_run, memory
 from cnn425.windows import Geometry, Sharing, pad
 
-HALF = (torch.bfloat16, torch.float16)
 CPU = torch.device("cpu")
 FEW = 4  # outputs of a window of one cell, for which a product is not worth it
 IMAGES = 2  # so few would leave most of a vector register empty
-TOLD = 1 << 18  # numbers of the output's gradient that are brought in order at once
+UPSTREAM = 1 << 18  # numbers of the output's gradient that are brought in order at once
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing, bias: Tensor | None = None) -> Tensor:
@@ -43,7 +43,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Shari
     order, shape = layout.like(x), (w.shape[geometry.dimensions], *geometry.positions(x.shape[2:]))
     if bias is not None:
         bias = (bias if bias.ndim > 1 else bias.view(-1, *(1,) * geometry.dimensions)).expand(shape)
-    if x.dtype in HALF and x.is_cpu and loops_run(x.float()):
+    if x.dtype in HALF:
         y = output(x.float(), w.float(), geometry, groups, sharing, None if bias is None else bias.float())
         return layout.stored(y.to(x.dtype), order)
     if by_definition(x, w):
@@ -59,7 +59,7 @@ def input_gradient(
 ) -> Tensor:
     """The gradient of the input, `(N, O, *positions), (*sets, O, C/G, *kernel) -> (N, C, *size)`."""
     order_, d = layout.like(gy), geometry.dimensions
-    if gy.dtype in HALF and gy.is_cpu and loops_run(gy.float()):
+    if gy.dtype in HALF:
         return layout.stored(input_gradient(gy.float(), w.float(), geometry, groups, sharing, size).to(gy.dtype), order_)
     if by_definition(gy, w):
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size, sharing), order_)
@@ -70,7 +70,7 @@ def input_gradient(
 
 def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, sharing: Sharing, order: object = None) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (*sets, O, C/G, *kernel)`, contiguous."""
-    if gy.dtype in HALF and gy.is_cpu and loops_run(gy.float()):
+    if gy.dtype in HALF:
         return weight_gradient(gy.float(), x.float(), geometry, groups, sharing).to(gy.dtype)
     if by_definition(gy, x):
         return layout.stored(definition.weight_gradient(gy, x, geometry, groups, sharing), torch.contiguous_format)
@@ -82,14 +82,13 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, shar
 
 def by_definition(a: Tensor, b: Tensor) -> bool:
     """Whether loops have no part in a map of `a` and `b`."""
-    return not loops_run(a, b) or not a.is_floating_point() or 0 in (a.numel(), b.numel())
+    return not loops_run(a, b, few=forced.get() in ("sweep", "matmul")) or not a.is_floating_point() or 0 in (a.numel(), b.numel())
 
 
 @lru_cache(maxsize=256)
 def sets_of(sharing: Sharing, positions: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """The set of each position, `(P)`; the positions set by set, `(P)`; and where among them those of each set begin, `(Q + 1)`."""
-    q = sharing.copied(torch.arange(prod(sharing.sets(positions)), device=CPU).view(sharing.sets(positions)), positions)
-    q = torch.arange(prod(positions), device=CPU) if sharing.each else q.flatten()
+    q = sharing.copied(torch.arange(prod(sharing.sets(positions)), device=CPU).view(sharing.sets(positions)), positions).flatten()
     return q, q.argsort(stable=True), torch.cat((q.new_zeros(1), q.bincount().cumsum(0)))
 
 
@@ -180,10 +179,10 @@ class Task:
         images = memory(x, self.N, x.shape[1], self.P), memory(w, *w.shape), memory(b, y.shape[1], self.P)
         pointwise.mix(self.N * y.shape[1], y.numel() * w.shape[1], *images, self.groups, memory(y, self.N, y.shape[1], self.P))
 
-    def registers(self, lanes_of: int, most: int = 4) -> int:
-        """How many registers as many numbers side by side take: 1, 2 or 4, so that few are empty."""
+    def registers(self, count: int, most: int = 4) -> int:
+        """The number of registers, 1, 2 or 4, that hold `count` numbers with the fewest empty lanes."""
         lanes = LANES // self.x.itemsize
-        return min((v for v in (4, 2, 1) if v <= most), key=lambda v: -(-lanes_of // (v * lanes)) * v)
+        return min((v for v in (4, 2, 1) if v <= most), key=lambda v: -(-count // (v * lanes)) * v)
 
     def windows(self) -> tuple[Tensor, Tensor]:
         """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its cells, `(K)`."""
@@ -231,19 +230,19 @@ class Task:
         _, order, bounds = self.sets()
         w, outputs = self.w.view(self.Q, -1), self.groups * self.O
         for q, units, first, count in stretches(self.sharing, self.positions, self.y.numel()):
-            told = x.new_empty(self.N * count * outputs + V * LANES // x.itemsize)
-            blocks, numbers = self.N * -(-count * x.itemsize // LANES), memory(told, *told.shape)
-            loops.side_by_side(blocks, told.numel(), self.output(), first, count, numbers)
+            upstream = x.new_empty(self.N * count * outputs + V * LANES // x.itemsize)
+            blocks, numbers = self.N * -(-count * x.itemsize // LANES), memory(upstream, *upstream.shape)
+            loops.side_by_side(blocks, upstream.numel(), self.output(), first, count, numbers)
             parts = min(self.cells, -(-torch.get_num_threads() // units))
             tables = memory(order, self.P), memory(bounds[q:], units + 1), memory(start, self.P), memory(cell, self.cells)
             images, weight = (numbers, memory(x, x.numel()), self.N, self.groups), memory(w[q:], units, outputs, self.cells)
-            loops.multiply_weights(units * parts, told.numel() * self.cells, *images, first, count, *tables, V, parts, weight)
+            loops.multiply_weights(units * parts, upstream.numel() * self.cells, *images, first, count, *tables, V, parts, weight)
 
 
 def stretches(sharing: Sharing, positions: tuple[int, ...], numbers: int) -> Iterator[tuple[int, int, int, int]]:
-    """Rows of sets whose positions are neighbours in memory, of about TOLD of all `numbers`: first set, sets, first position, positions."""
+    """Rows of sets whose positions are neighbours, about UPSTREAM of all `numbers`: first set, sets, first position, positions."""
     rows, *others = sharing.sets(positions)
-    together = rows if sharing.tile else max(1, rows * TOLD // numbers)
+    together = rows if sharing.tile else max(1, rows * UPSTREAM // numbers)
     for row in range(0, rows, together):
         end = min(rows, row + together)
         first, last = (0, positions[0]) if sharing.tile else (min(r * sharing.share[0], positions[0]) for r in (row, end))

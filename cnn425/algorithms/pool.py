@@ -21,17 +21,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cnn425.algorithms.layout import strides_of
+from cnn425.algorithms.layout import HALF, strides_of
 from cnn425.compat import tracing_state
 from cnn425.kernels import pool as loops
 from cnn425.kernels.box import IMAGES
 from cnn425.kernels.threads import loops_run, memory
-from cnn425.windows import Adaptive, Geometry, Side
+from cnn425.windows import Adaptive, Geometry, Side, Windows
 
 NOBODY = -1
-HALF = (torch.float16, torch.bfloat16)
 FLOATS = (torch.float32, torch.float64)
-Windows = Geometry | Adaptive
 LINES = 1 << 19  # numbers of interleaved lines
 
 
@@ -43,7 +41,7 @@ def winners(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
     if not loops_run(x) or x.dtype not in FLOATS or (plan := known_plan(windows, x.shape, last)) is None:
         return winners_by_definition(x, windows, last)
     y, where, numbers = blank(x, plan.shape, plan.strides), blank(x, plan.shape, plan.strides, torch.int32), dense(x, plan.dimensions, last)
-    loop = loops.max_pool_interleaved if plan.neighbours else loops.max_pool
+    loop = loops.max_pool_rows if plan.neighbours else loops.max_pool_images
     image = memory(numbers, *plan.image), *plan.neighbours, *plan.tables
     loop(plan.units, plan.steps, *image, 1, memory(y, *plan.rows), memory(where, *plan.rows))
     return y, where
@@ -103,7 +101,7 @@ def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bo
 def summed(x: Tensor, plan: "Plan", last: bool, divisor: int) -> Tensor:
     """The sums of windows over an image, divided."""
     y, numbers = blank(x, plan.shape, plan.strides), dense(x, plan.dimensions, last)
-    loop, where = loops.sum_pool_interleaved if plan.neighbours else loops.sum_pool, x.new_empty(0, 0, dtype=torch.int32)
+    loop, where = loops.sum_pool_rows if plan.neighbours else loops.sum_pool_images, x.new_empty(0, 0, dtype=torch.int32)
     image = memory(numbers, *plan.image), *plan.neighbours, *plan.tables
     loop(plan.units, plan.steps, *image, divisor, memory(y, *plan.rows), memory(where, 0, 0))
     return y

@@ -1,8 +1,8 @@
 """Convolutions as gathered products: the tables that the loops of `cnn425.kernels.product` read, one plan per shape and layout.
 
 The gradient of the input with stride s: every s-th pixel is met by the same cells of the kernel, so it is s products per dimension over the
-output gradient, each with the cells of one phase. If its channels are few, most of a vector register would be empty: what every window says
-about its cells is one matrix product, which is added to the pixels.
+output gradient, each with the cells of one phase. If its channels are few, most of a vector register would be empty: then one matrix
+product gives the gradient of all windows, which is added to the pixels (col2im).
 """
 
 from bisect import bisect_left
@@ -28,7 +28,7 @@ BOX = 1 << 18  # bytes of a box, which stay in the cache of a core
 FEWEST = 96  # positions of a box, which fill tiles
 MANY = 8  # channels that fill half a vector register
 UNITS = 16  # so many threads have something to do
-NUMBERS = 1 << 20  # of what windows say that is written down at a time
+NUMBERS = 1 << 20  # of the gradient of windows that is written down at a time
 
 
 class Memory(NamedTuple):
@@ -278,7 +278,7 @@ def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, group
 
 
 def scattered_product(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry) -> None:
-    """Write `gx` of few channels: what every window says about its cells is one product, `(C*cells, O) (O, P)`, and is added to pixels."""
+    """Write `gx` of few channels: the gradient of all windows is one product, `(C*cells, O) (O, P)`, and is added to pixels."""
     matrix, upstream, N = w.flatten(1).t(), gy.flatten(2), len(gy)
     (K, P), numbers_, C = (matrix.shape[0], upstream.shape[2]), gx[0].numel(), gx.shape[1]
     step = min(N, max(1, NUMBERS // (P * K)))

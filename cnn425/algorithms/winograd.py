@@ -11,7 +11,7 @@ matrices:
 
 More dimensions apply the matrices along each. With channels, `*` becomes a sum over channels: one matrix product per point. Every step is
 linear in each operand, so the gradient of the weight is the chain transposed, `G' [ (B' d)' (A gy) ]`, and the gradient of the input is
-the convolution of the output gradient with the kernel turned around.
+the convolution of the output gradient with the kernel flipped.
 
 Cost: a/m multiplications per output and dimension instead of r: F(4x4, 3x3) needs 36 / 16 = 2.25 instead of 9. Errors, and why it does not
 run by default: the rounding error is about six times that of a dot product (points 0, 3/4, -3/4, 3/2, -3/2, infinity), and it is that of

@@ -8,7 +8,7 @@
 
 Numbers come as one row, and the classes c as the second of three dimensions `(B, C, K)`, K neighbours in memory. A mixture is a local layer
 whose windows have one cell; its positions p are neighbours in memory. The exponential is a polynomial (range reduction and coefficients of
-Cephes), because the compiler has none for vector registers; its largest relative error is 1.3 roundings.
+Cephes), because the compiler has none for vector registers; its largest relative error is 1.3 unit roundoffs.
 """
 
 import numpy as np
@@ -196,7 +196,7 @@ def softmax_gradient(lo, hi, gy, y, gx):
 
 @sums
 def cross_entropy(lo, hi, x, target, ignored, y, p):
-    """`x (B, C, K), target (B, K) -> y (B, K), p (B, C, K)`: the surprise, 0 where the target is ignored or no class, and the softmax."""
+    """`x (B, C, K), target (B, K) -> y (B, K), p (B, C, K)`: the negative log-probability, 0 of an ignored target, and the softmax."""
     B, C, K = x.shape
     top, total = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
     for unit in range(lo, hi):

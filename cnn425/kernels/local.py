@@ -32,35 +32,35 @@ def run(p, u, v, grid, D, H, W):
 
 
 @step
-def look(x, p, grid, window):
+def gather_window(x, p, grid, window):
     """window[c, u, v] = the pixel in row u and column v of window p, 0 outside: `x (C, D, H, W), window (C, T*U, V)`."""
     (C, D, H, W), (_, TU, V), apart = x.shape, window.shape, grid[3, 2]
     for u in range(TU):
         d, h, first, start, cells = run(p, u, V, grid, D, H, W)
         for c in range(C):
-            seen = window[c, u]
+            row = window[c, u]
             if cells < V:
-                seen[:] = 0
+                row[:] = 0
             if cells and apart == 1:
-                pixels, inside = x[c, d, h, first : first + cells], seen[start : start + cells]
+                pixels, inside = x[c, d, h, first : first + cells], row[start : start + cells]
                 for v in range(cells):
                     inside[v] = pixels[v]
             elif cells:
                 for v in range(cells):
-                    seen[start + v] = x[c, d, h, first + v * apart]
+                    row[start + v] = x[c, d, h, first + v * apart]
 
 
 @step
-def tell(window, p, grid, low, high, x):
-    """The adjoint of `look` for the lines low to high - 1: each pixel adds what its cell says."""
+def add_window(window, p, grid, low, high, x):
+    """The adjoint of `gather_window` for the lines low to high - 1: each cell is added to its pixel."""
     (C, D, H, W), (_, TU, V), apart = x.shape, window.shape, grid[3, 2]
     for u in range(TU):
         d, h, first, start, cells = run(p, u, V, grid, D, H, W)
         if low <= d * H + h < high:
             for c in range(C if cells else 0):
-                line, said = x[c, d, h], window[c, u]
+                line, row = x[c, d, h], window[c, u]
                 for v in range(cells):
-                    line[first + v * apart] += said[start + v]
+                    line[first + v * apart] += row[start + v]
 
 
 @sums
@@ -68,12 +68,12 @@ def output(lo, hi, x, w, b, groups, grid, sets, y):
     """The output: `x (N, G*C, D, H, W), w (Q, G*O, C, T*U, V), b (G*O, P or 1) -> y (N, G*O, P)`; positions are shared out."""
     (N, GC, _, _, _), (Q, GO, C, TU, V), O = x.shape, w.shape, w.shape[1] // groups
     window, weights = np.empty((GC, TU, V), x.dtype), w.reshape(Q, GO, C * TU * V)
-    seen = window.reshape(groups, C * TU * V)
+    rows = window.reshape(groups, C * TU * V)
     for p in range(lo, hi):
         for n in range(N):
-            look(x[n], p, grid, window)
+            gather_window(x[n], p, grid, window)
             for o in range(GO):
-                total, pixels, weight = b[o, p % b.shape[1]], seen[o // O], weights[sets[p], o]
+                total, pixels, weight = b[o, p % b.shape[1]], rows[o // O], weights[sets[p], o]
                 for k in range(pixels.size):
                     total += pixels[k] * weight[k]
                 y[n, o, p] = total
@@ -84,7 +84,7 @@ def input_gradient(lo, hi, gy, w, groups, grid, sets, parts, gx):
     """The gradient of x: `gy (N, G*O, P), w (Q, G*O, C, T*U, V) -> gx (N, G*C, D, H, W)`; parts of the lines of images are shared out."""
     (Q, GO, C, TU, V), (_, GC, D, H, W), O = w.shape, gx.shape, w.shape[1] // groups
     window, weights = np.empty((GC, TU, V), w.dtype), w.reshape(Q, GO, C * TU * V)
-    said = window.reshape(groups, C * TU * V)
+    rows = window.reshape(groups, C * TU * V)
     for unit in range(lo, hi):
         n, low, high = unit // parts, unit % parts * D * H // parts, (unit % parts + 1) * D * H // parts
         for line in range(low, high):
@@ -93,12 +93,12 @@ def input_gradient(lo, hi, gy, w, groups, grid, sets, parts, gx):
             top, bottom, _, _, _ = run(p, 0, V, grid, D, H, W)
             below, under, _, _, _ = run(p, TU - 1, V, grid, D, H, W)
             if top * H + bottom < high and below * H + under >= low:
-                said[:] = 0
+                rows[:] = 0
                 for o in range(GO):
-                    g, adjoint, weight = gy[n, o, p], said[o // O], weights[sets[p], o]
+                    g, adjoint, weight = gy[n, o, p], rows[o // O], weights[sets[p], o]
                     for k in range(adjoint.size):
                         adjoint[k] += g * weight[k]
-                tell(window, p, grid, low, high, gx[n])
+                add_window(window, p, grid, low, high, gx[n])
 
 
 @loop
@@ -109,13 +109,13 @@ def weight_gradient(lo, hi, gy, x, groups, grid, order, bounds, gw):
     """
     (N, GC, _, _, _), (Q, GO, C, TU, V), O = x.shape, gw.shape, gw.shape[1] // groups
     window, gradients = np.empty((GC, TU, V), x.dtype), gw.reshape(Q, GO, C * TU * V)
-    seen = window.reshape(groups, C * TU * V)
+    rows = window.reshape(groups, C * TU * V)
     for q in range(lo, hi):
         for i in range(bounds[q] * N, bounds[q + 1] * N):
             p, n = order[i // N], i % N
-            look(x[n], p, grid, window)
+            gather_window(x[n], p, grid, window)
             for o in range(GO):
-                g, pixels, gradient = gy[n, o, p], seen[o // O], gradients[q, o]
+                g, pixels, gradient = gy[n, o, p], rows[o // O], gradients[q, o]
                 if i == bounds[q] * N:
                     for k in range(pixels.size):
                         gradient[k] = g * pixels[k]
@@ -209,7 +209,7 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
     R, lanes, O, each, volume = rows_of(V), LANES // w.itemsize, GO // groups, C // groups, D * H * W
     weights, pixels, upstream, cells = w.reshape(w.size), image.reshape(image.size), gy.reshape(gy.size), K // each
     across, place, zeros = np.arange(O) * K, np.arange(O) * width, np.zeros(width, w.dtype)
-    told, block = np.zeros((lanes + 1) * GO * width, w.dtype), np.empty(lanes * lanes, w.dtype)
+    rows, block = np.zeros((lanes + 1) * GO * width, w.dtype), np.empty(lanes * lanes, w.dtype)
     for unit in range(lo, hi):
         n, low, high = unit // parts, unit % parts * C // parts, (unit % parts + 1) * C // parts
         pixels[(n * C + low) * volume * width : (n * C + high) * volume * width] = 0
@@ -218,7 +218,7 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
             for o in range(low // each * O, ((high - 1) // each + 1) * O):
                 for k in range(n * width, min(N, (n + 1) * width), lanes):
                     at, to = (k * GO + o) * P + first, o * width + k - n * width
-                    move(upstream, at, GO * P, told, to, GO * width, count, min(lanes, N - k), block)
+                    move(upstream, at, GO * P, rows, to, GO * width, count, min(lanes, N - k), block)
             for g in range(low // each, (high - 1) // each + 1):
                 begin, end = max(low - g * each, 0) * cells, min(high - g * each, each) * cells
                 row = np.minimum(np.arange(begin, end + R), end - 1)  # rows that are too many compute the last cell again
@@ -227,24 +227,24 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
                     base, to = (sets[first + p] * GO + g * O) * K, (n * C * volume + g * each * volume + start[first + p]) * width
                     for k in range(0, end - begin, R):
                         panel = (p * GO + g * O) * width
-                        tile_of(V, weights, base, row, k, across, 0, O, told, panel, place, pixels, to, out, zeros, 0, 1)
+                        tile_of(V, weights, base, row, k, across, 0, O, rows, panel, place, pixels, to, out, zeros, 0, 1)
 
 
 @loop
-def side_by_side(lo, hi, gy, first, count, told):
-    """told[n, p, o] = gy[n, o, first + p] for `count` positions, `told` as a row of numbers; blocks of positions are shared out."""
+def side_by_side(lo, hi, gy, first, count, rows):
+    """rows[n, p, o] = gy[n, o, first + p] for `count` positions, `rows` as a row of numbers; blocks of positions are shared out."""
     (_, O, P), lanes, numbers = gy.shape, LANES // gy.itemsize, gy.reshape(gy.size)
     blocks, block = (count + lanes - 1) // lanes, np.empty(lanes * lanes, gy.dtype)
     for unit in range(lo, hi):
         n, p = unit // blocks, unit % blocks * lanes
         for o in range(0, O, lanes):
             at, to = (n * O + o) * P + first + p, (n * count + p) * O + o
-            move(numbers, at, P, told, to, O, min(lanes, count - p), min(lanes, O - o), block)
+            move(numbers, at, P, rows, to, O, min(lanes, count - p), min(lanes, O - o), block)
 
 
 @loop
-def multiply_weights(lo, hi, told, x, N, groups, first, count, order, bounds, start, cell, V, parts, gw):
-    """The gradient of the weight: `told` by `side_by_side`, `x (N*C*D*H*W)` with zeros around `-> gw (Q, G*O, K)`.
+def multiply_weights(lo, hi, rows, x, N, groups, first, count, order, bounds, start, cell, V, parts, gw):
+    """The gradient of the weight: `rows` by `side_by_side`, `x (N*C*D*H*W)` with zeros around `-> gw (Q, G*O, K)`.
 
     `order` lists the positions set by set, those of set q from bounds[q] to bounds[q + 1]. A sum runs over the positions of a set and the
     images. Units are parts of the cells of a set.
@@ -263,7 +263,7 @@ def multiply_weights(lo, hi, told, x, N, groups, first, count, order, bounds, st
         for g in range(groups):
             for o in range(0, O, width):
                 for k in range(low, high, R):
-                    tile_of(V, x, g * (hop // groups), row, k, pixel, 0, sums_, told, g * O + o, place, part, 0, out, zeros, 0, 0)
+                    tile_of(V, x, g * (hop // groups), row, k, pixel, 0, sums_, rows, g * O + o, place, part, 0, out, zeros, 0, 0)
                 for c in range(o, min(O, o + width), lanes):
                     for k in range(low, high, lanes):
                         to = (q * GO + g * O + c) * K + k

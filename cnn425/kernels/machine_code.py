@@ -34,9 +34,8 @@ def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[s
     from numba import njit
 
     fastmath = {"contract", "reassoc", "nsz"} if fast else {"contract"}
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    # nobody calls a part of a loop from Python
-    alone: dict[str, Any] = {**options, "fastmath": fastmath, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+    alone: dict[str, Any] = {**options, "fastmath": fastmath, "no_cpython_wrapper": True}  # Python calls entries alone
     whole, part = _compilers()
     compile_, inline = njit(**alone, pipeline_class=whole), njit(**alone, forceinline=True, pipeline_class=part)
 
@@ -51,7 +50,7 @@ def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[s
     around = {**_numba_functions(), "kernel": inner}
     entry = FunctionType(code, around, function.__name__)
     entry.__module__, entry.__qualname__ = function.__module__, name
-    made = njit(**options, no_cfunc_wrapper=True)(entry)
+    made = njit(**options)(entry)
     with contextlib.suppress(RuntimeError):  # no folder that can be written to
         made._cache = _files()(entry)
     return made

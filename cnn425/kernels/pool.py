@@ -214,7 +214,7 @@ def row_of_windows(x, line, top, R, columns, K, divisor, counted, y, where, to):
         j += some if K == 1 else 1
 
 
-def pool_interleaved(lo, hi, x, K, planes, rows, columns, divisor, y, where):
+def pool_rows(lo, hi, x, K, planes, rows, columns, divisor, y, where):
     """y[m,a,i,j,k] = the largest of x[m, d, h, w, k] over the cells of window (a, i, j); `where`: its pixel `(d*H + h)*W + w`.
 
     `x (M, D, H, W*K) -> y, where (M*A*I, J*K)`; the rows of windows are shared out. Of equal numbers the first pixel wins, of NaNs the
@@ -232,7 +232,7 @@ def pool_interleaved(lo, hi, x, K, planes, rows, columns, divisor, y, where):
         row_of_windows(image, line, top, R, columns, K, divisor, counted, results, pixels, unit * J * K)
 
 
-def pool(lo, hi, x, planes, rows, columns, divisor, y, where):
+def pool_images(lo, hi, x, planes, rows, columns, divisor, y, where):
     """The same for contiguous images, `x (M, D, H, W) -> y, where (M, A*I*J)`; blocks of IMAGES images are shared out."""
     (_, _, H, W), I, J, most = x.shape, rows.shape[1], columns.shape[1], planes[1].max() * rows[1].max() + 1
     image = np.zeros((span(planes), span(rows), (W + LANES) * IMAGES), x.dtype)
@@ -254,8 +254,8 @@ def pool(lo, hi, x, planes, rows, columns, divisor, y, where):
                     done, count = done + count, 0
 
 
-max_pool, sum_pool = Loop(pool, False, ADDS=0), Loop(pool, False, ADDS=1)
-max_pool_interleaved, sum_pool_interleaved = Loop(pool_interleaved, False, ADDS=0), Loop(pool_interleaved, False, ADDS=1)
+max_pool_images, sum_pool_images = Loop(pool_images, False, ADDS=0), Loop(pool_images, False, ADDS=1)
+max_pool_rows, sum_pool_rows = Loop(pool_rows, False, ADDS=0), Loop(pool_rows, False, ADDS=1)
 
 # ---- The gradient of a max pool ----------------------------------------------------------------------------------------------------------
 

@@ -171,7 +171,7 @@ PRODUCTS, WEIGHT_GRADIENTS = loops_of(product, False), loops_of(weight_gradient,
 
 @loop
 def scatter(lo, hi, z, grid, C, apart, hop, gx):
-    """The gradient of an image from what every window says about its cells: `z (N, C*T*U*V, A*I*J) -> gx (N, numbers)`; images.
+    """The gradient of an image from the gradient of its windows: `z (N, C*T*U*V, A*I*J) -> gx (N, numbers)`; images.
 
     `grid (6, 3)` holds cells, strides, low paddings, dilations, positions and pixels along d, h, w; pixel i of channel c is at
     `c*apart + i*hop`.
@@ -184,14 +184,14 @@ def scatter(lo, hi, z, grid, C, apart, hop, gx):
         for k in range(z.shape[1]):
             c, t, u, v = k // (T * U * V), k // (U * V) % T, k // V % U, k % V
             for p in range(0, z.shape[2], J):
-                a, i, told = p // J // I, p // J % I, z[n, k, p : p + J]
+                a, i, cells = p // J // I, p // J % I, z[n, k, p : p + J]
                 line = image[c, a * grid[1, 0] + t * grid[3, 0], i * grid[1, 1] + u * grid[3, 1], v * grid[3, 2] :]
                 if grid[1, 2] == 1:
-                    for j in range(told.size):
-                        line[j] += told[j]
+                    for j in range(cells.size):
+                        line[j] += cells[j]
                 else:
-                    for j in range(told.size):
-                        line[j * grid[1, 2]] += told[j]
+                    for j in range(cells.size):
+                        line[j * grid[1, 2]] += cells[j]
         for c in range(C):
             for pixel in range(0, grid[5, 0] * grid[5, 1] * grid[5, 2], grid[5, 2]):
                 d, h = pixel // grid[5, 2] // grid[5, 1], pixel // grid[5, 2] % grid[5, 1]

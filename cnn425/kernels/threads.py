@@ -25,7 +25,7 @@ from cnn425.compat import dispatch_modes, is_transformed, tracing_state
 from cnn425.kernels.machine_code import Step, compiled, linked, openmp, variant
 
 PLAIN = (Tensor, torch.nn.Parameter)  # types of tensors whose numbers may be read: a subclass may keep none
-DOUBLES = 1 << 12  # float64 numbers; the definition computes less as fast
+DOUBLES = 1 << 12  # fewer float64 numbers than this are left to the definition, which is as fast
 SHARED = 1 << 15  # steps of an innermost loop; less is not worth waking a thread
 forced: ContextVar[str | None] = ContextVar("forced", default=None)  # the algorithm that `cnn425.algorithms.use` asks for
 forked = False  # whether this process was made by a fork
@@ -49,14 +49,14 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or tracing_state() is not None
 
 
-def loops_run(*tensors: Tensor) -> bool:
+def loops_run(*tensors: Tensor, few: bool = False) -> bool:
     """Whether loops may read these tensors: numbers in this computer's memory, of a type that loops know, and nobody records operations.
 
-    Few float64 numbers, as in tests by finite differences, are not worth compiling loops of their own for.
+    Few float64 numbers, as in tests by finite differences, are not worth compiling loops for, unless `few`.
     """
     if is_traced() or dispatch_modes() or forced.get() == "definition":
         return False
-    if tensors[0].dtype == torch.float64 and sum(t.numel() for t in tensors) < DOUBLES:
+    if not few and tensors[0].dtype == torch.float64 and sum(t.numel() for t in tensors) < DOUBLES:
         return False
     for t in tensors:
         if type(t) not in PLAIN or not t.is_cpu or t.dtype not in _zeros() or t.layout is not torch.strided or t.is_neg():

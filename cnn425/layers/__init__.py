@@ -1,1 +1,1 @@
-"""One file per layer of the lecture, read at three altitudes: the autograd Function, the function, the Module."""
+"""One file per layer: the autograd Function, the function, the Module; and what layers share."""

@@ -1,4 +1,4 @@
-"""Activations: nonlinear functions of each weighted sum; nothing to learn.
+"""Activations: nonlinear functions without parameters.
 
     rectifier   y = max(0, x)                           gx = gy where y > 0, else 0
     sigmoid     y = 1 / (1 + exp(-x))                   gx = gy * y * (1 - y)
@@ -17,9 +17,10 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425 import compat
 from cnn425.algorithms import elementwise as algorithm
+from cnn425.algorithms.layout import HALF
 from cnn425.kernels.threads import is_traced
 from cnn425.layers.arguments import check_dense, dtype_name
-from cnn425.layers.function import FromOutput, autocast_dtype, is_last, operation
+from cnn425.layers.function import FromOutput, autocast_dtype, is_not_differentiated, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
 
@@ -93,7 +94,7 @@ class Logistic(FromOutput):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
-        return algorithm.sigmoid_gradient(gy, y) if is_last(gy, y) else gy * ((1 - y) * y).conj()
+        return algorithm.sigmoid_gradient(gy, y) if is_not_differentiated(gy, y) else gy * ((1 - y) * y).conj()
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor) -> Tensor:
@@ -120,7 +121,9 @@ class Probabilities(FromOutput):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
-        return (algorithm.softmax_gradient(gy, y, ctx.dim) if is_last(gy, y) else probabilities_gradient(gy, y, ctx.dim)), None
+        return (
+            algorithm.softmax_gradient(gy, y, ctx.dim) if is_not_differentiated(gy, y) else probabilities_gradient(gy, y, ctx.dim)
+        ), None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, _: None) -> Tensor:
@@ -140,7 +143,6 @@ rectify, rectify_, gate, logistic, softmax_along = map(operation, (Rectifier, Re
 
 # ---- The functions: arguments and checks ------------------------------------------------------------------------------------------------
 
-HALF = (torch.float16, torch.bfloat16)
 SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
@@ -186,7 +188,7 @@ def _relu_of_sparse(x: Tensor, inplace: bool) -> Tensor:
 
 def _only_backward() -> bool:
     """Whether only backward mode is active: compilers, torch.func and forward mode do not support a Function that writes over its input."""
-    return not (is_traced() or compat.are_transforms_active() or compat.forward_mode._current_level >= 0)
+    return not (is_traced() or compat.are_transforms_active() or compat.is_forward_mode())
 
 
 def sigmoid(input: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Adaptive pooling: the output size is given, the windows follow from it.
 
-    window i of m along n pixels shows the pixels from floor(i n / m) to ceil((i + 1) n / m)
+    window i of m along n pixels shows the pixels from floor(i n / m) to ceil((i + 1) n / m) - 1
 
 Windows overlap where m does not divide n. With one window the result is the largest number or the mean of the whole image, whatever its
 size, as at the end of many convolutional networks. Both are the pools of `cnn425.layers.pool` with other windows; ties and NaNs are treated
@@ -45,7 +45,7 @@ def _checked_max(dimensions: int, size: torch.Size, dtype: torch.dtype, output_s
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """The largest numbers of `output_size` windows of a signal: `(N, C, H) -> (N, C, I)`; see `adaptive_max_pool2d`."""
+    """The largest numbers of `output_size` windows, which is not None: `(N, C, H) -> (N, C, I)`; see `adaptive_max_pool2d`."""
     return _adaptive_max_pool(1, input, output_size, return_indices)
 
 

@@ -159,7 +159,7 @@ def per_dimension(function: str, name: str, value: Any, dimensions: int) -> tupl
     return entries if len(entries) == dimensions else entries * dimensions
 
 
-def symmetric_padding(
+def padding_pairs(
     function: str, padding: Any, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[tuple[int, int], ...]:
     """(low, high) padding of a convolution: an int, one per dimension, 'valid', or 'same' (stride 1; an odd pixel goes high)."""
@@ -190,7 +190,7 @@ def geometry(function: str, kernel: Sequence[int], stride: Any, padding: Any, di
         raise RuntimeError(f"dilation should be greater than zero, but got {list(dilations)}")
     if any(k <= 0 for k in kernel):
         raise RuntimeError(f"kernel size should be greater than zero, but got {list(kernel)}")
-    return Geometry(kernel, strides, symmetric_padding(function, padding, kernel, strides, dilations), dilations)
+    return Geometry(kernel, strides, padding_pairs(function, padding, kernel, strides, dilations), dilations)
 
 
 def check_groups(groups: Any) -> int:

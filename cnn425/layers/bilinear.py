@@ -59,8 +59,8 @@ class Output(Function):
         x, w = ctx.saved_tensors
         needs_x, needs_w, _, _, _, needs_b = ctx.needs_input_grad
         order = gradient_order(gy, x, w, ctx.maps)
-        gx = input_gradient(gy, conjugate(w), *ctx.maps, ctx.size, order) if needs_x else None
-        gw = weight_gradient(gy, conjugate(x), *ctx.maps, order) if needs_w else None
+        gx = input_gradient(gy, w.conj(), *ctx.maps, ctx.size, order) if needs_x else None
+        gw = weight_gradient(gy, x.conj(), *ctx.maps, order) if needs_w else None
         gb = gy.sum(0 if ctx.bias_per_position else (0, *range(2, gy.ndim))) if needs_b else None
         return gx, gw, None, None, None, gb
 
@@ -112,8 +112,8 @@ class InputGradient(Function):
         needs_gy, needs_w = ctx.needs_input_grad[:2]
         order = gradient_order(g, gy, w, ctx.maps) if ctx.layer else None
         g = g if order is None else layout.stored(g, order)
-        ggy = output(g, conjugate(w), *ctx.maps, None) if needs_gy else None
-        gw = weight_gradient(conjugate(gy), g, *ctx.maps, order) if needs_w else None
+        ggy = output(g, w.conj(), *ctx.maps, None) if needs_gy else None
+        gw = weight_gradient(gy.conj(), g, *ctx.maps, order) if needs_w else None
         return ggy, gw, None, None, None, None, None, None
 
     @staticmethod
@@ -142,8 +142,8 @@ class WeightGradient(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         gy, x = ctx.saved_tensors
         needs_gy, needs_x = ctx.needs_input_grad[:2]
-        ggy = output(conjugate(x), g, *ctx.maps, None) if needs_gy else None
-        gx = input_gradient(conjugate(gy), g, *ctx.maps, x.shape[2:]) if needs_x else None
+        ggy = output(x.conj(), g, *ctx.maps, None) if needs_gy else None
+        gx = input_gradient(gy.conj(), g, *ctx.maps, x.shape[2:]) if needs_x else None
         return ggy, gx, None, None, None, None
 
     @staticmethod
@@ -161,11 +161,6 @@ def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups
     ctx.save_for_backward(first, second)
     ctx.save_for_forward(first, second)
     ctx.maps, ctx.size = (geometry, groups, sharing), first.shape[2:]
-
-
-def conjugate(t: Tensor) -> Tensor:
-    """The operand as it enters a gradient: its complex conjugate."""
-    return t.conj() if t.is_complex() else t
 
 
 def layer_order(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None) -> Order:
@@ -213,22 +208,22 @@ def over_batch(
         return geometry.dimensions if sharing and name == WEIGHT else 0
 
     first, second = (
-        t if dim is None else fold(t.movedim(dim, 0), name, letter, groups, before(name))
+        t if dim is None else join_batch(t.movedim(dim, 0), name, letter, groups, before(name))
         for t, name, dim in zip(operands, letters[:2], in_dims[:2], strict=True)
     )
     groups = groups * info.batch_size if letter == "g" else groups
-    return unfold(bilinear(first, second, geometry, groups, sharing, *rest), result, letter, groups, info.batch_size, before(result))
+    return split_batch(bilinear(first, second, geometry, groups, sharing, *rest), result, letter, groups, info.batch_size, before(result))
 
 
-def fold(t: Tensor, name: str, letter: str, groups: int, before: int) -> Tensor:
+def join_batch(t: Tensor, name: str, letter: str, groups: int, before: int) -> Tensor:
     """`t` with the batch it carries in front joined to `letter`, which becomes (batch, letter)."""
     t = split_groups(t, name, groups, before + 1)
     at = before + name.index(letter)
     return join_groups(t.movedim(0, at).flatten(at, at + 1), name, before)
 
 
-def unfold(t: Tensor, name: str, letter: str, groups: int, batch: int, before: int) -> Tensor:
-    """The inverse of `fold`: the batch in front again."""
+def split_batch(t: Tensor, name: str, letter: str, groups: int, batch: int, before: int) -> Tensor:
+    """The inverse of `join_batch`: the batch in front again."""
     t = split_groups(t, name, groups, before)
     at = before + name.index(letter)
     return join_groups(t.unflatten(at, (batch, t.shape[at] // batch)).movedim(at, 0), name, before + 1)

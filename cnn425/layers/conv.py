@@ -49,11 +49,8 @@ def _as_torch_stores_it(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b
     if x.dtype == torch.complex32:  # torch has no matrix product of complex32
         x, w, b = x.to(torch.complex64), w.to(torch.complex64), None if b is None else b.to(torch.complex64)
         return _as_torch_stores_it(x, w, geometry, groups, b).to(torch.complex32)
-    if is_traced() or w.ndim > 3 or w.is_contiguous():
-        return output(x, w, geometry, groups, None, b)
-    if layout.is_channels_last(w.unsqueeze(2)):  # a signal is an image of one row
-        row = Geometry((1, *geometry.kernel), (1, *geometry.stride), ((0, 0), *geometry.padding), (1, *geometry.dilation))
-        return output(x.contiguous().unsqueeze(2), w.unsqueeze(2), row, groups, None, b).squeeze(2)
+    if not is_traced() and w.ndim == 3 and not w.is_contiguous() and layout.is_channels_last(w.unsqueeze(2)):
+        return output(x.contiguous().unsqueeze(2), w.unsqueeze(2), geometry.as_row(), groups, None, b).squeeze(2)
     return output(x, w, geometry, groups, None, b)
 
 
@@ -85,7 +82,7 @@ def _checked(dimensions: int, input: torch.Size, weight: torch.Size, bias: torch
 def conv1d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
-    """The convolution of a signal: `(N, C, W)` or `(C, W)` with weight `(O, C/groups, V) -> (N, O, J)`. See `conv2d`."""
+    """The convolution of a signal: `(N, C, H)` or `(C, H)` with weight `(O, C/groups, U) -> (N, O, I)`. See `conv2d`."""
     return _conv(1, input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -145,7 +142,7 @@ class _Convolution(compat.ConvNd):
 
 
 class Conv1d(_Convolution, torch.nn.Conv1d):
-    """`(N, C, W) -> (N, O, J)`; see `conv1d` and `torch.nn.Conv1d`."""
+    """`(N, C, H) -> (N, O, I)`; see `conv1d` and `torch.nn.Conv1d`."""
 
     _dimensions = 1
 

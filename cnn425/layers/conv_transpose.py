@@ -46,8 +46,7 @@ def _conv_transpose(dimensions: int, input: Tensor, weight: Tensor, bias: Tensor
 def _as_torch_stores_it(x: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...], b: Tensor | None) -> Tensor:
     """The transposed convolution; for channels-last weights of signals in the memory layout of torch."""
     if not is_traced() and w.ndim == 3 and not w.is_contiguous() and layout.is_channels_last(w.unsqueeze(2)):
-        row = Geometry((1, *geometry.kernel), (1, *geometry.stride), ((0, 0), *geometry.padding), (1, *geometry.dilation))
-        return transposed(x.contiguous().unsqueeze(2), w.unsqueeze(2), row, groups, None, (1, *size), b).squeeze(2)
+        return transposed(x.contiguous().unsqueeze(2), w.unsqueeze(2), geometry.as_row(), groups, None, (1, *size), b).squeeze(2)
     return transposed(x, w, geometry, groups, None, size, b)
 
 
@@ -153,7 +152,7 @@ def conv_transpose1d(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Tensor:
-    """The transposed convolution of a signal: `(N, C, J)` with weight `(C, O/groups, V) -> (N, O, W)`. See `conv_transpose2d`."""
+    """The transposed convolution of a signal: `(N, C, I)` with weight `(C, O/groups, U) -> (N, O, H)`. See `conv_transpose2d`."""
     return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
@@ -177,8 +176,8 @@ def conv_transpose2d(
     bias            `(O,)` or None
     stride          pixels of the output from window to window; an int or one per dimension
     padding         pixels taken off each side of the output; an int or one per dimension
-    output_padding  pixels added to the high side of the output, fewer than stride or dilation: several sizes of an image give a
-                    convolution's output the same size
+    output_padding  pixels added to the high side of the output, fewer than the larger of stride and dilation: a convolution maps
+                    several image sizes to one output size, and this chooses among them
     groups          number of groups of channels, each computed on its own
     dilation        pixels from cell to cell inside a window
     returns         `(N, O, H, W)` or `(O, H, W)`, with `H = (I - 1) s - 2p + d (U - 1) + 1 + output_padding`
@@ -222,7 +221,7 @@ class _Transposed(compat.ConvTransposeNd):
 
 
 class ConvTranspose1d(_Transposed, torch.nn.ConvTranspose1d):
-    """`(N, C, J) -> (N, O, W)`; see `conv_transpose1d` and `torch.nn.ConvTranspose1d`."""
+    """`(N, C, I) -> (N, O, H)`; see `conv_transpose1d` and `torch.nn.ConvTranspose1d`."""
 
 
 class ConvTranspose2d(_Transposed, torch.nn.ConvTranspose2d):

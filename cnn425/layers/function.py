@@ -39,8 +39,8 @@ def operation(function: type[Function]) -> Callable[..., Any]:
     plain: Callable[..., Any] = function.forward
     single = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
     eager: Any = type(function.__name__, (function,), single)
-    followed = {"forward": staticmethod(unwritten(function.forward))} if LOSES_WRITTEN_OUTPUTS else {}
-    traced: Any = type(function.__name__, (function,), {"jvp": staticmethod(Function.jvp), **followed})
+    copying = {"forward": staticmethod(unwritten(function.forward))} if LOSES_WRITTEN_OUTPUTS else {}
+    traced: Any = type(function.__name__, (function,), {"jvp": staticmethod(Function.jvp), **copying})
 
     def apply(*args: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -49,7 +49,7 @@ def operation(function: type[Function]) -> Callable[..., Any]:
             return plain(*args)
         if compat.are_transforms_active():
             return function.apply(*args)
-        return eager.apply(*args) if is_followed(args) else owned(plain(*args), args)
+        return eager.apply(*args) if is_recorded(args) else owned(plain(*args), args)
 
     return apply
 
@@ -71,9 +71,9 @@ def unwritten(forward: Callable[..., Any]) -> Callable[..., Any]:
     return copied
 
 
-def is_followed(args: Sequence[Any]) -> bool:
+def is_recorded(args: Sequence[Any]) -> bool:
     """Whether autograd, forward mode or the older vmap must record a computation with these arguments."""
-    if compat.forward_mode._current_level >= 0:
+    if compat.is_forward_mode():
         return True
     recording = torch.is_grad_enabled()
     for arg in args:  # noqa: SIM110  any() takes longer
@@ -82,9 +82,9 @@ def is_followed(args: Sequence[Any]) -> bool:
     return False
 
 
-def is_last(*args: Any) -> bool:
+def is_not_differentiated(*args: Any) -> bool:
     """Whether a computation with these arguments will not be differentiated, as in most backward passes: loops may compute it."""
-    return not (is_traced() or compat.are_transforms_active() or is_followed(args))
+    return not (is_traced() or compat.are_transforms_active() or is_recorded(args))
 
 
 def over_legacy_batch(function: type[Function], args: Sequence[Any]) -> Any:

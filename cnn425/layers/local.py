@@ -65,7 +65,7 @@ def _checked(dimensions: int, input: torch.Size, weight: torch.Size, bias: torch
 def locally_connected1d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
-    """The local layer of a signal: `(N, C, W)` or `(C, W)` with weight `(J, O, C/groups, V) -> (N, O, J)`. See `locally_connected2d`."""
+    """The local layer of a signal: `(N, C, H)` or `(C, H)` with weight `(I, O, C/groups, U) -> (N, O, I)`. See `locally_connected2d`."""
     return _local(1, input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -211,7 +211,7 @@ class LocallyConnected(torch.nn.Module):
 
     @property
     def fan_in(self) -> int:
-        """Pixels that a neuron sees."""
+        """The number of inputs of a unit: `C/groups * prod(kernel)`."""
         return self.in_channels // self.groups * math.prod(self.kernel_size)
 
     def _empty_weight(self, device: Any, dtype: torch.dtype | None) -> Tensor:
@@ -280,7 +280,7 @@ class LocallyConnected(torch.nn.Module):
 
 
 class LocallyConnected1d(LocallyConnected):
-    """`(N, C, W) -> (N, O, J)`; see `LocallyConnected2d`."""
+    """`(N, C, H) -> (N, O, I)`; see `LocallyConnected2d`."""
 
     dimensions = 1
 

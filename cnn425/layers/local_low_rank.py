@@ -105,7 +105,7 @@ class LowRankLocal(LocallyConnected):
         return (self.rank, self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias anew, uniform in +-1/sqrt(fan-in) once mixed, and make all coefficients equal."""
+        """Draw weight and bias anew and make all coefficients equal; a mixed weight has the variance of one uniform in +-1/sqrt(fan-in)."""
         super().reset_parameters()
         with torch.no_grad():
             self.weight.mul_(math.sqrt(self.rank) if self.normalise == "softmax" else 1)
@@ -113,7 +113,7 @@ class LowRankLocal(LocallyConnected):
                 getattr(self, name).fill_(1 / (math.sqrt(self.rank) * len(self.mixing_shapes)))
 
     def coefficients(self) -> Tensor:
-        """What the convolutions count at each position, `(R, *positions)`, normalised."""
+        """The mixing coefficients of each position, `(R, *positions)`, normalised."""
         names, d = list(self.mixing_shapes), self.dimensions
         m = getattr(self, names[0])
         if self.mixed_by == "sides":
@@ -165,7 +165,7 @@ class LowRankLocal(LocallyConnected):
 
 
 class LowRankLocal1d(LowRankLocal):
-    """`(N, C, W) -> (N, O, J)`; see `LowRankLocal`."""
+    """`(N, C, H) -> (N, O, I)`; see `LowRankLocal`."""
 
     dimensions = 1
 

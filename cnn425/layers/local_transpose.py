@@ -71,7 +71,7 @@ def locally_connected_transpose1d(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Tensor:
-    """The transposed local layer of a signal: `(N, C, J)` with weight `(J, C, O/groups, V) -> (N, O, W)`. See the function for images."""
+    """The transposed local layer of a signal: `(N, C, I)` with weight `(I, C, O/groups, U) -> (N, O, H)`. See the function for images."""
     return _local_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
@@ -142,13 +142,19 @@ class LocallyConnectedTranspose(LocallyConnected):
             in_channels, out_channels, input_size, kernel_size, stride, pads, dilation, groups, bias, device=device, dtype=dtype
         )
 
+    def _windows(self) -> tuple[Geometry, tuple[int, ...]]:
+        settings = self.stride, self.padding, self.output_padding, self.dilation, torch.Size((1, 1, *self.input_size))
+        return conv_transpose.transposed_geometry(type(self).__name__, self.kernel_size, *settings)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The windows of the output that the pixels of the input write."""
+        return self._windows()[0]
+
     @property
     def output_size(self) -> tuple[int, ...]:
         """Pixels of the output along each dimension."""
-        name, x = type(self).__name__, torch.Size((1, 1, *self.input_size))
-        size = conv_transpose.transposed_geometry(name, self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation, x)[
-            1
-        ]
+        name, size = type(self).__name__, self._windows()[1]
         if min(size) <= 0:
             raise ValueError(f"{name}: padding={self.padding} takes away all of the output of {arguments.times(self.input_size)} pixels")
         return size
@@ -213,7 +219,7 @@ class LocallyConnectedTranspose(LocallyConnected):
 
 
 class LocallyConnectedTranspose1d(LocallyConnectedTranspose):
-    """`(N, C, J) -> (N, O, W)`; see `locally_connected_transpose1d`."""
+    """`(N, C, I) -> (N, O, H)`; see `locally_connected_transpose1d`."""
 
     dimensions = 1
 

@@ -20,9 +20,9 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425 import compat
 from cnn425.algorithms import elementwise as algorithm
-from cnn425.layers.activation import HALF  # one layer defined by another
+from cnn425.algorithms.layout import HALF
 from cnn425.layers.arguments import check_dense, dtype_name
-from cnn425.layers.function import FromOutput, autocast_dtype, is_last, operation
+from cnn425.layers.function import FromOutput, autocast_dtype, is_not_differentiated, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ class CrossEntropy(Function):
         if gy is None:
             return gx, None, None, None
         gy = (gy / count).expand(target.shape) if ctx.mean else gy
-        if gx is None and is_last(gy, p):
+        if gx is None and is_not_differentiated(gy, p):
             return algorithm.cross_entropy_gradient(gy, p, target, ctx.ignored), None, None, None
         gy = algorithm.cross_entropy_gradient_by_definition(gy, p, target, ctx.ignored)
         return gy if gx is None else gx + gy, None, None, None

@@ -1,4 +1,4 @@
-"""Power-average pooling: the p-norm of every window; the sum at p = 1, the largest size at p = infinity.
+"""Power-average pooling: the p-norm of every window; the sum at p = 1, the largest absolute value at p = infinity.
 
     y[n,c,i,j] = (sum over u, v of windows[n,c,i,j,u,v]^p)^(1/p)
 
@@ -53,7 +53,7 @@ def lp_pool2d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = N
 
     Args:
         input: the image
-        norm_type: p, any number but zero; infinity and minus infinity give the largest and the smallest size
+        norm_type: p, any number but zero; infinity and minus infinity give the largest and the smallest absolute value
         kernel_size: pixels of the window; here and below an int, or one int per dimension
         stride: pixels from one window to the next; the kernel size if None
         ceil_mode: whether a last window may extend beyond the edge

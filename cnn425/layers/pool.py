@@ -26,14 +26,6 @@ from cnn425.algorithms import pool as algorithm
 from cnn425.layers import pool_arguments as arguments
 from cnn425.layers.arguments import INTEGERS, remembered
 from cnn425.layers.function import LinearMap, computed_by, operation, others, over_batch
-from cnn425.layers.pool_average import (  # noqa: F401  all pools of given windows are found here
-    AvgPool1d,
-    AvgPool2d,
-    AvgPool3d,
-    avg_pool1d,
-    avg_pool2d,
-    avg_pool3d,
-)
 from cnn425.windows import Geometry, Windows
 
 # ---- The Functions: mathematics only -----------------------------------------------------------------------------------------------------

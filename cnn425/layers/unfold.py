@@ -4,8 +4,8 @@
     fold      x[n,c,h,w]           = sum over all (i,j,u,v) that show pixel (h,w)  of  y[n, (c,u,v), (i,j)]
 
 Both are linear and each is the adjoint of the other, so each is the other's gradient. A convolution is one matrix product between them:
-`fold(unfold(x).mT @ w)`. Folding does not undo unfolding, since a pixel returns once for each window that shows it; hence
-`fold(unfold(x)) / fold(unfold(1)) = x`.
+`fold(w @ unfold(x))`, with `w` `(O, C*U*V)` and a kernel of one pixel for `fold`, which then only reshapes. Folding does not undo
+unfolding, since a pixel returns once for each window that shows it; hence `fold(unfold(x)) / fold(unfold(1)) = x`.
 """
 
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ from cnn425.windows import Geometry, scatter, windows
 
 
 class Cut(LinearMap):
-    """Image -> its windows: `(N, C, *size) -> (N, C, *kernel, *positions)`, or with `apart` `(N, *kernel, *positions, C)`."""
+    """Image -> its windows: `(N, C, *size) -> (N, C, *kernel, *positions)`."""
 
     @staticmethod
-    def forward(x: Tensor, size: tuple[int, ...], geometry: Geometry, apart: bool) -> Tensor:
-        return windows(x, geometry).permute(order(geometry.dimensions, apart)).clone(memory_format=torch.contiguous_format)
+    def forward(x: Tensor, size: tuple[int, ...], geometry: Geometry) -> Tensor:
+        return windows(x, geometry).permute(order(geometry.dimensions)).clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return add(g, *others(ctx)), None, None, None
+        return add(g, *others(ctx)), None, None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: None) -> Tensor:
@@ -46,15 +46,15 @@ class Add(LinearMap):
     """Windows -> the image that is their sum, the adjoint of `Cut`."""
 
     @staticmethod
-    def forward(w: Tensor, size: tuple[int, ...], geometry: Geometry, apart: bool) -> Tensor:
-        places = order(geometry.dimensions, apart)
+    def forward(w: Tensor, size: tuple[int, ...], geometry: Geometry) -> Tensor:
+        places = order(geometry.dimensions)
         exact = w.float() if w.dtype in (torch.float16, torch.bfloat16) else w  # many small additions: they would round each time
-        found = scatter(exact.permute([places.index(i) for i in range(w.ndim)]), geometry, size, few=apart)
+        found = scatter(exact.permute([places.index(i) for i in range(w.ndim)]), geometry, size)
         return found.to(w.dtype).clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return cut(g, *others(ctx)), None, None, None
+        return cut(g, *others(ctx)), None, None
 
     @staticmethod
     def jvp(ctx: Any, dw: Tensor, *_: None) -> Tensor:
@@ -65,10 +65,10 @@ class Add(LinearMap):
         return over_batch(add, 0, info, in_dims, w, size, *rest), 0
 
 
-def order(d: int, apart: bool) -> list[int]:
+def order(d: int) -> list[int]:
     """The dimensions of windows `(N, C, *positions, *kernel)` in the order of `Cut`."""
     positions, kernel = range(2, 2 + d), range(2 + d, 2 + 2 * d)
-    return [0, *kernel, *positions, 1] if apart else [0, 1, *kernel, *positions]
+    return [0, 1, *kernel, *positions]
 
 
 cut, add = map(operation, (Cut, Add))
@@ -100,7 +100,7 @@ def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
         )
     _check_dtype("unfold", input.dtype)
     x = input.unsqueeze(0) if len(size) == d + 1 else input
-    y: Tensor = cut(x, size[-d:], geometry, False).flatten(2 + d).flatten(1, 1 + d)
+    y: Tensor = cut(x, size[-d:], geometry).flatten(2 + d).flatten(1, 1 + d)
     return y.squeeze(0) if len(size) == d + 1 else y
 
 
@@ -135,7 +135,7 @@ def fold(input: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, p
         )
     _check_dtype("fold", input.dtype)
     w = input.unsqueeze(0) if len(shape) == 2 else input
-    x: Tensor = add(w.reshape(w.shape[0], shape[-2] // cells, *geometry.kernel, *positions), sizes, geometry, False)
+    x: Tensor = add(w.reshape(w.shape[0], shape[-2] // cells, *geometry.kernel, *positions), sizes, geometry)
     return x.squeeze(0) if len(shape) == 2 else x
 
 
