@@ -1,6 +1,6 @@
 """Small networks of the lecture's layers recognise 99 % of MNIST's test digits, which are read once, after the last epoch.
 
-    python -m experiments.leaderboard --recipes small --seeds 1            (about 2 minutes)
+    python -m experiments.leaderboard --recipes small --seeds 1            (about 4 minutes)
     python -m experiments.leaderboard --full                               (every recipe, 10 seeds: many hours)
     python -m experiments.leaderboard --recipes small --tune               (on 5,000 held-out training pictures instead)
     python -m experiments.leaderboard --ablation                           (what each choice in `small` bought, held out)

@@ -321,6 +321,17 @@ def test_use_holds_for_the_thread_that_asks():
     assert all(torch.equal(a, b) for a, b in zip(elsewhere, plain, strict=True))
 
 
+def test_use_holds_for_few_float64_numbers():
+    """Which the definition computes otherwise."""
+    x, w = torch.randn(1, 2, 6, 6, dtype=torch.float64), torch.randn(2, 2, 3, 3, dtype=torch.float64)
+    geometry = Geometry((3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1))
+    plain = convolution.output(x, w, geometry, 1)
+    with algorithms.use("fft"):
+        y = convolution.output(x, w, geometry, 1)
+    assert not torch.equal(y, plain)
+    torch.testing.assert_close(y, plain)
+
+
 @pytest.mark.parametrize("make", [lambda x: x.to("meta"), lambda x: x.as_subclass(Subclass)], ids=["meta", "subclass"])
 def test_tensors_that_are_not_plain_numbers_are_computed_by_operations(make):
     x, w = make(torch.ones(1, 2, 8, 8)), make(torch.ones(3, 2, 3, 3))

@@ -10,7 +10,7 @@ from cnn425.lab.models import parameters
 from cnn425.lab.pictures import pattern_images
 from cnn425.lab.recipes import Recipe, build, multiply_adds, train
 
-SMALL = Recipe("conv 4 3, pool, norm, relu, depthwise 3 stride 2, norm, relu, dropout 0.1, mean, linear 10", epochs=3, elastic=0.3)
+SMALL = Recipe("conv 4 3, pool, norm unscaled, relu, depthwise 3 stride 2, norm, relu, dropout 0.1, mean, linear 10", epochs=3, elastic=0.3)
 EVERYTHING = (
     "conv 4 3 bias, pool, norm, relu, local 3 5 stride 2, blocks 4 3 share 7, lowrank 4 3 rank 2, "
     "depthwise 3 valid, mean, linear 6, linear 10"
@@ -27,6 +27,17 @@ def test_words_are_layers():
     assert model[5].bias is None
     assert tuple(model[5].sets) == (7, 7)
     assert tuple(model[6].sets) == (1, 1)
+
+
+def test_a_norm_without_scale_has_a_shift_alone():
+    """A scale before a ReLU can be moved behind it, into the next layer: the same function, fewer weights."""
+    scaled, unscaled = (build(Recipe(f"conv 4 3, {norm}, relu, mean, linear 10")) for norm in ("norm", "norm unscaled"))
+    x, scale = torch.rand(2, 1, 28, 28), torch.tensor([0.5, 1.0, 2.0, 4.0])
+    with torch.no_grad():
+        scaled[2].weight.copy_(scale)
+        unscaled[-1].weight.mul_(scale)
+    torch.testing.assert_close(scaled(x), unscaled(x))
+    assert parameters(scaled) - parameters(unscaled) == 4
 
 
 def test_torch_has_the_same_initial_weights():
