@@ -28,6 +28,9 @@ add_legacy_batch = torch._add_batch_dim
 # A Function must not return a view of a tensor that nobody else knows. Whether a tensor is a view.
 is_view = torch.Tensor._is_view
 
+# Forward mode keeps its level in a variable of this module: -1 when it is off. (A function for it would be one more file to pass through.)
+forward_mode = forward_ad
+
 # The names of reductions and the warnings about their old spelling.
 reduction = _reduction
 
@@ -36,11 +39,6 @@ ConvNd = torch.nn.modules.conv._ConvNd
 
 # The base class of torch's transposed convolutions, which turns an output size into an output padding.
 ConvTransposeNd = torch.nn.modules.conv._ConvTransposeNd
-
-
-def is_forward_mode() -> bool:
-    """Whether forward mode is on: torch keeps its level in a variable, -1 when it is off."""
-    return forward_ad._current_level >= 0
 
 
 def legacy_level() -> int:

@@ -102,9 +102,9 @@ def test_asking_for_the_level_of_the_older_vmap_leaves_it_as_it_was():
 
 
 def test_forward_mode_has_a_level():
-    assert not compat.is_forward_mode()
+    assert compat.forward_mode._current_level == -1
     with forward_ad.dual_level():
-        assert compat.is_forward_mode()
+        assert compat.forward_mode._current_level == 0
 
 
 def test_reductions_have_names():

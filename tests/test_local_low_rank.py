@@ -6,6 +6,7 @@ from calls import Largest
 
 from cnn425 import nn
 from cnn425.agreement import compare, transforms
+from cnn425.layers.local_low_rank import low_rank_local
 
 float64 = {"dtype": torch.float64}
 # Torch's own softmax and norm are the oracle.
@@ -143,3 +144,9 @@ def test_refusals(arguments):
         nn.LowRankLocal2d(1, 1, 5, 3, **arguments)
     with pytest.raises(TypeError, match=r"LowRankLocal2d\.from_conv: conv must be a Conv2d, but got Linear"):
         nn.LowRankLocal2d.from_conv(torch.nn.Linear(1, 1), 5)
+
+
+def test_half_precision_is_rounded_once():
+    """80000 and -80000 are more than float16 can hold, and their mixture is 0."""
+    weight, mixing = torch.tensor([400.0, -400.0]).half().view(2, 1, 1, 1), torch.ones(2, 1).half()
+    assert low_rank_local(1, torch.full((1, 1, 1), 200.0).half(), weight, mixing, None, 1, 0, 1, 1).item() == 0

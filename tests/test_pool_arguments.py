@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as TF
 
-from cnn425.layers import pool
+from cnn425.nn import functional
 
 X = torch.arange(2 * 3 * 7 * 7.0).view(2, 3, 7, 7)
 
@@ -24,13 +24,13 @@ ACCEPTED = {
 @pytest.mark.parametrize("form", ACCEPTED)
 @pytest.mark.parametrize("kind", ["max", "avg"])
 def test_forms_of_a_size(kind, form):
-    ours, theirs = getattr(pool, f"{kind}_pool2d"), getattr(TF, f"{kind}_pool2d")
+    ours, theirs = getattr(functional, f"{kind}_pool2d"), getattr(TF, f"{kind}_pool2d")
     assert torch.equal(ours(X, ACCEPTED[form]), theirs(X, ACCEPTED[form]))
     assert torch.equal(ours(X, 2, ACCEPTED[form]), theirs(X, 2, ACCEPTED[form]))
 
 
 def test_an_empty_stride_is_the_kernel():
-    assert torch.equal(pool.max_pool2d(X, 2, ()), TF.max_pool2d(X, 2, ()))
+    assert torch.equal(functional.max_pool2d(X, 2, ()), TF.max_pool2d(X, 2, ()))
 
 
 REFUSALS = {
@@ -79,4 +79,4 @@ def test_refusals_are_torchs(which):
     with pytest.raises(error):
         call(TF)
     with pytest.raises(error, match=words):
-        call(pool)
+        call(functional)

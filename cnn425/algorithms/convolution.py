@@ -103,4 +103,4 @@ def chosen(a: Tensor, b: Tensor, geometry: Geometry) -> ModuleType | None:
 
 def is_eager(x: Tensor) -> bool:
     """Whether operations on `x` are neither traced, recorded nor transformed."""
-    return type(x) in PLAIN and not (is_traced() or dispatch_modes() or is_transformed(x))
+    return (type(x) in PLAIN or not x.is_cpu) and not (is_traced() or dispatch_modes() or is_transformed(x))

@@ -188,7 +188,7 @@ def _relu_of_sparse(x: Tensor, inplace: bool) -> Tensor:
 
 def _only_backward() -> bool:
     """Whether only backward mode is active: compilers, torch.func and forward mode do not support a Function that writes over its input."""
-    return not (is_traced() or compat.are_transforms_active() or compat.is_forward_mode())
+    return not (is_traced() or compat.are_transforms_active() or compat.forward_mode._current_level >= 0)
 
 
 def sigmoid(input: Tensor) -> Tensor:

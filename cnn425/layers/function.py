@@ -73,7 +73,7 @@ def unwritten(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_recorded(args: Sequence[Any]) -> bool:
     """Whether autograd, forward mode or the older vmap must record a computation with these arguments."""
-    if compat.is_forward_mode():
+    if compat.forward_mode._current_level >= 0:
         return True
     recording = torch.is_grad_enabled()
     for arg in args:  # noqa: SIM110  any() takes longer

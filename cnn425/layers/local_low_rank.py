@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425 import compat
+from cnn425.algorithms.layout import HALF
 from cnn425.layers.activation import softmax
 from cnn425.layers.bilinear import output
 from cnn425.layers.local import LOCAL, LocallyConnected
@@ -37,11 +38,14 @@ def low_rank_local(dimensions: int, input: Tensor, weight: Tensor, mixing: Tenso
             low_rank_local, (input, weight, mixing, bias), dimensions, input, weight, mixing, bias, *settings
         )  # fmt: skip
     x, w, b, geometry, groups = prepared(dimensions, input, weight, bias, *settings)
+    dtype = x.dtype
+    if dtype in HALF:  # rounded once, at the end, and not between convolution and mixture
+        x, w, b = x.float(), w.float(), None if b is None else b.float()
     apart = output(x, w.transpose(0, 1).flatten(0, 1), geometry, groups, None, None)  # outputs in the order o, r
     one = (1,) * dimensions
     m = mixing.to(apart.dtype).movedim(0, dimensions).unsqueeze(dimensions).expand(*mixing.shape[1:], w.shape[1], -1)
     m = m.reshape(*m.shape, *one)  # each output is mixed from r channels of its own
-    y = output(apart, m, Geometry(one, one, ((0, 0),) * dimensions, one), w.shape[1], each_its_own(dimensions), b)
+    y = output(apart, m, Geometry(one, one, ((0, 0),) * dimensions, one), w.shape[1], each_its_own(dimensions), b).to(dtype)
     return y.squeeze(0) if input.ndim == dimensions + 1 else y
 
 

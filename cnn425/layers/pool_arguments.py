@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cnn425.algorithms.layout import is_channels_last
-from cnn425.compat import is_forward_mode
+from cnn425.compat import forward_mode
 from cnn425.kernels.threads import is_traced
 from cnn425.layers.arguments import check_dense, dtype_name, ints, is_int
 from cnn425.windows import Adaptive, Geometry, Windows
@@ -155,7 +155,7 @@ def channels_last(input: Tensor, dimensions: int) -> bool:
 
 def computes_winners(input: Tensor) -> bool:
     """Whether torch would compute the winners of a signal, and not only the largest numbers, whose result is always contiguous."""
-    return not input.is_cpu or (input.requires_grad and torch.is_grad_enabled()) or is_forward_mode()
+    return not input.is_cpu or (input.requires_grad and torch.is_grad_enabled()) or forward_mode._current_level >= 0
 
 
 def single_channels_last(input: Tensor) -> bool:
