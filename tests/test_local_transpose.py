@@ -128,3 +128,8 @@ def test_the_modules_bias_start_repr_and_refusals():
         nn.LocallyConnectedTranspose1d(1, 1, 2, 2, padding=3)
     with pytest.raises(TypeError, match="conv must be a ConvTranspose2d, but got Conv2d"):
         nn.LocallyConnectedTranspose2d.from_conv(torch.nn.Conv2d(1, 1, 1), 3)
+
+
+def test_the_windows_of_a_transposed_layer_are_on_its_output():
+    layer = nn.LocallyConnectedTranspose2d(2, 3, (3, 4), 2, dilation=3, output_padding=2)  # more windows would fit
+    assert layer.geometry.positions(layer.output_size) == layer.input_size

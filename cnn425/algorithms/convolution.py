@@ -102,5 +102,5 @@ def chosen(a: Tensor, b: Tensor, geometry: Geometry) -> ModuleType | None:
 
 
 def is_eager(x: Tensor) -> bool:
-    """Whether operations on `x` are neither traced, recorded nor transformed."""
+    """Whether operations on `x` are neither traced, recorded nor transformed, and on the CPU not those of a subclass."""
     return (type(x) in PLAIN or not x.is_cpu) and not (is_traced() or dispatch_modes() or is_transformed(x))
