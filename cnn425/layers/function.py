@@ -23,8 +23,9 @@ from torch.autograd import Function
 from cnn425 import compat
 from cnn425.kernels.threads import is_traced
 
-# Traced by the compiler of these versions, a Function whose output was written in place has a gradient of zero.
-LOSES_WRITTEN_OUTPUTS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
+# Traced by older compilers, a Function whose output was written in place has a gradient of zero (before torch 2.14), and a Function that is
+# applied in a backward pass is given the context, too (before 2.15).
+OLDER_COMPILER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
 
 
 def operation(function: type[Function]) -> Callable[..., Any]:
@@ -39,7 +40,7 @@ def operation(function: type[Function]) -> Callable[..., Any]:
     plain: Callable[..., Any] = function.forward
     single = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
     eager: Any = type(function.__name__, (function,), single)
-    copying = {"forward": staticmethod(unwritten(function.forward))} if LOSES_WRITTEN_OUTPUTS else {}
+    copying = {"forward": staticmethod(unwritten(function.forward))} if OLDER_COMPILER else {}
     traced: Any = type(function.__name__, (function,), {"jvp": staticmethod(Function.jvp), **copying})
 
     def apply(*args: Any) -> Any:
@@ -65,7 +66,7 @@ def unwritten(forward: Callable[..., Any]) -> Callable[..., Any]:
     """`forward` with its outputs copied, so that none has been written in place."""
 
     def copied(*args: Any) -> Any:
-        outputs = forward(*(args if isinstance(args[0], Tensor) else args[1:]))  # in a backward these compilers pass the class, too
+        outputs = forward(*(args if isinstance(args[0], Tensor) else args[1:]))
         return outputs.clone() if isinstance(outputs, Tensor) else tuple(output.clone() for output in outputs)
 
     return copied
