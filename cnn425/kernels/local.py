@@ -15,7 +15,7 @@ import numpy as np
 
 from cnn425.kernels.box import LANES, move
 from cnn425.kernels.threads import loop, step, sums
-from cnn425.kernels.tile import rows_of, tile_of
+from cnn425.kernels.tile import SHORT, rows_of, tile_of
 
 
 @step
@@ -191,8 +191,9 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
             for g in range(groups):
                 panel = (n * total + g * (C // groups) * D * H * W + start[first + p]) * width
                 base, to = (sets[first + p] * GO + g * O) * K, (p * GO + g * O) * width
-                for o in range(0, O, R):
-                    tile_of(V, weights, base, row, o, along, 0, K, pixels, panel, place, part, to, out, zeros, 0, 1)
+                for k in range(0, K, SHORT):
+                    for o in range(0, O, R):
+                        tile_of(V, weights, base, row, o, along, k, min(K, k + SHORT), pixels, panel, place, part, to, out, zeros, 0, 1)
         for o in range(GO):
             for k in range(n * width, min(N, (n + 1) * width), lanes):
                 at, to = o * width + k - n * width, (k * GO + o) * P + first
@@ -225,9 +226,11 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
                 out = cell[row] * width
                 for p in range(count):
                     base, to = (sets[first + p] * GO + g * O) * K, (n * C * volume + g * each * volume + start[first + p]) * width
-                    for k in range(0, end - begin, R):
-                        panel = (p * GO + g * O) * width
-                        tile_of(V, weights, base, row, k, across, 0, O, rows, panel, place, pixels, to, out, zeros, 0, 1)
+                    panel = (p * GO + g * O) * width
+                    for o in range(0, O, SHORT):
+                        stop = min(O, o + SHORT)
+                        for k in range(0, end - begin, R):
+                            tile_of(V, weights, base, row, k, across, o, stop, rows, panel, place, pixels, to, out, zeros, 0, 1)
 
 
 @loop
@@ -262,8 +265,11 @@ def multiply_weights(lo, hi, rows, x, N, groups, first, count, order, bounds, st
                 pixel[sums_], place[sums_], sums_ = start[p] + n * hop, (n * count + p - first) * GO, sums_ + 1
         for g in range(groups):
             for o in range(0, O, width):
-                for k in range(low, high, R):
-                    tile_of(V, x, g * (hop // groups), row, k, pixel, 0, sums_, rows, g * O + o, place, part, 0, out, zeros, 0, 0)
+                base, panel = g * (hop // groups), g * O + o
+                for i in range(0, sums_, SHORT):
+                    stop = min(sums_, i + SHORT)
+                    for k in range(low, high, R):
+                        tile_of(V, x, base, row, k, pixel, i, stop, rows, panel, place, part, 0, out, zeros, 0, i)
                 for c in range(o, min(O, o + width), lanes):
                     for k in range(low, high, lanes):
                         to = (q * GO + g * O + c) * K + k

@@ -24,6 +24,7 @@ from cnn425.kernels.threads import Loop, loop, step
 from cnn425.kernels.tile import (
     GROUP,
     GROUPS,
+    SHORT,
     rows_of,
     rows_of_channels,
     rows_of_groups,
@@ -32,8 +33,6 @@ from cnn425.kernels.tile import (
     tile_of_groups,
 )
 
-SUM = 64  # positions that a weight gradient sums up at a time, whose pixels stay in the nearest cache
-LONG = 1024  # rows of a panel that stay in the cache while tiles use them
 BLOCK = 64  # rows of a weight that stay in the cache while it is transposed
 
 
@@ -125,9 +124,9 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
             start, end = phases[3, f], phases[4, f]
             for q in range(part * Q // parts, (part + 1) * Q // parts):
                 first, base, panel = panels[0, q] if straight else q * width, at + panels[2, q], q * K * width
-                for k in range(start, max(end, start + 1), LONG):
+                for k in range(start, max(end, start + 1), SHORT):
                     for p in range(0, P, R):
-                        stop, more = min(end, k + LONG), k - start
+                        stop, more = min(end, k + SHORT), k - start
                         tile_of(V, buffer, base, row, p, cell, k, stop, weights, panel, steps, result, first, out, bias, q * width, more)
         for q in range(part * Q // parts, 0 if straight else (part + 1) * Q // parts):
             store(result, wide, q * width, found, place, apart, panels[0, q], panels[1, q], y)
@@ -153,9 +152,9 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
             for q in range(piece * Q // pieces, (piece + 1) * Q // pieces):
                 load(gy, place, P, apart, panels[0, q], panels[1, q], upstream, width)
                 start = (part * Q + q) * rows * width
-                for p in range(0, P, SUM):
+                for p in range(0, P, SHORT):
                     for k in range(0, phases[4, 0], R):
-                        stop, base, more = min(P, p + SUM), at + panels[2, q], box - begin + p
+                        stop, base, more = min(P, p + SHORT), at + panels[2, q], box - begin + p
                         tile_of(V, buffer, base, cell, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, more)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from cnn425.kernels.box import LANES
 from cnn425.kernels.threads import machine_step, step
 
-SHORT = 32  # products of a sum: long sums are made of short ones, so that their rounding errors stay small
+SHORT = 48  # products of a sum: long sums are made of short ones, whose rounding errors are small, and whose numbers stay in the cache
 ROWS = 12  # no tile has more
 GROUPS = (0, 1, 2, 4, 8)  # of a GROUP
 GROUP, TURNED = 0, 0  # inputs of the groups that share a register, 0 for large groups; whether they are rows of a tile
@@ -60,42 +60,31 @@ def _tile():
                 one = builder.insert_element(ir.Constant(vector, ir.Undefined), builder.load(place), word(0))
                 return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), same)
 
-            def memory():
-                return [[cgutils.alloca_once_value(builder, zero) for _ in registers] for _ in rows]
-
             def member(shown, i):
                 lane = [lane // group * group + i for lane in range(lanes)]
                 return builder.shuffle_vector(shown, shown, ir.Constant(ir.VectorType(ir.IntType(32), lanes), lane)) if group > 1 else shown
 
             starts = [at("x", numbers["base"], builder.load(at("row", numbers["p"], word(r)))) for r in range(R.literal_value)]
-            sums, totals, short = memory(), memory(), word(SHORT)
-            for total in (total for row in sums for total in row):
+            totals = [[cgutils.alloca_once_value(builder, zero) for _ in registers] for _ in rows]
+            for total in (total for row in totals for total in row):
                 builder.store(zero, total)
-            with cgutils.for_range_slice(builder, numbers["k"], numbers["stop"], short, word) as (begin, _):
-                for total in (total for row in totals for total in row):
-                    builder.store(zero, total)
-                end = builder.add(begin, short)
-                end = builder.select(builder.icmp_signed("<", end, numbers["stop"]), end, numbers["stop"])
-                with cgutils.for_range_slice(builder, begin, end, word(1), word) as (k, _):
-                    offset, weights = builder.load(at("cell", k)), builder.add(numbers["panel"], builder.load(at("place", k)))
-                    factors = [[load(at("w", weights, word((i * len(registers) + v) * lanes))) for v in registers] for i in range(inside)]
-                    for r in rows:
-                        pixel = builder.gep(starts[r // members], [offset])
-                        one = None if group else spread(pixel)
-                        for v in registers:
-                            shown = load(builder.gep(pixel, [word(v * lanes)])) if group else one
-                            for i in range(inside):
-                                factor = member(shown, r % members + i) if group else shown
-                                builder.store(builder.call(fma, [factor, factors[i][v], builder.load(totals[r][v])]), totals[r][v])
+            with cgutils.for_range_slice(builder, numbers["k"], numbers["stop"], word(1), word) as (k, _):
+                offset, weights = builder.load(at("cell", k)), builder.add(numbers["panel"], builder.load(at("place", k)))
+                factors = [[load(at("w", weights, word((i * len(registers) + v) * lanes))) for v in registers] for i in range(inside)]
                 for r in rows:
+                    pixel = builder.gep(starts[r // members], [offset])
+                    one = None if group else spread(pixel)
                     for v in registers:
-                        builder.store(builder.fadd(builder.load(sums[r][v]), builder.load(totals[r][v])), sums[r][v])
+                        shown = load(builder.gep(pixel, [word(v * lanes)])) if group else one
+                        for i in range(inside):
+                            factor = member(shown, r % members + i) if group else shown
+                            builder.store(builder.call(fma, [factor, factors[i][v], builder.load(totals[r][v])]), totals[r][v])
             targets = [
                 builder.add(numbers["first"], builder.load(at("out", builder.mul(numbers["p"], word(members)), word(r)))) for r in rows
             ]
 
             def finish(start):
-                found = [[builder.fadd(builder.load(sums[r][v]), start(r, v)) for v in registers] for r in rows]
+                found = [[builder.fadd(builder.load(totals[r][v]), start(r, v)) for v in registers] for r in rows]
                 for r in rows:
                     for v in registers:
                         place = builder.bitcast(at("y", targets[r], word(v * lanes)), vector.as_pointer())
@@ -125,16 +114,12 @@ def tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias
     width, inputs, found = V * LANES // x.itemsize, max(G, 1), []
     lane = np.arange(width) // inputs * inputs
     for r in range(R * inputs if turned else R):
-        total = np.zeros(width, x.dtype)
-        start = base + row[p + r // inputs if turned else p + r]
-        for begin in range(k, stop, SHORT):
-            short = np.zeros(width, x.dtype)
-            for cell_ in range(begin, min(stop, begin + SHORT)):
-                for i in range(1 if turned else inputs):
-                    pixel, weight = start + cell[cell_], panel + place[cell_] + i * width
-                    shown = x[pixel + lane + (r % inputs if turned else i)] if G else x[pixel]
-                    short += shown * w[weight : weight + width]
-            total += short
+        total, start = np.zeros(width, x.dtype), base + row[p + r // inputs if turned else p + r]
+        for cell_ in range(k, stop):
+            for i in range(1 if turned else inputs):
+                pixel, weight = start + cell[cell_], panel + place[cell_] + i * width
+                shown = x[pixel + lane + (r % inputs if turned else i)] if G else x[pixel]
+                total += shown * w[weight : weight + width]
         to = first + out[(p * inputs if turned else p) + r]
         found.append((to, total + (y[to : to + width] if add else b[bias : bias + width])))
     for to, total in found:
@@ -144,16 +129,16 @@ def tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias
 @step
 def rows_of(V):
     """The rows of a tile of V registers: as many as registers are left for."""
-    return 5 if V == 4 else 6 if V == 2 else 8
+    return 6 if V == 4 else 8
 
 
 @step
 def tile_of(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add):
     """The tile of V registers."""
     if V == 4:
-        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 5, 4, 0, 0)
+        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 6, 4, 0, 0)
     elif V == 2:
-        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 6, 2, 0, 0)
+        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 8, 2, 0, 0)
     else:
         tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 8, 1, 0, 0)
 
