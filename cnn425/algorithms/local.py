@@ -205,7 +205,7 @@ class Task:
         loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(), low, pixels)
         b = self.y.new_empty(0, 0) if bias is None else bias.flatten(1).contiguous()
         weight = memory(w, self.Q, self.groups * self.O, self.cells), memory(b, *b.shape), self.groups, memory(self.sets()[0], self.P)
-        units = image.shape[0] * -(-self.P * w.itemsize // LANES)
+        units = image.shape[0] * -(-self.P // loops.BLOCK)
         loops.multiply(
             units, self.y.numel() * self.cells, pixels, *weight, memory(start, self.P), memory(cell, self.cells), V, self.output()
         )

@@ -17,6 +17,8 @@ from cnn425.kernels.box import LANES, move
 from cnn425.kernels.threads import loop, step, sums
 from cnn425.kernels.tile import SHORT, rows_of, tile_of
 
+BLOCK = 32  # positions whose outputs are brought in order together: neighbours in memory are written together
+
 
 @step
 def run(p, u, v, grid, D, H, W):
@@ -178,13 +180,13 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
     """
     (_, GO, K), (N, _, P), (_, C, D, H, W, width) = w.shape, y.shape, image.shape
     R, lanes, O, total = rows_of(V), LANES // w.itemsize, GO // groups, C * D * H * W
-    weights, pixels, result, blocks = w.reshape(w.size), image.reshape(image.size), y.reshape(y.size), (P + lanes - 1) // lanes
+    weights, pixels, result, blocks = w.reshape(w.size), image.reshape(image.size), y.reshape(y.size), (P + BLOCK - 1) // BLOCK
     row, out = np.minimum(np.arange(O + R), O - 1) * K, np.minimum(np.arange(O + R), O - 1) * width
     along, place, zeros = np.arange(K), cell * width, np.zeros(width, w.dtype)
-    part, block = np.empty((lanes + 1) * GO * width, w.dtype), np.empty(lanes * lanes, w.dtype)
+    part, block = np.empty((BLOCK + 1) * GO * width, w.dtype), np.empty(lanes * lanes, w.dtype)
     for unit in range(lo, hi):
-        n, first = unit // blocks, unit % blocks * lanes
-        count = min(lanes, P - first)
+        n, first = unit // blocks, unit % blocks * BLOCK
+        count = min(BLOCK, P - first)
         for p in range(count * GO):
             part[p * width : (p + 1) * width] = b[p % GO, first + p // GO] if b.size else 0
         for p in range(count):
@@ -196,8 +198,9 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
                         tile_of(V, weights, base, row, o, along, k, min(K, k + SHORT), pixels, panel, place, part, to, out, zeros, 0, 1)
         for o in range(GO):
             for k in range(n * width, min(N, (n + 1) * width), lanes):
-                at, to = o * width + k - n * width, (k * GO + o) * P + first
-                move(part, at, GO * width, result, to, GO * P, min(lanes, N - k), count, block)
+                for p in range(0, count, lanes):
+                    at, to = (p * GO + o) * width + k - n * width, (k * GO + o) * P + first + p
+                    move(part, at, GO * width, result, to, GO * P, min(lanes, N - k), min(lanes, count - p), block)
 
 
 @loop
@@ -210,16 +213,17 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
     R, lanes, O, each, volume = rows_of(V), LANES // w.itemsize, GO // groups, C // groups, D * H * W
     weights, pixels, upstream, cells = w.reshape(w.size), image.reshape(image.size), gy.reshape(gy.size), K // each
     across, place, zeros = np.arange(O) * K, np.arange(O) * width, np.zeros(width, w.dtype)
-    rows, block = np.zeros((lanes + 1) * GO * width, w.dtype), np.empty(lanes * lanes, w.dtype)
+    rows, block = np.zeros((BLOCK + 1) * GO * width, w.dtype), np.empty(lanes * lanes, w.dtype)
     for unit in range(lo, hi):
         n, low, high = unit // parts, unit % parts * C // parts, (unit % parts + 1) * C // parts
         pixels[(n * C + low) * volume * width : (n * C + high) * volume * width] = 0
-        for first in range(0, P, lanes):
-            count = min(lanes, P - first)
+        for first in range(0, P, BLOCK):
+            count = min(BLOCK, P - first)
             for o in range(low // each * O, ((high - 1) // each + 1) * O):
                 for k in range(n * width, min(N, (n + 1) * width), lanes):
-                    at, to = (k * GO + o) * P + first, o * width + k - n * width
-                    move(upstream, at, GO * P, rows, to, GO * width, count, min(lanes, N - k), block)
+                    for p in range(0, count, lanes):
+                        at, to = (k * GO + o) * P + first + p, (p * GO + o) * width + k - n * width
+                        move(upstream, at, GO * P, rows, to, GO * width, min(lanes, count - p), min(lanes, N - k), block)
             for g in range(low // each, (high - 1) // each + 1):
                 begin, end = max(low - g * each, 0) * cells, min(high - g * each, each) * cells
                 row = np.minimum(np.arange(begin, end + R), end - 1)  # rows that are too many compute the last cell again
