@@ -13,6 +13,7 @@ Half precision is computed in float32 and rounded once.
 """
 
 from collections.abc import Sequence
+from math import prod
 from types import ModuleType
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from cnn425.algorithms import definition, fft, im2col, layout, product, winograd
 from cnn425.algorithms.layout import HALF
-from cnn425.algorithms.local import Task
+from cnn425.algorithms.local import plan_of
 from cnn425.compat import dispatch_modes, is_transformed
 from cnn425.kernels.threads import PLAIN, forced, is_traced, loops_run
 from cnn425.windows import Geometry
@@ -40,10 +41,10 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor |
         y = way.output(x, w, geometry, groups)
         return layout.stored(y if bias is None else y + bias.view(-1, *(1,) * geometry.dimensions), order)
     y = layout.empty(x, (x.shape[0], w.shape[0], *geometry.positions(x.shape[2:])), order)
-    if y.numel() * w[0].numel() <= TINY:
-        task = Task(x, w, y, geometry, groups)
-        task.sweep_output(bias)
-        return y if task.y is y else layout.stored(task.y, order)
+    if y.numel() * prod(w.shape[1:]) <= TINY:
+        result = y.contiguous()
+        plan_of(geometry, groups, None, x.shape[1:], w.shape, y.shape[2:]).sweep_output(x.contiguous(), w.contiguous(), bias, result)
+        return y if result is y else layout.stored(result, order)
     product.output(x, w, bias, y, geometry, groups)
     return y
 
@@ -58,10 +59,10 @@ def input_gradient(
     if (way := chosen(gy, w, geometry)) is not None:
         return layout.stored(way.input_gradient(gy, w, geometry, groups, size), order)
     gx = layout.empty(gy, (gy.shape[0], w.shape[1] * groups, *size), order)
-    if gy.numel() * w[0].numel() <= TINY:
-        task = Task(gx, w, gy, geometry, groups)
-        task.sweep_input_gradient()
-        return gx if task.x is gx else layout.stored(task.x, order)
+    if gy.numel() * prod(w.shape[1:]) <= TINY:
+        result = gx.contiguous()
+        plan_of(geometry, groups, None, gx.shape[1:], w.shape, gy.shape[2:]).sweep_input_gradient(gy.contiguous(), w.contiguous(), result)
+        return gx if result is gx else layout.stored(result, order)
     if not w.sum().isfinite():  # loops put zeros between and around what they multiply, and zero times infinity is NaN
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size), order)
     if groups == 1 and w.shape[1] <= THIN:
@@ -79,10 +80,10 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, orde
     if (way := chosen(gy, x, geometry)) is not None:
         return layout.stored(way.weight_gradient(gy, x, geometry, groups), order)
     gw = layout.empty(x, (gy.shape[1], x.shape[1] // groups, *geometry.kernel), order)
-    if gy.numel() * gw[0].numel() <= TINY:
-        task = Task(x, gw if gw.is_contiguous() else gw.new_empty(gw.shape), gy, geometry, groups)
-        task.sweep_weight_gradient()
-        return gw if task.w is gw else layout.stored(task.w, order)
+    if gy.numel() * prod(gw.shape[1:]) <= TINY:
+        result = gw if gw.is_contiguous() else gw.new_empty(gw.shape)
+        plan_of(geometry, groups, None, x.shape[1:], gw.shape, gy.shape[2:]).sweep_weight_gradient(gy.contiguous(), x.contiguous(), result)
+        return gw if result is gw else layout.stored(result, order)
     product.weight_gradient(gy, x, gw, geometry, groups)
     return gw
 

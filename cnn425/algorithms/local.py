@@ -33,6 +33,7 @@ from cnn425.kernels.threads import forced, loops_run, memory
 from cnn425.windows import Geometry, Sharing, pad
 
 CPU = torch.device("cpu")
+Shape = Sequence[int]
 FEW = 4  # outputs of a window of one cell, for which a product is not worth it
 IMAGES = 2  # so few would leave most of a vector register empty
 UPSTREAM = 1 << 18  # numbers of the output's gradient that are brought in order at once
@@ -49,9 +50,9 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Shari
     if by_definition(x, w):
         y = definition.output(x, w, geometry, groups, sharing)
         return layout.stored(y if bias is None else y + bias, order)
-    task = Task(x, w, x.new_empty(x.shape[0], *shape), geometry, groups, sharing)
-    (task.sweep_output if task.is_swept(task.N) else task.multiply_output)(bias)
-    return layout.stored(task.y, order)
+    y, plan = x.new_empty(x.shape[0], *shape), plan_of(geometry, groups, sharing, x.shape[1:], w.shape, shape[1:])
+    (plan.sweep_output if plan.is_swept(len(x)) else plan.multiply_output)(x.contiguous(), w.contiguous(), bias, y)
+    return layout.stored(y, order)
 
 
 def input_gradient(
@@ -63,9 +64,10 @@ def input_gradient(
         return layout.stored(input_gradient(gy.float(), w.float(), geometry, groups, sharing, size).to(gy.dtype), order_)
     if by_definition(gy, w):
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size, sharing), order_)
-    task = Task(gy.new_empty(gy.shape[0], w.shape[d + 1] * groups, *size), w, gy, geometry, groups, sharing)
-    (task.sweep_input_gradient if task.is_swept(task.N) else task.multiply_input_gradient)()
-    return layout.stored(task.x, order_)
+    gx = gy.new_empty(gy.shape[0], w.shape[d + 1] * groups, *size)
+    plan = plan_of(geometry, groups, sharing, gx.shape[1:], w.shape, gy.shape[2:])
+    (plan.sweep_input_gradient if plan.is_swept(len(gy)) else plan.multiply_input_gradient)(gy.contiguous(), w.contiguous(), gx)
+    return layout.stored(gx, order_)
 
 
 def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, sharing: Sharing, order: object = None) -> Tensor:
@@ -75,8 +77,9 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, shar
     if by_definition(gy, x):
         return layout.stored(definition.weight_gradient(gy, x, geometry, groups, sharing), torch.contiguous_format)
     gw = gy.new_empty(*sharing.sets(tuple(gy.shape[2:])), gy.shape[1], x.shape[1] // groups, *geometry.kernel)
-    task = Task(x, gw, gy, geometry, groups, sharing)
-    (task.sweep_weight_gradient if task.is_swept(task.N * task.P // task.Q) else task.multiply_weight_gradient)()
+    plan = plan_of(geometry, groups, sharing, x.shape[1:], gw.shape, gy.shape[2:])
+    swept = plan.is_swept(len(x) * plan.P // plan.Q)
+    (plan.sweep_weight_gradient if swept else plan.multiply_weight_gradient)(gy.contiguous(), x.contiguous(), gw)
     return gw
 
 
@@ -100,143 +103,136 @@ def grid(geometry: Geometry, size: tuple[int, ...]) -> Tensor:
     return torch.tensor([(*(alone,) * (3 - len(size)), *row) for row, alone in rows], device=CPU)
 
 
-class Task:
-    """One local layer as loops want it: image `x`, weight `w` and output `y`, any of which may be what is computed, and their sizes.
+class Plan:
+    """How loops compute one local layer: what follows from the sizes of its image `(C, *size)`, weight and output alone.
 
-    Without `sharing` all positions have one set of weights, and the layer is a convolution.
+    Without `sharing` all positions have one set of weights, and the layer is a convolution. Tensors given to the maps are contiguous.
     """
 
-    def __init__(self, x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None = None) -> None:
-        d, self.geometry, self.positions = geometry.dimensions if sharing else 0, geometry, tuple(y.shape[2:])
+    def __init__(self, geometry: Geometry, groups: int, sharing: Sharing | None, image: Shape, weight: Shape, positions: Shape) -> None:
+        d, ones = geometry.dimensions if sharing else 0, (1,) * (3 - geometry.dimensions)
+        self.geometry, self.groups, self.positions = geometry, groups, tuple(positions)
         self.sharing = sharing or Sharing((1,) * geometry.dimensions, (1,) * geometry.dimensions)
-        self.x, self.w, self.y, self.groups, self.N = x.contiguous(), w, y.contiguous(), groups, x.shape[0]
-        self.O, self.C, self.Q, self.P = w.shape[d] // groups, w.shape[d + 1], prod(w.shape[:d]), prod(y.shape[2:])
-        ones = (1,) * (3 - geometry.dimensions)
-        self.size, self.kernel = (*ones, *x.shape[2:]), (*ones, *w.shape[d + 2 :])
-        self.grid, self.cells = grid(geometry, tuple(x.shape[2:])), self.C * prod(self.kernel)
-        self.pointwise = self.sharing.each and self.O <= FEW and geometry == Geometry((1,) * d, (1,) * d, ((0, 0),) * d, (1,) * d)
+        self.O, self.C, self.Q, self.P = weight[d] // groups, weight[d + 1], prod(weight[:d]), prod(positions)
+        self.size, self.kernel = (*ones, *image[1:]), (*ones, *weight[d + 2 :])
+        self.cells, self.outputs = self.C * prod(self.kernel), groups * self.O
+        one = (1,) * d
+        self.pointwise = sharing is not None and sharing.each and self.O <= FEW and geometry == Geometry(one, one, ((0, 0),) * d, one)
+        self.grid, self.sets = grid(geometry, tuple(image[1:])), sets_of(self.sharing, self.positions)
+        self.where = memory(self.grid, 6, 3), memory(self.sets[0], self.P)  # the geometry and the set of each position, for loops
 
     def is_swept(self, images: int) -> bool:
         """Whether loops over the weight compute a map whose products have so many images to a set of weights."""
         return forced.get() == "sweep" or (forced.get() != "matmul" and (self.pointwise or images <= IMAGES))
 
-    def image(self) -> tuple[object, ...]:
+    def image(self, x: Tensor) -> tuple[object, ...]:
         """The image as an argument for a loop."""
-        return memory(self.x, self.N, self.x.shape[1], *self.size)
+        return memory(x, x.shape[0], x.shape[1], *self.size)
 
-    def output(self) -> tuple[object, ...]:
+    def output(self, y: Tensor) -> tuple[object, ...]:
         """The output as an argument for a loop."""
-        return memory(self.y, self.N, self.y.shape[1], self.P)
+        return memory(y, y.shape[0], y.shape[1], self.P)
 
     def weight(self, w: Tensor) -> tuple[object, ...]:
-        """The weight, contiguous, as an argument for a loop."""
+        """The weight as an argument for a loop."""
         T, U, V = self.kernel
-        return memory(w, self.Q, self.groups * self.O, self.C, T * U, V)
+        return memory(w, self.Q, self.outputs, self.C, T * U, V)
 
-    def places(self) -> tuple[object, object]:
-        """The geometry, and the set of each position, as arguments for a loop."""
-        return memory(self.grid, 6, 3), memory(self.sets()[0], self.P)
-
-    def sweep_output(self, bias: Tensor | None) -> None:
+    def sweep_output(self, x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor) -> None:
         """Write `y`."""
-        b = self.y.new_zeros(self.y.shape[1]) if bias is None else bias.contiguous()
+        b = y.new_zeros(self.outputs) if bias is None else bias.contiguous()
         if self.pointwise:
-            self.mix(self.x, self.along_positions().transpose(1, 2), b.view(self.y.shape[1], -1).expand(-1, self.P).contiguous(), self.y)
+            self.mix(x, self.along_positions(w).transpose(1, 2), b.view(self.outputs, -1).expand(-1, self.P).contiguous(), y)
             return
-        w = self.w.contiguous()  # named, since loops are given its address
-        bias_, where = memory(b, self.y.shape[1], b.numel() // self.y.shape[1]), (self.groups, *self.places(), self.output())
-        loops.output(self.P, self.y.numel() * self.cells, self.image(), self.weight(w), bias_, *where)
+        bias_ = memory(b, self.outputs, b.numel() // self.outputs)
+        loops.output(self.P, y.numel() * self.cells, self.image(x), self.weight(w), bias_, self.groups, *self.where, self.output(y))
 
-    def sweep_input_gradient(self) -> None:
-        """Write `x`."""
+    def sweep_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
+        """Write `gx`."""
         if self.pointwise:
-            self.mix(self.y, self.along_positions(), self.x.new_zeros(self.x[0].numel()), self.x)
+            self.mix(gy, self.along_positions(w), gx.new_zeros(gx[0].numel()), gx)
             return
-        w, parts = self.w.contiguous(), min(self.size[0] * self.size[1], -(-torch.get_num_threads() // self.N))
-        arguments = self.output(), self.weight(w), self.groups, *self.places(), parts, self.image()
-        loops.input_gradient(self.N * parts, self.y.numel() * self.cells, *arguments)
+        parts = min(self.size[0] * self.size[1], -(-torch.get_num_threads() // len(gx)))
+        arguments = self.output(gy), self.weight(w), self.groups, *self.where, parts, self.image(gx)
+        loops.input_gradient(len(gx) * parts, gy.numel() * self.cells, *arguments)
 
-    def sweep_weight_gradient(self) -> None:
-        """Write `w`."""
+    def sweep_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
+        """Write `gw`."""
         if self.pointwise:
-            w, x = self.w.new_empty(self.groups * self.O, self.C, self.P), memory(self.x, self.N, self.x.shape[1], self.P)
-            units = w[..., 0].numel() * -(-self.P // pointwise.LINE)
-            pointwise.mix_weights(units, self.y.numel() * self.cells, self.output(), x, self.groups, memory(w, *w.shape))
-            self.w.view(self.P, -1).copy_(w.flatten(0, 1).t())
+            w, image = gw.new_empty(self.outputs, self.C, self.P), memory(x, len(x), x.shape[1], self.P)
+            units = self.outputs * self.C * -(-self.P // pointwise.LINE)
+            pointwise.mix_weights(units, gy.numel() * self.cells, self.output(gy), image, self.groups, memory(w, *w.shape))
+            gw.view(self.P, -1).copy_(w.flatten(0, 1).t())
             return
-        _, order, bounds = self.sets()
-        tables = self.places()[0], memory(order, self.P), memory(bounds, self.Q + 1)
-        arguments = self.output(), self.image(), self.groups, *tables, self.weight(self.w)
-        loops.weight_gradient(self.Q, self.y.numel() * self.cells, *arguments)
+        _, order, bounds = self.sets
+        arguments = self.output(gy), self.image(x), self.groups, self.where[0], memory(order, self.P), memory(bounds, self.Q + 1)
+        loops.weight_gradient(self.Q, gy.numel() * self.cells, *arguments, self.weight(gw))
 
-    def along_positions(self) -> Tensor:
+    def along_positions(self, w: Tensor) -> Tensor:
         """The weight of windows of one cell, `(*positions, G*O, C, 1, ...) -> (G, C, O, P)`."""
-        return self.w.reshape(self.P, self.groups, self.O, self.C).permute(1, 3, 2, 0)
+        return w.reshape(self.P, self.groups, self.O, self.C).permute(1, 3, 2, 0)
 
     def mix(self, x: Tensor, w: Tensor, b: Tensor, y: Tensor) -> None:
         """Write `y` as the mixture of the channels of `x` by `w (G, O, C, P)`."""
-        w = w.flatten(0, 1).contiguous()
-        images = memory(x, self.N, x.shape[1], self.P), memory(w, *w.shape), memory(b, y.shape[1], self.P)
-        pointwise.mix(self.N * y.shape[1], y.numel() * w.shape[1], *images, self.groups, memory(y, self.N, y.shape[1], self.P))
-
-    def registers(self, count: int, most: int = 4) -> int:
-        """The number of registers, 1, 2 or 4, that hold `count` numbers with the fewest empty lanes."""
-        lanes = LANES // self.x.itemsize
-        return min((v for v in (4, 2, 1) if v <= most), key=lambda v: -(-count // (v * lanes)) * v)
+        w, N, O = w.flatten(0, 1).contiguous(), len(y), y.shape[1]
+        images = memory(x, N, x.shape[1], self.P), memory(w, *w.shape), memory(b, O, self.P)
+        pointwise.mix(N * O, y.numel() * w.shape[1], *images, self.groups, memory(y, N, O, self.P))
 
     def windows(self) -> tuple[Tensor, Tensor]:
         """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its cells, `(K)`."""
         return cells_of(self.geometry, tuple(self.size[3 - self.geometry.dimensions :]), self.C)
 
-    def sets(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The set of each position, and the positions set by set; see `sets_of`."""
-        return sets_of(self.sharing, self.positions)
-
-    def interleaved(self, V: int) -> tuple[Tensor, tuple[object, ...], tuple[object, ...]]:
+    def interleaved(self, x: Tensor, V: int) -> tuple[Tensor, tuple[object, ...], tuple[object, ...]]:
         """Memory for images side by side, `(B, C, D, H, W, width)`, the same as an argument for a loop, and the zeros in front of them."""
-        padded, width = padded_size(self.geometry, self.size), V * LANES // self.x.itemsize
-        image = self.x.new_empty(-(-self.N // width), self.x.shape[1], *padded, width)
+        padded, width = padded_size(self.geometry, self.size), V * LANES // x.itemsize
+        image = x.new_empty(-(-len(x) // width), x.shape[1], *padded, width)
         return image, memory(image, *image.shape), memory(self.grid[2], 3)
 
-    def multiply_output(self, bias: Tensor | None) -> None:
+    def multiply_output(self, x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor) -> None:
         """Write `y`."""
-        V, w, (start, cell) = self.registers(self.N), self.w.contiguous(), self.windows()
-        image, pixels, low = self.interleaved(V)
-        loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(), low, pixels)
-        b = self.y.new_empty(0, 0) if bias is None else bias.flatten(1).contiguous()
-        weight = memory(w, self.Q, self.groups * self.O, self.cells), memory(b, *b.shape), self.groups, memory(self.sets()[0], self.P)
-        units = image.shape[0] * -(-self.P // loops.BLOCK)
-        loops.multiply(
-            units, self.y.numel() * self.cells, pixels, *weight, memory(start, self.P), memory(cell, self.cells), V, self.output()
-        )
+        V, (start, cell) = registers(len(x), x), self.windows()
+        image, pixels, low = self.interleaved(x, V)
+        loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(x), low, pixels)
+        b = y.new_empty(0, 0) if bias is None else bias.flatten(1).contiguous()
+        weight = memory(w, self.Q, self.outputs, self.cells), memory(b, *b.shape), self.groups, self.where[1]
+        units, where = image.shape[0] * -(-self.P // loops.BLOCK), (memory(start, self.P), memory(cell, self.cells), V)
+        loops.multiply(units, y.numel() * self.cells, pixels, *weight, *where, self.output(y))
 
-    def multiply_input_gradient(self) -> None:
-        """Write `x`."""
+    def multiply_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
+        """Write `gx`."""
         most = 2 if self.sharing.each else 1  # few images stay in the cache, but weights that are not shared are read for each block
-        V, w, (start, cell) = self.registers(self.N, most), self.w.contiguous(), self.windows()
-        image, pixels, low = self.interleaved(V)
+        V, (start, cell) = registers(len(gx), gx, most), self.windows()
+        image, pixels, low = self.interleaved(gx, V)
         parts = min(image.shape[1], -(-torch.get_num_threads() // image.shape[0]))
-        weight = memory(w, self.Q, self.groups * self.O, self.cells), self.groups, memory(self.sets()[0], self.P)
+        weight = memory(w, self.Q, self.outputs, self.cells), self.groups, self.where[1]
         where = memory(start, self.P), memory(cell, self.cells), V, parts
-        loops.multiply_gradient(image.shape[0] * parts, self.y.numel() * self.cells, self.output(), *weight, *where, pixels)
-        loops.separate(image.shape[0] * image.shape[1], image.numel(), pixels, low, self.image())
+        loops.multiply_gradient(image.shape[0] * parts, gy.numel() * self.cells, self.output(gy), *weight, *where, pixels)
+        loops.separate(image.shape[0] * image.shape[1], image.numel(), pixels, low, self.image(gx))
 
-    def multiply_weight_gradient(self) -> None:
-        """Write `w`."""
-        V, (start, cell) = self.registers(self.O), self.windows()
+    def multiply_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
+        """Write `gw`."""
+        V, N, (start, cell), (_, order, bounds) = registers(self.O, x), len(x), self.windows(), self.sets
         padded = padded_size(self.geometry, self.size)
         overhang = [(low, n - low - size) for low, n, size in zip(self.grid[2].tolist(), padded, self.size, strict=True)]
-        x = pad(self.x.view(*self.x.shape[:2], *self.size), overhang).contiguous()
-        _, order, bounds = self.sets()
-        w, outputs = self.w.view(self.Q, -1), self.groups * self.O
-        for q, units, first, count in stretches(self.sharing, self.positions, self.y.numel()):
-            upstream = x.new_empty(self.N * count * outputs + V * LANES // x.itemsize)
-            blocks, numbers = self.N * -(-count * x.itemsize // LANES), memory(upstream, *upstream.shape)
-            loops.side_by_side(blocks, upstream.numel(), self.output(), first, count, numbers)
+        x = pad(x.view(N, x.shape[1], *self.size), overhang).contiguous()
+        w = gw.view(self.Q, -1)
+        for q, units, first, count in stretches(self.sharing, self.positions, gy.numel()):
+            upstream = x.new_empty(N * count * self.outputs + V * LANES // x.itemsize)
+            blocks, numbers = N * -(-count * x.itemsize // LANES), memory(upstream, *upstream.shape)
+            loops.side_by_side(blocks, upstream.numel(), self.output(gy), first, count, numbers)
             parts = min(self.cells, -(-torch.get_num_threads() // units))
             tables = memory(order, self.P), memory(bounds[q:], units + 1), memory(start, self.P), memory(cell, self.cells)
-            images, weight = (numbers, memory(x, x.numel()), self.N, self.groups), memory(w[q:], units, outputs, self.cells)
+            images, weight = (numbers, memory(x, x.numel()), N, self.groups), memory(w[q:], units, self.outputs, self.cells)
             loops.multiply_weights(units * parts, upstream.numel() * self.cells, *images, first, count, *tables, V, parts, weight)
+
+
+plan_of = lru_cache(maxsize=1024)(Plan)
+
+
+def registers(count: int, x: Tensor, most: int = 4) -> int:
+    """The number of registers, 1, 2 or 4, that hold `count` numbers like those of `x` with the fewest empty lanes."""
+    lanes = LANES // x.itemsize
+    return min((v for v in (4, 2, 1) if v <= most), key=lambda v: -(-count // (v * lanes)) * v)
 
 
 def stretches(sharing: Sharing, positions: tuple[int, ...], numbers: int) -> Iterator[tuple[int, int, int, int]]:

@@ -58,8 +58,9 @@ def loops_run(*tensors: Tensor, few: bool = False) -> bool:
         return False
     if not few and tensors[0].dtype == torch.float64 and sum(t.numel() for t in tensors) < DOUBLES:
         return False
+    known = _zeros()
     for t in tensors:
-        if type(t) not in PLAIN or not t.is_cpu or t.dtype not in _zeros() or t.layout is not torch.strided or t.is_neg():
+        if type(t) not in PLAIN or not t.is_cpu or t.dtype not in known or t.layout is not torch.strided or t.is_neg():
             return False
         if is_transformed(t) or (t.data_ptr() == 0 and t.numel()):  # zeros that are known to be zeros, and nowhere written
             return False
