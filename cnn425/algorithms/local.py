@@ -29,7 +29,7 @@ from cnn425.algorithms.layout import HALF
 from cnn425.kernels import elementwise as pointwise
 from cnn425.kernels import local as loops
 from cnn425.kernels.box import LANES
-from cnn425.kernels.threads import forced, loops_run, memory
+from cnn425.kernels.threads import forced, is_traced, loops_run, memory
 from cnn425.windows import Geometry, Sharing, pad
 
 CPU = torch.device("cpu")
@@ -85,7 +85,9 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, shar
 
 def by_definition(a: Tensor, b: Tensor) -> bool:
     """Whether loops have no part in a map of `a` and `b`."""
-    return not loops_run(a, b, few=forced.get() in ("sweep", "matmul")) or not a.is_floating_point() or 0 in (a.numel(), b.numel())
+    if is_traced() or not a.is_floating_point() or 0 in (a.numel(), b.numel()):  # torch 2.11 traces no ContextVar
+        return True
+    return not loops_run(a, b, few=forced.get() in ("sweep", "matmul"))
 
 
 @lru_cache(maxsize=256)

@@ -155,14 +155,15 @@ def paper_of(grey: Tensor) -> Tensor:
     even = levels[first[most] : last[most]].median().expand(h, w)
     y, x = (torch.linspace(-1, 1, side, dtype=torch.float64) for side in (h, w))
     values, weights = grey.double().flatten(), border.flatten().double()
-    for degree in 8 * (2,) + 4 * (4,):
+    for degree, times in ((2, 8), (4, 4)):
         basis = torch.stack([(y[:, None] ** a * x**b).flatten() for a in range(degree + 1) for b in range(degree + 1 - a)], 1)
-        weighted = basis * weights[:, None]
-        ridge = 1e-6 * weights.sum() * torch.eye(basis.shape[1], dtype=torch.float64)  # a picture of one row has one x too few
-        curved = basis @ torch.linalg.solve(weighted.T @ basis + ridge, weighted.T @ values)
-        far = (values - curved).abs()
-        spread = max(3 * float(far[border.flatten()].median()), 0.01)
-        weights = border.flatten() / (far + 0.01) if degree == 2 else 1 / (1 + (far / spread).square()).square()
+        for _ in range(times):
+            weighted = basis * weights[:, None]
+            ridge = 1e-6 * weights.sum() * torch.eye(basis.shape[1], dtype=torch.float64)  # a picture of one row has one x too few
+            curved = basis @ torch.linalg.solve(weighted.T @ basis + ridge, weighted.T @ values)
+            far = (values - curved).abs()
+            spread = max(3 * float(far[border.flatten()].median()), 0.01)
+            weights = border.flatten() / (far + 0.01) if degree == 2 else 1 / (1 + (far / spread).square()).square()
     papers = (even, curved.view(h, w).float())
     return max(papers, key=lambda paper: int(((grey - paper).abs() < near).sum()))
 
@@ -196,9 +197,9 @@ def runs(numbers: Sequence[int]) -> list[list[int]]:
 def parts(mask: Tensor) -> list[Tensor]:
     """The connected parts of a mask `(H, W)`, a mask each, the largest first, without those of less than a twentieth of it."""
     h, w = mask.shape
-    labels = torch.arange(1.0, h * w + 1).view(h, w) * mask
+    labels = torch.arange(1.0, h * w + 1).view(h, w) * mask  # of a part that of its last pixel wins
     while not torch.equal(labels, grown := F.max_pool2d(labels[None, None], 3, 1, 1)[0, 0] * mask):
-        labels = grown
+        labels = grown.flatten()[(grown.long() - 1).clamp(min=0)] * mask  # the label of the pixel that gave it, in ever longer steps
     names, counts = labels[mask].unique(return_counts=True)
     order = counts.argsort(descending=True)
     return [labels == name for name, count in zip(names[order], counts[order], strict=True) if 20 * count >= counts.max()]
