@@ -291,7 +291,8 @@ def check_local_sizes(function: str, x: torch.Size, w: torch.Size, b: torch.Size
             f"{function}: the weight of size {list(w)} belongs to {times(w[:d])} positions, "
             f"but the windows of an input of {times(x[2:])} pixels have {times(positions)} positions"
         )
-    if b is not None and b not in (w[d : d + 1], (w[d], *positions)):
+    wanted = ((w[d],), (w[d], *positions))  # number by number: to compilers before torch 2.14 sizes of symbols are never equal
+    if b is not None and not any(len(b) == len(size) and all(n == m for n, m in zip(b, size, strict=True)) for size in wanted):
         raise RuntimeError(
             f"Given weight of size {list(w)}, expected bias of size {[w[d], *positions]} (per position) "
             f"or [{w[d]}] (per channel), but got bias of size {list(b)} instead"
