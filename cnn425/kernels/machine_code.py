@@ -36,7 +36,7 @@ def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[s
     fastmath = {"contract", "reassoc", "nsz"} if fast else {"contract"}
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
     alone: dict[str, Any] = {**options, "fastmath": fastmath, "no_cpython_wrapper": True}  # Python calls entries alone
-    whole, part = _compilers()
+    around_it, whole, part = _compilers()
     compile_, inline = njit(**alone, pipeline_class=whole), njit(**alone, forceinline=True, pipeline_class=part)
 
     def once(step: Step, parts: dict[str, Any]) -> Any:
@@ -50,7 +50,7 @@ def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[s
     around = {**_numba_functions(), "kernel": inner}
     entry = FunctionType(code, around, function.__name__)
     entry.__module__, entry.__qualname__ = function.__module__, name
-    made = njit(**options)(entry)
+    made = njit(**options, pipeline_class=around_it)(entry)
     with contextlib.suppress(RuntimeError):  # no folder that can be written to
         made._cache = _files()(entry)
     return made
@@ -81,8 +81,8 @@ def variant(function: Callable[..., Any], parts: dict[str, Any]) -> str:
 
 
 @cache
-def _compilers() -> tuple[Any, Any]:
-    """Numba's compiler for loops, and that for their parts: what they make is linked into entries, and becomes machine code only there.
+def _compilers() -> tuple[Any, Any, Any]:
+    """Numba's compilers for entries, loops and their parts: loops and parts are linked into entries, and become machine code only there.
 
     Parts are optimised before, since several loops have them; loops are not, since their entries are.
     """
@@ -90,7 +90,13 @@ def _compilers() -> tuple[Any, Any]:
     from numba.core.codegen import JITCodeLibrary
     from numba.core.compiler import Compiler
 
-    class Part(JITCodeLibrary):
+    class Entry(JITCodeLibrary):
+        def add_ir_module(self, module: Any) -> None:
+            for function in module.functions:  # LLVM would take half of a vector register on some processors, to spare their clock rate
+                set.add(function.attributes, '"prefer-vector-width"="512"')
+            super().add_ir_module(module)
+
+    class Part(Entry):
         def _finalize_final_module(self) -> None:
             self._finalized = True
             variables = [v.name for v in self._final_module.global_variables if v.linkage == binding.Linkage.common]
@@ -104,11 +110,13 @@ def _compilers() -> tuple[Any, Any]:
     def compiler(library: Any) -> Any:
         class Linked(Compiler):
             def __init__(self, typing: Any, target: Any, _: None, *others: Any) -> None:
-                super().__init__(typing, target, library(target.codegen(), "part of a loop"), *others)
+                made = library(target.codegen(), "part of a loop")
+                made.enable_object_caching()  # entries are kept in files
+                super().__init__(typing, target, made, *others)
 
         return Linked
 
-    return compiler(Whole), compiler(Part)
+    return compiler(Entry), compiler(Whole), compiler(Part)
 
 
 @cache
