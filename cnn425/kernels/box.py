@@ -13,167 +13,170 @@ IMAGES = 32  # that are interleaved
 
 
 def _transpose():
-    """The transposition in machine code: rows are interleaved in pairs, as often as it takes."""
+    """The transposition in machine code: rows are interleaved in pairs, as often as it takes; what is no part of it is masked."""
     from llvmlite import ir
-    from numba.core import types
+    from numba.core import cgutils, types
     from numba.extending import intrinsic
     from numba.np.arrayobj import make_array
 
     @intrinsic
-    def transpose(typing, x, at, hop, rows, y, to, step_):
+    def transpose(typing, x, at, hop, y, to, step_, I, K):
         """See `transpose` below."""
 
         def generate(context, builder, signature, values):
-            word, lanes = ir.IntType(64), LANES // (x.dtype.bitwidth // 8)
+            word, short, lanes = ir.IntType(64), ir.IntType(32), LANES // (x.dtype.bitwidth // 8)
             number, align = context.get_data_type(x.dtype), x.dtype.bitwidth // 8
-            vector = ir.VectorType(number, lanes)
-            source, target = (make_array(signature.args[i])(context, builder, values[i]).data for i in (0, 4))
-            at, hop, last, to, step_ = values[1], values[2], builder.sub(values[3], word(1)), values[5], values[6]
+            vector, whole, bits = (ir.VectorType(t, lanes) for t in (number, short, ir.IntType(1)))
+            source, target = (make_array(signature.args[i])(context, builder, values[i]).data for i in (0, 3))
+            _, at, hop, _, to, step_, I, K = values
+            last = builder.sub(K, word(1))
 
             def place(data, start, distance, count):
                 return builder.bitcast(builder.gep(data, [builder.add(start, builder.mul(distance, count))]), vector.as_pointer())
 
+            def known(name, result, *arguments):
+                return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+            def first(count):
+                one = builder.insert_element(ir.Constant(whole, ir.Undefined), builder.trunc(count, short), short(0))
+                same = builder.shuffle_vector(one, one, ir.Constant(whole, [0] * lanes))
+                return builder.icmp_signed("<", ir.Constant(whole, list(range(lanes))), same)
+
+            if align < 4:  # few processors have masks for so many numbers
+                copy, byte = known("llvm.memcpy.p0.p0.i64", ir.VoidType(), *[ir.IntType(8).as_pointer()] * 2, word, ir.IntType(1)), ir.IntType(8)
+                part = cgutils.alloca_once(builder, vector)
+
+                def moved(to, origin, count):
+                    ends = (builder.bitcast(end, byte.as_pointer()) for end in (to, origin))
+                    builder.call(copy, [*ends, builder.mul(count, word(align)), ir.IntType(1)(0)])
+
+                def load(origin):
+                    moved(part, origin, I)
+                    return builder.load(part)
+
+                def store(line, to):
+                    builder.store(line, part)
+                    moved(to, part, K)
+            else:
+                kind, seen, kept = f"v{lanes}{'i' if isinstance(number, ir.IntType) else 'f'}{8 * align}.p0", first(I), first(K)
+                masked_load = known(f"llvm.masked.load.{kind}", vector, vector.as_pointer(), short, bits, vector)
+                masked_store = known(f"llvm.masked.store.{kind}", ir.VoidType(), vector, vector.as_pointer(), short, bits)
+
+                def load(origin):
+                    return builder.call(masked_load, [origin, short(align), seen, ir.Constant(vector, [number(0)] * lanes)])
+
+                def store(line, to):
+                    builder.call(masked_store, [line, to, short(align), kept])
+
             lines = []
             for k in range(lanes):
                 row = builder.select(builder.icmp_signed("<", word(k), last), word(k), last)
-                lines.append(builder.load(place(source, at, hop, row), align=align))
+                lines.append(load(place(source, at, hop, row)))
             masks = [
-                ir.Constant(ir.VectorType(ir.IntType(32), lanes), [half + lanes * odd for half in halves for odd in (0, 1)])
+                ir.Constant(whole, [half + lanes * odd for half in halves for odd in (0, 1)])
                 for halves in (range(lanes // 2), range(lanes // 2, lanes))
             ]
             for _ in range(lanes.bit_length() - 1):  # a line and the one half the lines later become two neighbours
                 pairs = zip(lines[: lanes // 2], lines[lanes // 2 :], strict=True)
                 lines = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
-            for k, line in enumerate(lines):
-                builder.store(line, place(target, to, step_, word(k)), align=align)
+            end = builder.append_basic_block("end")
+            for i, line in enumerate(lines):
+                store(line, place(target, to, step_, word(i)))
+                following = builder.append_basic_block()
+                builder.cbranch(builder.icmp_signed("<", word(i + 1), I), following, end)
+                builder.position_at_end(following)
+            builder.branch(end)
+            builder.position_at_end(end)
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(x, i, i, i, y, i, i), generate
+        return types.void(x, i, i, y, i, i, i, i), generate
 
     return transpose
 
 
 @machine_step(_transpose)
-def transpose(x, at, hop, rows, y, to, step_):
-    """y[to + i*step_ + k] = x[at + k*hop + i], for the i and k of a vector register; of rows k that do not exist the last one is read."""
-    lanes = LANES // x.itemsize
-    block = np.stack([x[at + min(k, rows - 1) * hop :][:lanes] for k in range(lanes)])
-    for i in range(lanes):
-        y[to + i * step_ : to + i * step_ + lanes] = block[:, i]
-
-
-@step
-def move(x, at, hop, y, to, step_, I, K, block):
-    """y[to + i*step_ + k] = x[at + k*hop + i], for I of the i and K of the k of a register; `block` holds a register of registers."""
-    lanes = LANES // x.itemsize
-    if at + (K - 1) * hop + lanes > x.size:
-        for i in range(I):
-            for k in range(K):
-                y[to + i * step_ + k] = x[at + k * hop + i]
-    elif I == K == lanes:
-        transpose(x, at, hop, K, y, to, step_)
-    else:
-        transpose(x, at, hop, K, block, 0, lanes)
-        for i in range(I):
-            for k in range(K):
-                y[to + i * step_ + k] = block[i * lanes + k]
+def transpose(x, at, hop, y, to, step_, I, K):
+    """y[to + i*step_ + k] = x[at + k*hop + i], for I of the i and K of the k of a vector register."""
+    for i in range(I):
+        for k in range(K):
+            y[to + i * step_ + k] = x[at + k * hop + i]
 
 
 @step
 def fill(x, source, n, d, h, w, box, buffer, at):
     """buffer[at + ((t*U + u)*V + v)*C + c] = x[n, d + t, h + u, w + v, c], and 0 outside of the image; `box` holds T, U and V.
 
-    `source (2, 5)` holds the sizes of the image along n, d, h, w, c, and the strides. Blocks are written whole: up to a register of pixels
-    behind the box is written, too.
+    `source (2, 5)` holds the sizes of the image along n, d, h, w, c, and the strides.
     """
     lanes, hop, apart = LANES // x.itemsize, source[1, 3], source[1, 4]
     T, U, V, D, H, W, C = box[0], box[1], box[2], source[0, 1], source[0, 2], source[0, 3], source[0, 4]
+    if w == 0 and V == W and source[1, 2] == W * hop and h >= 0 and h + U <= H:  # lines one behind the other are a long one
+        U, V, W = 1, U * V, U * V
     left, right = min(V, max(0, -w)), max(0, min(V, W - w))
     for t in range(T):
         for u in range(U):
             start, z, y = at + (t * U + u) * V * C, d + t, h + u
-            line = buffer[start : start + V * C]
             if z < 0 or z >= D or y < 0 or y >= H or left >= right:
-                line[:] = 0
+                buffer[start : start + V * C] = 0
                 continue
-            line[: left * C] = 0
+            if left:
+                buffer[start : start + left * C] = 0
+            if right < V:
+                buffer[start + right * C : start + V * C] = 0
             first = n * source[1, 0] + z * source[1, 1] + y * source[1, 2] + (w + left) * hop
             if hop == C and (apart == 1 or C == 1):
-                pixels, target = x[first : first + (right - left) * C], line[left * C : right * C]
+                pixels, target = x[first : first + (right - left) * C], buffer[start + left * C : start + right * C]
                 for k in range(target.size):
                     target[k] = pixels[k]
             elif hop == 1:
-                for c in range((C - 1) // lanes * lanes, -1, -lanes):  # what a block writes behind the last channel is written again
-                    for v in range(left, right, lanes):
-                        block = first + v - left + c * apart
-                        if block + (min(lanes, C - c) - 1) * apart + lanes <= x.size:
-                            transpose(x, block, apart, C - c, buffer, start + v * C + c, C)
-                        else:
-                            for i in range(min(lanes, right - v)):
-                                for k in range(min(lanes, C - c)):
-                                    buffer[start + (v + i) * C + c + k] = x[block + i + k * apart]
+                for v in range(left, right, lanes):
+                    for c in range(0, C, lanes):
+                        pixel, some = first + v - left + c * apart, min(lanes, right - v)
+                        transpose(x, pixel, apart, buffer, start + v * C + c, C, some, min(lanes, C - c))
             else:
                 for v in range(left, right):
                     for c in range(C):
-                        line[v * C + c] = x[first + (v - left) * hop + c * apart]
-            line[right * C :] = 0
+                        buffer[start + v * C + c] = x[first + (v - left) * hop + c * apart]
 
 
 @step
-def are_neighbours(place, p, count):
-    """Whether some positions lie one behind the other in memory."""
-    steps = 0
-    for i in range(p, p + count - 1):
-        steps += 1 if place[i + 1] == place[i] + 1 else 0
-    return steps == count - 1
+def neighbours(place, P, lanes, run):
+    """run[p] = how many of the P positions from p on, at most a register of them, lie one behind the other in memory."""
+    for p in range(P - 1, -1, -1):
+        run[p] = min(lanes, run[p + 1] + 1) if p + 1 < P and place[p + 1] == place[p] + 1 else 1
 
 
 @step
-def load(y, place, P, apart, first, outputs, part, width):
-    """part[p*width + o] = y[place[p] + (first + o)*apart], for P positions; blocks are written whole."""
-    lanes = LANES // y.itemsize
-    if apart == 1:
-        for p in range(P):
-            line, target = y[place[p] + first : place[p] + first + outputs], part[p * width : p * width + outputs]
+def load(y, start, place, run, P, apart, first, outputs, part, width):
+    """part[p*width + o] = y[start + place[p] + (first + o)*apart], for P positions."""
+    lanes, p = LANES // y.itemsize, 0
+    while p < P:
+        at, to, count = start + place[p] + first * apart, p * width, run[p] if apart != 1 else 1
+        if apart == 1:
+            line, target = y[at : at + outputs], part[to : to + outputs]
             for o in range(outputs):
                 target[o] = line[o]
-        return
-    for p in range(0, P, lanes):
-        count = min(lanes, P - p)
-        neighbours = are_neighbours(place, p, count)
-        for o in range(0, outputs, lanes):
-            start, some = place[p] + (first + o) * apart, min(lanes, outputs - o)
-            if neighbours and start + (some - 1) * apart + lanes <= y.size:
-                transpose(y, start, apart, some, part, p * width + o, width)
-            else:
-                for i in range(count):
-                    for k in range(some):
-                        part[(p + i) * width + o + k] = y[place[p + i] + (first + o + k) * apart]
+        else:
+            for o in range(0, outputs, lanes):
+                transpose(y, at + o * apart, apart, part, to + o, width, count, min(lanes, outputs - o))
+        p += count
 
 
 @step
-def store(part, wide, column, P, place, apart, first, outputs, y):
-    """y[place[p] + (first + o)*apart] = part[p*wide + column + o], for P positions: the inverse of `load`."""
-    lanes = LANES // y.itemsize
-    if apart == 1:
-        for p in range(P):
-            line, target = part[p * wide + column : p * wide + column + outputs], y[place[p] + first : place[p] + first + outputs]
+def store(part, wide, column, start, place, run, P, apart, first, outputs, y):
+    """y[start + place[p] + (first + o)*apart] = part[p*wide + column + o], for P positions: the inverse of `load`."""
+    lanes, p = LANES // y.itemsize, 0
+    while p < P:
+        at, to, count = p * wide + column, start + place[p] + first * apart, run[p] if apart != 1 else 1
+        if apart == 1:
+            line, target = part[at : at + outputs], y[to : to + outputs]
             for o in range(outputs):
                 target[o] = line[o]
-        return
-    block = np.empty(lanes * lanes, y.dtype)
-    for p in range(0, P, lanes):
-        count = min(lanes, P - p)
-        neighbours = are_neighbours(place, p, count)
-        for o in range(0, outputs, lanes):
-            some, source = min(lanes, outputs - o), p * wide + column + o
-            if neighbours:
-                move(part, source, wide, y, place[p] + (first + o) * apart, apart, some, count, block)
-            else:
-                for k in range(some):
-                    for i in range(count):
-                        y[place[p + i] + (first + o + k) * apart] = part[source + i * wide + k]
+        else:
+            for o in range(0, outputs, lanes):
+                transpose(part, at + o, wide, y, to + o * apart, apart, min(lanes, outputs - o), count)
+        p += count
 
 
 # ---- Images side by side -----------------------------------------------------------------------------------------------------------------
@@ -181,27 +184,21 @@ def store(part, wide, column, P, place, apart, first, outputs, y):
 
 @step
 def interleave(x, first, d, h, line):
-    """line[w*IMAGES + k] = x[first + k, d, h, w], for images that exist; blocks are written whole."""
-    (M, D, H, W), lanes = x.shape, LANES // x.itemsize
-    numbers, images, hop = x.reshape(x.size), min(IMAGES, M - first), D * H * W
-    start = first * hop + (d * H + h) * W
+    """line[w*IMAGES + k] = x[first + k, d, h, w], for images that exist."""
+    (M, D, H, W), lanes, numbers = x.shape, LANES // x.itemsize, x.reshape(x.size)
+    images, hop = min(IMAGES, M - first), D * H * W
     for w in range(0, W, lanes):
-        if start + w + (images - 1) * hop + lanes <= x.size:
-            for k in range(0, IMAGES, lanes):
-                some = max(1, images - k)
-                transpose(numbers, start + w + min(k, images - 1) * hop, hop, some, line, w * IMAGES + k, IMAGES)
-        else:
-            for i in range(w, min(W, w + lanes)):
-                for k in range(images):
-                    line[i * IMAGES + k] = numbers[start + i + k * hop]
+        for k in range(0, images, lanes):
+            at = (first + k) * hop + (d * H + h) * W + w
+            transpose(numbers, at, hop, line, w * IMAGES + k, IMAGES, min(lanes, W - w), min(lanes, images - k))
 
 
 @step
 def separate(results, count, first, place, y):
     """y[first + k, place + p] = results[p*IMAGES + k], for `count` outputs of the images that exist: the inverse of `interleave`."""
     (M, Q), lanes, numbers = y.shape, LANES // y.itemsize, y.reshape(y.size)
-    images, block = min(IMAGES, M - first), np.empty(lanes * lanes, y.dtype)
+    images = min(IMAGES, M - first)
     for p in range(0, count, lanes):
         for k in range(0, images, lanes):
             to = (first + k) * Q + place + p
-            move(results, p * IMAGES + k, IMAGES, numbers, to, Q, min(lanes, images - k), min(lanes, count - p), block)
+            transpose(results, p * IMAGES + k, IMAGES, numbers, to, Q, min(lanes, images - k), min(lanes, count - p))

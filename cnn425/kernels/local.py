@@ -13,7 +13,7 @@ of `cnn425.kernels.tile`, with images side by side in the vector registers.
 
 import numpy as np
 
-from cnn425.kernels.box import LANES, move
+from cnn425.kernels.box import LANES, transpose
 from cnn425.kernels.threads import loop, step, sums
 from cnn425.kernels.tile import SHORT, rows_of, tile_of
 
@@ -138,7 +138,6 @@ def interleave(lo, hi, x, low, image):
     N, C, D, H, W = x.shape
     _, _, _, height, across, width = image.shape
     lanes, numbers, hop = LANES // x.itemsize, x.reshape(x.size), C * D * H * W
-    block = np.empty(lanes * lanes, x.dtype)
     for unit in range(lo, hi):
         b, c = unit // C, unit % C
         plane = image[b, c].reshape(image[b, c].size)
@@ -147,9 +146,8 @@ def interleave(lo, hi, x, low, image):
             to = (((line // H + low[0]) * height + line % H + low[1]) * across + low[2]) * width
             for k in range(b * width, min(N, (b + 1) * width), lanes):
                 for w in range(0, W, lanes):
-                    w = max(0, min(w, W - lanes))  # the last block is whole, too, and overlaps the one before
                     at = k * hop + (c * D * H + line) * W + w
-                    move(numbers, at, hop, plane, to + w * width + k - b * width, width, min(lanes, W - w), min(lanes, N - k), block)
+                    transpose(numbers, at, hop, plane, to + w * width + k - b * width, width, min(lanes, W - w), min(lanes, N - k))
 
 
 @loop
@@ -158,7 +156,6 @@ def separate(lo, hi, image, low, x):
     N, C, D, H, W = x.shape
     _, _, _, height, across, width = image.shape
     lanes, numbers, hop = LANES // x.itemsize, x.reshape(x.size), C * D * H * W
-    block = np.empty(lanes * lanes, x.dtype)
     for unit in range(lo, hi):
         b, c = unit // C, unit % C
         plane = image[b, c].reshape(image[b, c].size)
@@ -166,9 +163,8 @@ def separate(lo, hi, image, low, x):
             at = (((line // H + low[0]) * height + line % H + low[1]) * across + low[2]) * width
             for k in range(b * width, min(N, (b + 1) * width), lanes):
                 for w in range(0, W, lanes):
-                    w = max(0, min(w, W - lanes))
                     to = k * hop + (c * D * H + line) * W + w
-                    move(plane, at + w * width + k - b * width, width, numbers, to, hop, min(lanes, N - k), min(lanes, W - w), block)
+                    transpose(plane, at + w * width + k - b * width, width, numbers, to, hop, min(lanes, N - k), min(lanes, W - w))
 
 
 @loop
@@ -183,7 +179,7 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
     weights, pixels, result, blocks = w.reshape(w.size), image.reshape(image.size), y.reshape(y.size), (P + BLOCK - 1) // BLOCK
     row, out = np.minimum(np.arange(O + R), O - 1) * K, np.minimum(np.arange(O + R), O - 1) * width
     along, place, zeros = np.arange(K), cell * width, np.zeros(width, w.dtype)
-    part, block = np.empty((BLOCK + 1) * GO * width, w.dtype), np.empty(lanes * lanes, w.dtype)
+    part = np.empty((BLOCK + 1) * GO * width, w.dtype)
     for unit in range(lo, hi):
         n, first = unit // blocks, unit % blocks * BLOCK
         count = min(BLOCK, P - first)
@@ -200,7 +196,7 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
             for k in range(n * width, min(N, (n + 1) * width), lanes):
                 for p in range(0, count, lanes):
                     at, to = (p * GO + o) * width + k - n * width, (k * GO + o) * P + first + p
-                    move(part, at, GO * width, result, to, GO * P, min(lanes, N - k), min(lanes, count - p), block)
+                    transpose(part, at, GO * width, result, to, GO * P, min(lanes, N - k), min(lanes, count - p))
 
 
 @loop
@@ -213,7 +209,7 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
     R, lanes, O, each, volume = rows_of(V), LANES // w.itemsize, GO // groups, C // groups, D * H * W
     weights, pixels, upstream, cells = w.reshape(w.size), image.reshape(image.size), gy.reshape(gy.size), K // each
     across, place, zeros = np.arange(O) * K, np.arange(O) * width, np.zeros(width, w.dtype)
-    rows, block = np.zeros((BLOCK + 1) * GO * width, w.dtype), np.empty(lanes * lanes, w.dtype)
+    rows = np.zeros((BLOCK + 1) * GO * width, w.dtype)
     for unit in range(lo, hi):
         n, low, high = unit // parts, unit % parts * C // parts, (unit % parts + 1) * C // parts
         pixels[(n * C + low) * volume * width : (n * C + high) * volume * width] = 0
@@ -223,7 +219,7 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
                 for k in range(n * width, min(N, (n + 1) * width), lanes):
                     for p in range(0, count, lanes):
                         at, to = (k * GO + o) * P + first + p, (p * GO + o) * width + k - n * width
-                        move(upstream, at, GO * P, rows, to, GO * width, min(lanes, count - p), min(lanes, N - k), block)
+                        transpose(upstream, at, GO * P, rows, to, GO * width, min(lanes, count - p), min(lanes, N - k))
             for g in range(low // each, (high - 1) // each + 1):
                 begin, end = max(low - g * each, 0) * cells, min(high - g * each, each) * cells
                 row = np.minimum(np.arange(begin, end + R), end - 1)  # rows that are too many compute the last cell again
@@ -241,12 +237,12 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
 def side_by_side(lo, hi, gy, first, count, rows):
     """rows[n, p, o] = gy[n, o, first + p] for `count` positions, `rows` as a row of numbers; blocks of positions are shared out."""
     (_, O, P), lanes, numbers = gy.shape, LANES // gy.itemsize, gy.reshape(gy.size)
-    blocks, block = (count + lanes - 1) // lanes, np.empty(lanes * lanes, gy.dtype)
+    blocks = (count + lanes - 1) // lanes
     for unit in range(lo, hi):
         n, p = unit // blocks, unit % blocks * lanes
         for o in range(0, O, lanes):
             at, to = (n * O + o) * P + first + p, (n * count + p) * O + o
-            move(numbers, at, P, rows, to, O, min(lanes, count - p), min(lanes, O - o), block)
+            transpose(numbers, at, P, rows, to, O, min(lanes, count - p), min(lanes, O - o))
 
 
 @loop
@@ -258,7 +254,7 @@ def multiply_weights(lo, hi, rows, x, N, groups, first, count, order, bounds, st
     """
     (_, GO, K), result = gw.shape, gw.reshape(gw.size)
     R, lanes, O, hop = rows_of(V), LANES // gw.itemsize, GO // groups, x.size // N
-    width, zeros, block = V * lanes, np.zeros(V * lanes, gw.dtype), np.empty(lanes * lanes, gw.dtype)
+    width, zeros = V * lanes, np.zeros(V * lanes, gw.dtype)
     row, out = cell[np.minimum(np.arange(K + R), K - 1)], np.arange(K + R) * width
     most = np.max(bounds[1:] - bounds[:-1]) * N
     pixel, place, part = np.empty(most, np.int64), np.empty(most, np.int64), np.empty((K + R + lanes) * width, gw.dtype)
@@ -277,4 +273,4 @@ def multiply_weights(lo, hi, rows, x, N, groups, first, count, order, bounds, st
                 for c in range(o, min(O, o + width), lanes):
                     for k in range(low, high, lanes):
                         to = (q * GO + g * O + c) * K + k
-                        move(part, k * width + c - o, width, result, to, K, min(lanes, O - c), min(lanes, high - k), block)
+                        transpose(part, k * width + c - o, width, result, to, K, min(lanes, O - c), min(lanes, high - k))

@@ -19,7 +19,7 @@ the positions of a box; its pixels. `source` and `target (2, 5)` hold the sizes 
 
 import numpy as np
 
-from cnn425.kernels.box import LANES, fill, load, move, store, transpose
+from cnn425.kernels.box import LANES, fill, load, neighbours, store, transpose
 from cnn425.kernels.threads import Loop, loop, step
 from cnn425.kernels.tile import (
     GROUP,
@@ -34,12 +34,6 @@ from cnn425.kernels.tile import (
 )
 
 BLOCK = 64  # rows of a weight that stay in the cache while it is transposed
-
-
-@step
-def numbers_of_box(sides, images, C, lanes):
-    """The numbers of a box, and behind them those that are written or read without being needed."""
-    return images * sides[6, 0] * sides[6, 1] * sides[6, 2] * C + lanes * (C + 4)
 
 
 @step
@@ -58,34 +52,40 @@ def outputs_of(box, source, sides, images):
 
 
 @step
-def enter(box, x, source, sides, images, direct, target, buffer, place):
-    """Bring the pixels of a box into `buffer`, and find where its outputs are: (how many, where the box starts).
+def enter(box, x, source, sides, images, direct, target, buffer):
+    """Bring the pixels of a box into `buffer`: where the box starts there, and where its outputs start in the target.
 
     A box has the positions of one plane, some lines, some columns, and of several images only if it shows them whole. With `direct`
     nothing is brought: the image is read where it is.
     """
-    (n, a, i, j), (count, depth, lines, columns) = corner(box, sides, images), outputs_of(box, source, sides, images)
+    n, a, i, j = corner(box, sides, images)
     d, h, w = sides[3, 0] + a * sides[4, 0], sides[3, 1] + i * sides[4, 1], sides[3, 2] + j * sides[4, 2]
-    P = 0
-    for m in range(count):
-        if not direct:
-            fill(x, source, n + m, d, h, w, sides[6], buffer, m * sides[6, 0] * sides[6, 1] * sides[6, 2] * source[0, 4])
-        for t in range(depth):
-            for u in range(lines):
-                start = (n + m) * target[1, 0] + (a * sides[2, 0] + t) * target[1, 1] + (i * sides[2, 1] + u) * target[1, 2]
-                for v in range(columns):
-                    place[P + v] = start + (j * sides[2, 2] + v) * target[1, 3]
-                P += columns
-    return P, n * source[1, 0] + d * source[1, 1] + h * source[1, 2] + w * source[1, 3] if direct else 0
+    first = a * sides[2, 0] * target[1, 1] + i * sides[2, 1] * target[1, 2] + j * sides[2, 2] * target[1, 3]
+    for m in range(0 if direct else min(images, source[0, 0] - n)):
+        fill(x, source, n + m, d, h, w, sides[6], buffer, m * sides[6, 0] * sides[6, 1] * sides[6, 2] * source[0, 4])
+    return n * source[1, 0] + d * source[1, 1] + h * source[1, 2] + w * source[1, 3] if direct else 0, n * target[1, 0] + first
 
 
 @step
-def windows_of(box, source, sides, images, direct, t, u, v, row, out):
-    """Where the windows of a phase start in a box, and the numbers of their outputs in it; how many.
+def outputs_in(shape, target, place):
+    """Where the outputs of a box of `shape` are in the target, from its first one on; how many."""
+    (count, depth, lines, columns), P = shape, 0
+    for m in range(count):
+        for t in range(depth):
+            for u in range(lines):
+                for v in range(columns):
+                    place[P] = m * target[1, 0] + t * target[1, 1] + u * target[1, 2] + v * target[1, 3]
+                    P += 1
+    return P
+
+
+@step
+def windows_of(shape, source, sides, direct, t, u, v, row, out, P):
+    """Where the windows of a phase start in a box, and the numbers of their outputs in it, from row[P] on; where they end.
 
     The first output of the phase is (t, u, v).
     """
-    (count, depth, lines, columns), C, P = outputs_of(box, source, sides, images), source[0, 4], 0
+    (count, depth, lines, columns), C = shape, source[0, 4]
     size = source[1, 0] if direct else sides[6, 0] * sides[6, 1] * sides[6, 2] * C
     for m in range(count if t < depth else 0):
         for h in range(u, lines, sides[2, 1]):
@@ -103,33 +103,40 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
     Panels that are full, and whose outputs are neighbours in y, are written there; others by way of a box of outputs.
     """
     Q, K, width = w.shape
-    R, C, lanes, wide, apart = rows_of(V), source[0, 4], LANES // x.itemsize, Q * width, target[1, 4]
+    R, C, lanes, wide, apart, F = rows_of(V), source[0, 4], LANES // x.itemsize, Q * width, target[1, 4], phases.shape[1]
     most = images * sides[2, 0] * sides[5, 1] * sides[2, 1] * sides[5, 2] * sides[2, 2]
     weights, straight, steps = w.reshape(w.size), apart == 1 and panels[1].min() == width, np.arange(K) * (width * max(GROUP, 1))
-    row, out, place = np.empty(most + R, np.int64), np.empty(most + R, np.int64), np.empty(most, np.int64)
-    buffer, bias = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype), np.zeros(wide, x.dtype)
+    row, out, ends = np.empty(most + F * R, np.int64), np.empty(most + F * R, np.int64), np.zeros(F + 1, np.int64)
+    place, run, known, found = np.empty(most, np.int64), np.empty(most, np.int64), (0, 0, 0, 0), 0
+    buffer, bias = x if direct else np.empty(images * sides[6, 0] * sides[6, 1] * sides[6, 2] * C + 4 * lanes, x.dtype), np.zeros(wide, x.dtype)
     for q in range(Q if b.size else 0):
         for o in range(panels[1, q]):
             bias[q * width + o] = b[panels[0, q] + o]
     result = y if straight else np.empty((most + max(R, lanes)) * wide, x.dtype)
     for unit in range(lo, hi):
         box, part = unit // parts, unit % parts
-        found, at = enter(box, x, source, sides, images, direct, target, buffer, place)
-        for f in range(phases.shape[1]):
-            P = windows_of(box, source, sides, images, direct, phases[0, f], phases[1, f], phases[2, f], row, out)
-            for p in range(P):
-                out[p] = place[out[p]] if straight else out[p] * wide
-            for p in range(P, P + R if P else 0):  # rows that are too many compute the last position again
-                row[p], out[p] = row[P - 1], out[P - 1]
+        at, first = enter(box, x, source, sides, images, direct, target, buffer)
+        shape = outputs_of(box, source, sides, images)
+        if shape != known:  # windows and outputs of a box like the one before are where they were
+            known, found = shape, outputs_in(shape, target, place)
+            neighbours(place, found, lanes, run)
+            for f in range(F):
+                P = windows_of(shape, source, sides, direct, phases[0, f], phases[1, f], phases[2, f], row, out, ends[f])
+                for p in range(ends[f], P):
+                    out[p] = place[out[p]] if straight else out[p] * wide
+                ends[f + 1] = P + R if P > ends[f] else P
+                for p in range(P, ends[f + 1]):  # rows that are too many compute the last position again
+                    row[p], out[p] = row[P - 1], out[P - 1]
+        for f in range(F):
             start, end = phases[3, f], phases[4, f]
             for q in range(part * Q // parts, (part + 1) * Q // parts):
-                first, base, panel = panels[0, q] if straight else q * width, at + panels[2, q], q * K * width
+                to, base, panel = first + panels[0, q] if straight else q * width, at + panels[2, q], q * K * width
                 for k in range(start, max(end, start + 1), SHORT):
-                    for p in range(0, P, R):
+                    for p in range(ends[f], ends[f + 1] - R, R):
                         stop, more = min(end, k + SHORT), k - start
-                        tile_of(V, buffer, base, row, p, cell, k, stop, weights, panel, steps, result, first, out, bias, q * width, more)
+                        tile_of(V, buffer, base, row, p, cell, k, stop, weights, panel, steps, result, to, out, bias, q * width, more)
         for q in range(part * Q // parts, 0 if straight else (part + 1) * Q // parts):
-            store(result, wide, q * width, found, place, apart, panels[0, q], panels[1, q], y)
+            store(result, wide, q * width, first, place, run, found, apart, panels[0, q], panels[1, q], y)
 
 
 def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxes, gy, panels, V, target, parts, pieces, gw):
@@ -141,16 +148,21 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
     _, Q, rows, width = gw.shape
     R, C, lanes, apart, most = rows_of(V), source[0, 4], LANES // x.itemsize, target[1, 4], images * sides[5, 1] * sides[5, 2]
     row, place, steps, out = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(most) * width, np.arange(rows) * width
-    buffer, unused = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype), np.empty(most, np.int64)
-    upstream, zeros, result = np.zeros((most + lanes) * width, x.dtype), np.zeros(width, x.dtype), gw.reshape(gw.size)
+    run, unused, known, P = np.empty(most, np.int64), np.empty(most, np.int64), (0, 0, 0, 0), 0
+    buffer = x if direct else np.empty(images * sides[6, 0] * sides[6, 1] * sides[6, 2] * C + 4 * lanes, x.dtype)
+    upstream, zeros, result = np.zeros(most * width, x.dtype), np.zeros(width, x.dtype), gw.reshape(gw.size)
     for unit in range(lo, hi):
         part, piece = unit // pieces, unit % pieces
         begin, end = part * boxes // parts, (part + 1) * boxes // parts
         for box in range(begin, end):
-            P, at = enter(box, x, source, sides, images, direct, target, buffer, place)
-            windows_of(box, source, sides, images, direct, 0, 0, 0, row, unused)
+            at, first = enter(box, x, source, sides, images, direct, target, buffer)
+            shape = outputs_of(box, source, sides, images)
+            if shape != known:
+                known, P = shape, outputs_in(shape, target, place)
+                neighbours(place, P, lanes, run)
+                windows_of(shape, source, sides, direct, 0, 0, 0, row, unused, 0)
             for q in range(piece * Q // pieces, (piece + 1) * Q // pieces):
-                load(gy, place, P, apart, panels[0, q], panels[1, q], upstream, width)
+                load(gy, first, place, run, P, apart, panels[0, q], panels[1, q], upstream, width)
                 start = (part * Q + q) * rows * width
                 for p in range(0, P, SHORT):
                     for k in range(0, phases[4, 0], R):
@@ -216,10 +228,10 @@ def pack(lo, hi, w, offset, order, hop, group, O, p):
     """The weight in panels: p[q, order[j], o] = w[g*group + offset[j] + (first + o)*hop] for the outputs of panel q from `first` on.
 
     `w (numbers) -> p (panels, K, width)`; blocks of ascending offsets are shared out. A group g has ceil(O / width) panels. Outputs that do
-    not exist have the weights of the last one.
+    not exist have weights of others.
     """
     K, width, each, lanes = offset.size, p.shape[2], (O + p.shape[2] - 1) // p.shape[2], LANES // w.itemsize
-    blocks, block = (K + BLOCK - 1) // BLOCK, np.empty(lanes * lanes, w.dtype)
+    blocks, block = (K + BLOCK - 1) // BLOCK, np.zeros(lanes * lanes, w.dtype)
     for unit in range(lo, hi):
         q, j, first = unit // blocks, unit % blocks * BLOCK, unit // blocks % each * width
         stop = min(K, j + BLOCK)
@@ -227,12 +239,11 @@ def pack(lo, hi, w, offset, order, hop, group, O, p):
             run = run_of(offset, j, stop, lanes)
             for o in range(0, width, lanes):
                 some, start = min(lanes, O - first - o), q // each * group + offset[j] + (first + o) * hop
-                if start + (some - 1) * hop + lanes <= w.size and run > 1:
-                    transpose(w, start, hop, some, block, 0, lanes)
+                if run > 1:
+                    transpose(w, start, hop, block, 0, lanes, run, some)
                 else:
-                    for i in range(run):
-                        for k in range(lanes):
-                            block[i * lanes + k] = w[start + i + min(k, some - 1) * hop]
+                    for k in range(some):
+                        block[k] = w[start + k * hop]
                 for i in range(run):
                     row, line = p[q, order[j + i], o : o + lanes], block[i * lanes : (i + 1) * lanes]
                     for k in range(lanes):
@@ -244,13 +255,13 @@ def pack(lo, hi, w, offset, order, hop, group, O, p):
 def unpack(lo, hi, p, offset, order, hop, group, O, w):
     """The inverse of `pack`, of a weight in several sums: `p (sums, panels, K and some more, width) -> w (numbers)`."""
     K, width, each, lanes = offset.size, p.shape[3], (O + p.shape[3] - 1) // p.shape[3], LANES // w.itemsize
-    blocks, block, turned = (K + BLOCK - 1) // BLOCK, np.zeros(lanes * lanes, w.dtype), np.empty(lanes * lanes, w.dtype)
+    blocks, block = (K + BLOCK - 1) // BLOCK, np.zeros(lanes * lanes, w.dtype)
     for unit in range(lo, hi):
         q, j, first = unit // blocks, unit % blocks * BLOCK, unit // blocks % each * width
         stop = min(K, j + BLOCK)
         while j < stop:
             run = run_of(offset, j, stop, lanes)
-            for o in range(0, width, lanes):
+            for o in range(0, min(width, O - first), lanes):
                 some, start = min(lanes, O - first - o), q // each * group + offset[j] + (first + o) * hop
                 for i in range(run):
                     line = block[i * lanes : (i + 1) * lanes]
@@ -258,5 +269,5 @@ def unpack(lo, hi, p, offset, order, hop, group, O, w):
                         more = p[part, q, order[j + i], o : o + lanes]
                         for k in range(lanes):
                             line[k] = more[k] if part == 0 else line[k] + more[k]
-                move(block, 0, lanes, w, start, hop, some, run, turned)
+                transpose(block, 0, lanes, w, start, hop, some, run)
             j += run
