@@ -6,7 +6,7 @@
 | another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                        |
 | at most TINY products                                                         | loops of the local layer, with shared weights       |
 | the gradient of the input, with a weight that is infinite or NaN              | `definition`                                        |
-| the gradient of the input, of at most THIN channels in one group              | one matrix product, added to the pixels, `product`  |
+| the gradient of few channels, by many times as many outputs, in one group     | one matrix product, added to the pixels, `product`  |
 | everything else                                                               | gathered products, `product`                        |
 
 Half precision is computed in float32 and rounded once.
@@ -27,7 +27,7 @@ from cnn425.kernels.threads import PLAIN, forced, is_traced, loops_run
 from cnn425.windows import Geometry
 
 TINY = 1 << 14  # multiplications; up to this many, plain loops are faster than packing weights
-THIN = 4  # so few outputs of a product would leave most of a vector register empty
+THIN, TIMES = 12, 6  # so few channels leave vector registers empty; with so many times as many outputs, adding to pixels costs less
 ON_REQUEST: dict[str | None, ModuleType] = {"im2col": im2col, "winograd": winograd, "fft": fft}
 
 
@@ -65,7 +65,7 @@ def input_gradient(
         return gx if result is gx else layout.stored(result, order)
     if not w.sum().isfinite():  # loops put zeros between and around what they multiply, and zero times infinity is NaN
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size), order)
-    if groups == 1 and w.shape[1] <= THIN:
+    if groups == 1 and w.shape[1] <= min(THIN, w.shape[0] // TIMES):
         product.scattered_product(gy, w, gx, geometry)
     else:
         product.input_gradient(gy, w, gx, geometry, groups)

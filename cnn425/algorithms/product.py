@@ -26,7 +26,7 @@ from cnn425.windows import Geometry
 CPU = torch.device("cpu")
 BOX = 1 << 18  # bytes of a box, which stay in the cache of a core
 FEWEST = 96  # positions of a box, which fill tiles
-MANY = 8  # channels that fill half a vector register
+COSTS = {1: 1.6, 2: 1.15, 3: 1.05, 4: 1.0}  # of a register in a tile of so many beside one another, as measured
 UNITS = 16  # so many threads have something to do
 NUMBERS = 1 << 20  # of the gradient of windows that is written down at a time
 
@@ -89,7 +89,7 @@ def plan(map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, 
     Groups of G inputs and as many outputs share panels.
     """
     (O, groups), channels, lanes = (O * groups, 1) if G else (O, groups), x.shape[1], LANES // itemsize
-    V = min((1,) if G > 1 else (2, 1) if G else (4, 2, 1), key=lambda v: -(-O // (v * lanes)) * v)
+    V = min((1,) if G > 1 else (2, 1) if G else (4, 3, 2, 1), key=lambda v: -(-O // (v * lanes)) * v * (1 if G else COSTS[v]))
     width = V * lanes
     firsts = [(g, o) for g in range(groups) for o in range(0, O, width)]
     Q, inputs, ones = len(firsts), 1 if G else C, (1,) * (5 - len(x.shape))
@@ -235,9 +235,9 @@ def numbers(t: Tensor) -> tuple[object, ...]:
 
 
 def sharing(w: Tensor, groups: int) -> int:
-    """How many inputs, and as many outputs, small groups have that share a vector register; 0 for large groups, and for few channels."""
+    """How many inputs, and as many outputs, small groups have that share a vector register; or 0."""
     (O, C), G = w.shape[:2], groups
-    return C if C in GROUPS and O == C * G >= MANY and G > 1 else 0
+    return C if C in GROUPS and O == C * G and G > 1 else 0
 
 
 def output(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, geometry: Geometry, groups: int) -> None:

@@ -137,6 +137,8 @@ def tile_of(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b
     """The tile of V registers."""
     if V == 4:
         tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 6, 4, 0, 0)
+    elif V == 3:
+        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 8, 3, 0, 0)
     elif V == 2:
         tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 8, 2, 0, 0)
     else:
