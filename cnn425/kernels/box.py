@@ -9,6 +9,7 @@ import numpy as np
 from cnn425.kernels.threads import machine_step, step
 
 LANES = 64  # bytes of a vector register; the compiler takes several smaller ones where there is none so large
+AHEAD = 6  # registers behind what is read that are fetched into the cache
 IMAGES = 32  # that are interleaved
 
 
@@ -68,10 +69,14 @@ def _transpose():
                 def store(line, to):
                     builder.call(masked_store, [line, to, short(align), kept])
 
+            byte = ir.IntType(8)
+            fetch = known("llvm.prefetch.p0", ir.VoidType(), byte.as_pointer(), short, short, short)
             lines = []
             for k in range(lanes):
                 row = builder.select(builder.icmp_signed("<", word(k), last), word(k), last)
-                lines.append(load(place(source, at, hop, row)))
+                origin = place(source, at, hop, row)
+                lines.append(load(origin))
+                builder.call(fetch, [builder.bitcast(builder.gep(origin, [word(AHEAD)]), byte.as_pointer()), *map(short, (0, 3, 1))])
             masks = [
                 ir.Constant(whole, [half + lanes * odd for half in halves for odd in (0, 1)])
                 for halves in (range(lanes // 2), range(lanes // 2, lanes))
