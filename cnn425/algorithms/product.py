@@ -75,6 +75,7 @@ class Plan:
     boxes: int
     parts: int  # of the panels
     work: int  # products
+    numbers: tuple[int, int]  # in the memory of the two images
     cells: tuple[int, ...]  # of the kernel, phase by phase
     image: tuple[object, ...]
     panels: tuple[object, ...]
@@ -116,7 +117,7 @@ def plan(map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, 
     work = x.shape[0] * prod(s.positions for s in sides) * Q * len(cells) * max(G, 1)
     image = source, sides_, images, int(direct), phases_, cells_
     parts = min(Q, -(-UNITS // boxes))
-    return Plan(C, O, V, width, Q, boxes, parts, work, tuple(kernel), image, panels_, target, kept)
+    return Plan(C, O, V, width, Q, boxes, parts, work, (x.numbers(), y.numbers()), tuple(kernel), image, panels_, target, kept)
 
 
 # ---- Where windows are -------------------------------------------------------------------------------------------------------------------
@@ -229,11 +230,6 @@ def of(t: Tensor) -> Memory:
     return Memory(tuple(t.shape), t.stride())
 
 
-def numbers(t: Tensor) -> tuple[object, ...]:
-    """The memory of an image of any strides as an argument for a loop."""
-    return memory(t, of(t).numbers())
-
-
 def sharing(w: Tensor, groups: int) -> int:
     """How many inputs, and as many outputs, small groups have that share a vector register; or 0."""
     (O, C), G = w.shape[:2], groups
@@ -260,7 +256,7 @@ def multiply(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, G
     w, last = stored_weight(w)
     panels, bias = packed(w, plan, places(plan, prod(w.shape[2:]), transposed, last)), w.new_empty(0) if bias is None else bias.contiguous()
     weight = memory(panels, *panels.shape), memory(bias, bias.numel()), plan.panels, plan.V, plan.parts
-    loops.PRODUCTS[G](plan.boxes * plan.parts, plan.work, numbers(x), *plan.image, *weight, plan.target, memory(y, y.numel()))
+    loops.PRODUCTS[G](plan.boxes * plan.parts, plan.work, memory(x, plan.numbers[0]), *plan.image, *weight, plan.target, memory(y, y.numel()))
 
 
 def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, groups: int) -> None:
@@ -271,8 +267,8 @@ def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, group
     K, parts = len(place.offset), min(found.boxes, max(1, UNITS // Q) if groups == 1 else UNITS)
     pieces = Q if groups == 1 else min(Q, -(-UNITS // parts))  # a box has the inputs of all groups
     sums = gw.new_empty(parts, Q, K + ROWS * max(G, 1), found.width)
-    upstream = found.boxes, numbers(gy), found.panels, found.V, found.target, parts, pieces
-    loops.WEIGHT_GRADIENTS[G](parts * pieces, found.work, numbers(x), *found.image, *upstream, memory(sums, *sums.shape))
+    upstream = found.boxes, memory(gy, found.numbers[1]), found.panels, found.V, found.target, parts, pieces
+    loops.WEIGHT_GRADIENTS[G](parts * pieces, found.work, memory(x, found.numbers[0]), *found.image, *upstream, memory(sums, *sums.shape))
     weight = memory(place.offset, K), memory(place.order, K), place.hop, place.group, found.O, memory(gw, gw.numel())
     loops.unpack(Q * -(-K // loops.BLOCK), sums.numel(), memory(sums, *sums.shape), *weight)
 
