@@ -25,8 +25,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.table import Table
+from torch import Tensor
 
 from cnn425.lab import checkpoint, digits, figures, recipes
 from cnn425.lab.distortions import STRESSES, stressed
@@ -41,6 +43,7 @@ from cnn425.lab.seeds import names
 from cnn425.lab.study import Study, StudyOptions, at_least, parse, study
 from cnn425.lab.verdict import percent
 
+MEMBERS = 5  # networks of a committee
 HELD_OUT, SPLIT = 5000, 425  # training pictures on which recipes were tuned, and the seed that chooses them
 
 
@@ -65,7 +68,7 @@ ENTRIES: dict[str, Entry] = {
             "conv 6 3, pool, norm unscaled, relu, depthwise 3 valid, conv 5 1, norm unscaled, relu, depthwise 3 valid, conv 9 1, "
             "norm unscaled, relu, depthwise 3 valid, conv 10 1, norm unscaled, relu, depthwise 3 valid, conv 8 1, norm unscaled, relu, "
             "mean, linear 10",
-            epochs=60,
+            epochs=80,
             lr=0.04,
             **UNDISTORTED,
         ),
@@ -226,6 +229,8 @@ class Result(NamedTuple):
     processor_seconds: float
     best_epoch: float | None = None
     """accuracy of the best epoch on the test set; only with --habit"""
+    answers: str = ""
+    """the file of what it says of every picture, as it is and distorted, `(1 + distortions, pictures, classes)`, float16"""
 
 
 class Data(NamedTuple):
@@ -289,22 +294,44 @@ def result(name: str, recipe: Recipe, seed: int, board: Board) -> None:
 
     learnt = recipes.train(recipe, known.training, options.layers, seed, folder, after)
     images, labels = known.measured.batch(slice(None))
+    said = [recipes.answers(learnt.model, shown) for shown in (images, *(stressed(images, how) for how in STRESSES))]
+    file = board.file(name, recipe, seed)
     found = Result(
         name,
         seed,
-        recipes.accuracy(learnt.model, images, labels),
-        {how: recipes.accuracy(learnt.model, stressed(images, how), labels) for how in STRESSES},
+        recipes.right(said[0], labels),
+        {how: recipes.right(of, labels) for how, of in zip(STRESSES, said[1:], strict=True)},
         learnt.losses,
         parameters(learnt.model),
         recipes.multiply_adds(learnt.model),
         learnt.seconds,
         learnt.processor_seconds,
         max(best) if len(best) == recipe.epochs else None,
+        Path(file).with_suffix(".npy").name,
     )
-    write_whole(claim(folder, board.file(name, recipe, seed)), json.dumps(found._asdict(), indent=1).encode() + b"\n")
+    numbers = io.BytesIO()
+    np.save(numbers, torch.stack(said).half().numpy())
+    write_whole(claim(folder, found.answers), numbers.getvalue())
+    write_whole(claim(folder, file), json.dumps(found._asdict(), indent=1).encode() + b"\n")
     for path in checkpoint.checkpoints(folder):
         path.unlink()
     say(f"{name}, seed {seed}: {found.accuracy:.2%} of {len(labels):,} {known.where}")
+
+
+def committees(folder: Path, runs: list[Result], labels: Tensor) -> list[Result]:
+    """MEMBERS runs of a recipe taken together, as often as there are so many: the mean of what they say, as probabilities."""
+    found, runs = [], [run for run in runs if run.answers and (folder / run.answers).exists()]
+    for first in range(0, len(runs) - MEMBERS + 1, MEMBERS):
+        members = runs[first : first + MEMBERS]
+        said = sum(torch.from_numpy(np.load(folder / run.answers)).float().softmax(-1) for run in members)
+        shares = [recipes.right(of, labels) for of in torch.as_tensor(said)]
+        together = {
+            key: sum(getattr(run, key) for run in members) for key in ("parameters", "multiply_adds", "seconds", "processor_seconds")
+        }
+        losses = [mean(epoch) for epoch in zip(*(run.losses for run in members), strict=True)]
+        name = f"{MEMBERS} x {members[0].name}"
+        found.append(Result(name, members[0].seed, shares[0], dict(zip(STRESSES, shares[1:], strict=True)), losses, **together))
+    return found
 
 
 # ---- All seeds ---------------------------------------------------------------------------------------------------------------------------
@@ -343,7 +370,7 @@ def show(results: dict[str, list[Result]], where: str) -> None:
 def as_csv(results: dict[str, list[Result]]) -> bytes:
     """A row per run."""
     text = io.StringIO()
-    kept = [name for name in Result._fields if name not in ("stress", "losses")]
+    kept = [name for name in Result._fields if name not in ("stress", "losses", "answers")]
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow([*kept, "epochs", *STRESSES])
     for run in (run for runs in results.values() for run in runs):
@@ -401,7 +428,8 @@ def judged(results: dict[str, list[Result]], where: str) -> LeaderboardVerdict:
     shares = {name: mean(run.accuracy for run in runs) for name, runs in results.items()}
     reached = sum(share >= ENTRIES[name].aim for name, share in shares.items() if name in ENTRIES)
     holds = all(share >= (0.99 if results[name][0].parameters >= 1000 else 0.985) for name, share in shares.items())
-    return LeaderboardVerdict(holds, shares, reached, sum(map(len, results.values())), where)
+    trained = sum(len(runs) for name, runs in results.items() if name in ENTRIES or name in ABLATED)
+    return LeaderboardVerdict(holds, shares, reached, trained, where)
 
 
 def main(argv: Sequence[str] | None = None) -> LeaderboardVerdict:
@@ -417,6 +445,8 @@ def main(argv: Sequence[str] | None = None) -> LeaderboardVerdict:
             for seed in range(options.seed, options.seed + (10 if options.full else options.seeds)):
                 result(name, recipe, seed, board)
         found = {name: runs for name, recipe in chosen.items() if (runs := board.kept(name, recipe))}
+        if together := committees(record.folder, found.get("best", []), known.measured.labels):
+            found[together[0].name] = together
         show(found, known.where)
         write_whole(claim(record.folder, "results.csv"), as_csv(found))
         curves(found, record)

@@ -256,7 +256,9 @@ def multiply(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, G
     w, last = stored_weight(w)
     panels, bias = packed(w, plan, places(plan, prod(w.shape[2:]), transposed, last)), w.new_empty(0) if bias is None else bias.contiguous()
     weight = memory(panels, *panels.shape), memory(bias, bias.numel()), plan.panels, plan.V, plan.parts
-    loops.PRODUCTS[G](plan.boxes * plan.parts, plan.work, memory(x, plan.numbers[0]), *plan.image, *weight, plan.target, memory(y, y.numel()))
+    loops.PRODUCTS[G](
+        plan.boxes * plan.parts, plan.work, memory(x, plan.numbers[0]), *plan.image, *weight, plan.target, memory(y, y.numel())
+    )
 
 
 def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, groups: int) -> None:

@@ -4,8 +4,6 @@ The place of pixel (n, d, h, w, c) in memory is the sum of each times a stride. 
 channels of a pixel are far apart: such a box is filled with blocks that are transposed in vector registers.
 """
 
-import numpy as np
-
 from cnn425.kernels.threads import machine_step, step
 
 LANES = 64  # bytes of a vector register; the compiler takes several smaller ones where there is none so large
@@ -44,7 +42,10 @@ def _transpose():
                 return builder.icmp_signed("<", ir.Constant(whole, list(range(lanes))), same)
 
             if align < 4:  # few processors have masks for so many numbers
-                copy, byte = known("llvm.memcpy.p0.p0.i64", ir.VoidType(), *[ir.IntType(8).as_pointer()] * 2, word, ir.IntType(1)), ir.IntType(8)
+                copy, byte = (
+                    known("llvm.memcpy.p0.p0.i64", ir.VoidType(), *[ir.IntType(8).as_pointer()] * 2, word, ir.IntType(1)),
+                    ir.IntType(8),
+                )
                 part = cgutils.alloca_once(builder, vector)
 
                 def moved(to, origin, count):

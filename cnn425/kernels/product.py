@@ -37,6 +37,12 @@ BLOCK = 64  # rows of a weight that stay in the cache while it is transposed
 
 
 @step
+def numbers_of_box(sides, images, C, lanes):
+    """The numbers of a box, and of the vector registers that are read from its last channels on."""
+    return images * sides[6, 0] * sides[6, 1] * sides[6, 2] * C + 4 * lanes
+
+
+@step
 def corner(box, sides, images):
     """The first image and position of a box: n, a, i, j."""
     A, across, down = sides[0, 0], (sides[0, 2] + sides[5, 2] - 1) // sides[5, 2], (sides[0, 1] + sides[5, 1] - 1) // sides[5, 1]
@@ -108,7 +114,7 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
     weights, straight, steps = w.reshape(w.size), apart == 1 and panels[1].min() == width, np.arange(K) * (width * max(GROUP, 1))
     row, out, ends = np.empty(most + F * R, np.int64), np.empty(most + F * R, np.int64), np.zeros(F + 1, np.int64)
     place, run, known, found = np.empty(most, np.int64), np.empty(most, np.int64), (0, 0, 0, 0), 0
-    buffer, bias = x if direct else np.empty(images * sides[6, 0] * sides[6, 1] * sides[6, 2] * C + 4 * lanes, x.dtype), np.zeros(wide, x.dtype)
+    buffer, bias = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype), np.zeros(wide, x.dtype)
     for q in range(Q if b.size else 0):
         for o in range(panels[1, q]):
             bias[q * width + o] = b[panels[0, q] + o]
@@ -124,7 +130,7 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
                 P = windows_of(shape, source, sides, direct, phases[0, f], phases[1, f], phases[2, f], row, out, ends[f])
                 for p in range(ends[f], P):
                     out[p] = place[out[p]] if straight else out[p] * wide
-                ends[f + 1] = P + R if P > ends[f] else P
+                ends[f + 1] = P + R if ends[f] < P else P
                 for p in range(P, ends[f + 1]):  # rows that are too many compute the last position again
                     row[p], out[p] = row[P - 1], out[P - 1]
         for f in range(F):
@@ -149,7 +155,7 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
     R, C, lanes, apart, most = rows_of(V), source[0, 4], LANES // x.itemsize, target[1, 4], images * sides[5, 1] * sides[5, 2]
     row, place, steps, out = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(most) * width, np.arange(rows) * width
     run, unused, known, P = np.empty(most, np.int64), np.empty(most, np.int64), (0, 0, 0, 0), 0
-    buffer = x if direct else np.empty(images * sides[6, 0] * sides[6, 1] * sides[6, 2] * C + 4 * lanes, x.dtype)
+    buffer = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype)
     upstream, zeros, result = np.zeros(most * width, x.dtype), np.zeros(width, x.dtype), gw.reshape(gw.size)
     for unit in range(lo, hi):
         part, piece = unit // pieces, unit % pieces

@@ -249,11 +249,18 @@ def train(
     return Learnt(run.result, run.losses, run.seconds, run.processor_seconds)
 
 
+def answers(model: nn.Module, images: Tensor) -> Tensor:
+    """What the network says of pictures, uint8 or brightness: `(N, 1, side, side) -> (N, classes)`."""
+    shown = Pictures(images, torch.zeros(len(images)), ())
+    with looked_at(model):
+        return torch.cat([model(shown.batch(part)[0]) for part in torch.arange(len(images)).split(EVALUATED)])
+
+
+def right(said: Tensor, labels: Tensor) -> float:
+    """The share of answers `(N, classes)` that are right."""
+    return int((said.argmax(1) == labels).sum()) / len(labels)
+
+
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The share of pictures, uint8 or brightness, that are recognised."""
-    with looked_at(model):
-        right = 0
-        for part in torch.arange(len(labels)).split(EVALUATED):
-            shown, truth = Pictures(images, labels, ()).batch(part)
-            right += int((model(shown).argmax(1) == truth).sum())
-    return right / len(labels)
+    return right(answers(model, images), labels)
