@@ -123,8 +123,9 @@ ENTRIES: dict[str, Entry] = {
     ),
     "sprint": Entry(
         Recipe(
-            "conv 8 3, pool, norm, relu, conv 16 3, pool, norm, relu, conv 16 3, norm, relu, linear 10",
-            epochs=3,
+            "crop 4, conv 8 3, pool, norm, relu, conv 24 3, pool, norm, relu, conv 32 3, norm, relu, linear 10",
+            epochs=2,
+            warmup=0.3,
             average=0,
             **UNDISTORTED,
         ),

@@ -29,6 +29,17 @@ def test_words_are_layers():
     assert tuple(model[6].sets) == (1, 1)
 
 
+def test_a_cropped_network_never_sees_the_edge():
+    model = build(Recipe("crop 4, conv 4 3, pool, relu, linear 10"))
+    x = torch.rand(2, 1, 28, 28)
+    edge = x.clone()
+    edge[..., 4:24, 4:24] = 0
+    assert torch.equal(model(x), model(x - edge))
+    assert model[-1].in_features == 4 * 10 * 10
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(model(x), model(x.flip(-1)))
+
+
 def test_a_norm_without_scale_has_a_shift_alone():
     """A scale before a ReLU can be moved behind it, into the next layer: the same function, fewer weights."""
     scaled, unscaled = (build(Recipe(f"conv 4 3, {norm}, relu, mean, linear 10")) for norm in ("norm", "norm unscaled"))

@@ -10,6 +10,7 @@
 | `blocks 8 3 share 7`                   | locally connected, 7x7 positions share a window                           |
 | `lowrank 8 3 rank 2`                   | locally connected, windows are mixtures of two                            |
 | `... stride 2`, `... valid`, `... bias`| every other position; no padding (else half a window); with a bias        |
+| `crop 4`                               | the image without the four pixels at each edge                            |
 | `pool`, `mean`, `relu`, `linear 10`    | maximum of 2x2, mean of everything, rectifier, fully connected            |
 | `norm`, `norm unscaled`                | torch's batch normalisation; without scale where the next layer has one   |
 | `dropout 0.2`                          | torch's dropout                                                           |
@@ -83,6 +84,18 @@ class Standardise(nn.Module):
         return (images - MEAN) / DEVIATION
 
 
+class Crop(nn.Module):
+    """The image without some pixels at each edge."""
+
+    def __init__(self, pixels: int):
+        super().__init__()
+        self.pixels = pixels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(N, C, H, W) -> (N, C, H - 2*pixels, W - 2*pixels)`."""
+        return images[..., self.pixels : -self.pixels, self.pixels : -self.pixels]
+
+
 def windowed(words: list[str], ours: Any, layers: Layers, c: int, side: int) -> tuple[nn.Module, int, int]:
     """A layer that slides a window over `(c, side, side)`; the layer, its channels and its side."""
     kind, *rest = words
@@ -117,6 +130,9 @@ def stages(network: str, layers: Layers, side: int) -> Iterator[nn.Module]:
             yield ours.ReLU()
         elif words[0] == "dropout":
             yield nn.Dropout(float(words[1]))
+        elif words[0] == "crop":
+            yield Crop(int(words[1]))
+            side -= 2 * int(words[1])
         elif words[0] == "pool":
             yield ours.MaxPool2d(2)
             side //= 2
