@@ -24,10 +24,10 @@ from cnn425.kernels.tile import GROUPS, ROWS
 from cnn425.windows import Geometry
 
 CPU = torch.device("cpu")
-BOX = 1 << 18  # bytes of a box, which stay in the cache of a core
+BOX = 1 << 19  # bytes of a box, which stay in the cache of a core
 FEWEST = 96  # positions of a box, which fill tiles
 COSTS = {1: 1.6, 2: 1.15, 3: 1.05, 4: 1.0}  # of a register in a tile of so many beside one another, as measured
-UNITS = 16  # so many threads have something to do
+UNITS, FEW = 16, 4  # so many threads have something to do, and where each of them costs much
 NUMBERS = 1 << 20  # of the gradient of windows that is written down at a time
 
 
@@ -266,7 +266,8 @@ def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, group
     G = sharing(gw, groups)
     found = plan("output", geometry, groups, gw.shape[1], gw.shape[0] // groups, of(x), of(gy), x.itemsize, G)
     place, Q = places(found, prod(gw.shape[2:]), False, not gw.is_contiguous()), found.Q
-    K, parts = len(place.offset), min(found.boxes, max(1, UNITS // Q) if groups == 1 else UNITS)
+    K, few = len(place.offset), max(FEW // Q, (x.numel() + gy.numel()) // (4 * gw.numel()))  # sums are to cost less than the images
+    parts = min(found.boxes, max(1, min(UNITS // Q, few)) if groups == 1 else UNITS)
     pieces = Q if groups == 1 else min(Q, -(-UNITS // parts))  # a box has the inputs of all groups
     sums = gw.new_empty(parts, Q, K + ROWS * max(G, 1), found.width)
     upstream = found.boxes, memory(gy, found.numbers[1]), found.panels, found.V, found.target, parts, pieces
