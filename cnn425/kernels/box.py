@@ -11,6 +11,50 @@ AHEAD = 6  # registers behind what is read that are fetched into the cache
 IMAGES = 32  # that are interleaved
 
 
+def _parts(builder, number, I, K):
+    """`load(place)`, the first I numbers of a vector register, and `store(register, place)`, its first K, as instructions."""
+    from llvmlite import ir
+    from numba.core import cgutils
+
+    word, short, byte, bit = (ir.IntType(n) for n in (64, 32, 8, 1))
+    align = number.width // 8 if isinstance(number, ir.IntType) else 8 if isinstance(number, ir.DoubleType) else 4
+    lanes = LANES // align
+    vector, numbers, bits = (ir.VectorType(t, lanes) for t in (number, short, bit))
+
+    def known(name, *arguments, result=None):
+        return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result or ir.VoidType(), arguments), name)
+
+    if align < 4:  # few processors have masks for so many numbers
+        copy, part = known("llvm.memcpy.p0.p0.i64", *[byte.as_pointer()] * 2, word, bit), cgutils.alloca_once(builder, vector)
+
+        def moved(to, origin, count):
+            ends = (builder.bitcast(end, byte.as_pointer()) for end in (to, origin))
+            builder.call(copy, [*ends, builder.mul(count, word(align)), bit(0)])
+
+        def load(place):
+            moved(part, place, I)
+            return builder.load(part)
+
+        def store(register, place):
+            builder.store(register, part)
+            moved(place, part, K)
+
+        return load, store
+
+    def first(count):
+        one = builder.insert_element(ir.Constant(numbers, ir.Undefined), builder.trunc(count, short), short(0))
+        same = builder.shuffle_vector(one, one, ir.Constant(numbers, [0] * lanes))
+        return builder.icmp_signed("<", ir.Constant(numbers, list(range(lanes))), same)
+
+    kind, seen, kept = f"v{lanes}{'i' if isinstance(number, ir.IntType) else 'f'}{8 * align}.p0", first(I), first(K)
+    masked_load = known(f"llvm.masked.load.{kind}", vector.as_pointer(), short, bits, vector, result=vector)
+    masked_store = known(f"llvm.masked.store.{kind}", vector, vector.as_pointer(), short, bits)
+    return (
+        lambda place: builder.call(masked_load, [place, short(align), seen, ir.Constant(vector, [number(0)] * lanes)]),
+        lambda register, place: builder.call(masked_store, [register, place, short(align), kept]),
+    )
+
+
 def _transpose():
     """The transposition in machine code: rows are interleaved in pairs, as often as it takes; what is no part of it is masked."""
     from llvmlite import ir
@@ -23,65 +67,24 @@ def _transpose():
         """See `transpose` below."""
 
         def generate(context, builder, signature, values):
-            word, short, lanes = ir.IntType(64), ir.IntType(32), LANES // (x.dtype.bitwidth // 8)
-            number, align = context.get_data_type(x.dtype), x.dtype.bitwidth // 8
-            vector, whole, bits = (ir.VectorType(t, lanes) for t in (number, short, ir.IntType(1)))
+            word, short, number, lanes = ir.IntType(64), ir.IntType(32), context.get_data_type(x.dtype), LANES // (x.dtype.bitwidth // 8)
             source, target = (make_array(signature.args[i])(context, builder, values[i]).data for i in (0, 3))
             _, at, hop, _, to, step_, I, K = values
-            last = builder.sub(K, word(1))
+            (load, store), last, lines = _parts(builder, number, I, K), builder.sub(K, word(1)), []
+            fetch = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), *[short] * 3])
+            fetch = cgutils.get_or_insert_function(builder.module, fetch, "llvm.prefetch.p0")
 
             def place(data, start, distance, count):
-                return builder.bitcast(builder.gep(data, [builder.add(start, builder.mul(distance, count))]), vector.as_pointer())
+                found = builder.gep(data, [builder.add(start, builder.mul(distance, count))])
+                return builder.bitcast(found, ir.VectorType(number, lanes).as_pointer())
 
-            def known(name, result, *arguments):
-                return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
-
-            def first(count):
-                one = builder.insert_element(ir.Constant(whole, ir.Undefined), builder.trunc(count, short), short(0))
-                same = builder.shuffle_vector(one, one, ir.Constant(whole, [0] * lanes))
-                return builder.icmp_signed("<", ir.Constant(whole, list(range(lanes))), same)
-
-            if align < 4:  # few processors have masks for so many numbers
-                copy, byte = (
-                    known("llvm.memcpy.p0.p0.i64", ir.VoidType(), *[ir.IntType(8).as_pointer()] * 2, word, ir.IntType(1)),
-                    ir.IntType(8),
-                )
-                part = cgutils.alloca_once(builder, vector)
-
-                def moved(to, origin, count):
-                    ends = (builder.bitcast(end, byte.as_pointer()) for end in (to, origin))
-                    builder.call(copy, [*ends, builder.mul(count, word(align)), ir.IntType(1)(0)])
-
-                def load(origin):
-                    moved(part, origin, I)
-                    return builder.load(part)
-
-                def store(line, to):
-                    builder.store(line, part)
-                    moved(to, part, K)
-            else:
-                kind, seen, kept = f"v{lanes}{'i' if isinstance(number, ir.IntType) else 'f'}{8 * align}.p0", first(I), first(K)
-                masked_load = known(f"llvm.masked.load.{kind}", vector, vector.as_pointer(), short, bits, vector)
-                masked_store = known(f"llvm.masked.store.{kind}", ir.VoidType(), vector, vector.as_pointer(), short, bits)
-
-                def load(origin):
-                    return builder.call(masked_load, [origin, short(align), seen, ir.Constant(vector, [number(0)] * lanes)])
-
-                def store(line, to):
-                    builder.call(masked_store, [line, to, short(align), kept])
-
-            byte = ir.IntType(8)
-            fetch = known("llvm.prefetch.p0", ir.VoidType(), byte.as_pointer(), short, short, short)
-            lines = []
             for k in range(lanes):
-                row = builder.select(builder.icmp_signed("<", word(k), last), word(k), last)
-                origin = place(source, at, hop, row)
+                origin = place(source, at, hop, builder.select(builder.icmp_signed("<", word(k), last), word(k), last))
                 lines.append(load(origin))
-                builder.call(fetch, [builder.bitcast(builder.gep(origin, [word(AHEAD)]), byte.as_pointer()), *map(short, (0, 3, 1))])
-            masks = [
-                ir.Constant(whole, [half + lanes * odd for half in halves for odd in (0, 1)])
-                for halves in (range(lanes // 2), range(lanes // 2, lanes))
-            ]
+                ahead = builder.bitcast(builder.gep(origin, [word(AHEAD)]), ir.IntType(8).as_pointer())
+                builder.call(fetch, [ahead, *map(short, (0, 3, 1))])
+            halves = range(lanes // 2), range(lanes // 2, lanes)
+            masks = [ir.Constant(ir.VectorType(short, lanes), [i + lanes * odd for i in half for odd in (0, 1)]) for half in halves]
             for _ in range(lanes.bit_length() - 1):  # a line and the one half the lines later become two neighbours
                 pairs = zip(lines[: lanes // 2], lines[lanes // 2 :], strict=True)
                 lines = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
@@ -95,8 +98,7 @@ def _transpose():
             builder.position_at_end(end)
             return context.get_dummy_value()
 
-        i = types.intp
-        return types.void(x, i, i, y, i, i, i, i), generate
+        return types.void(x, *[types.intp] * 2, y, *[types.intp] * 4), generate
 
     return transpose
 
