@@ -43,7 +43,7 @@ from cnn425.lab.seeds import names
 from cnn425.lab.study import Study, StudyOptions, at_least, parse, study
 from cnn425.lab.verdict import percent
 
-MEMBERS = 4  # networks of a committee
+MEMBERS = 5  # networks of a committee
 HELD_OUT, SPLIT = 5000, 425  # training pictures on which recipes were tuned, and the seed that chooses them
 
 
