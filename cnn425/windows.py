@@ -141,6 +141,16 @@ class Sharing(NamedTuple):
             t = t.index_select(before + side, self.table(side, count, t.device))
         return t
 
+    def bias(self, b: Tensor, positions: tuple[int, ...], before: int = 0) -> Tensor:
+        """The bias `(O, *sets)` or `(O,)`, with `before` more dimensions in front, as it is added to the output."""
+        alone = b.ndim == before + 1
+        return b.reshape(*b.shape, *(1,) * len(positions)) if alone else self.copied(b, positions, before + 1)
+
+    def added_up(self, t: Tensor, before: int) -> Tensor:
+        """The adjoint of `copied`: the sum over the positions of each set."""
+        d = len(self.share)
+        return t if self.each else self.apart(t, before).sum(tuple(range(before + d, before + 2 * d)))
+
     def apart(self, t: Tensor, before: int) -> Tensor:
         """`t` with its positions, from dimension `before` on, as (*sets, *positions of each set), and zeros where a set has fewer."""
         d = len(self.share)
@@ -149,7 +159,8 @@ class Sharing(NamedTuple):
         most = [-(-p // q) for p, q in zip(positions, sets, strict=True)] if self.tile else self.share
         t = pad(t, [(0, q * m - p) for p, q, m in zip(positions, sets, most, strict=True)] + [(0, 0)] * after)
         for side in reversed(range(d)):
-            t = t.unflatten(before + side, (most[side], sets[side]) if self.tile else (sets[side], most[side]))
+            sizes = (most[side], sets[side]) if self.tile else (sets[side], most[side])
+            t = t.reshape(*t.shape[: before + side], *sizes, *t.shape[before + side + 1 :])  # a legacy vmap has no unflatten
         first, second = range(before, before + 2 * d, 2), range(before + 1, before + 2 * d, 2)
         inner = (*second, *first) if self.tile else (*first, *second)
         return t.permute(*range(before), *inner, *range(before + 2 * d, t.ndim))

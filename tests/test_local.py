@@ -188,14 +188,15 @@ def test_every_algorithm_is_the_definition_for_a_weight_of_any_strides(algorithm
     """Small whole numbers, so that sums are exact."""
     geometry, groups, sharing, size, n, outputs, inputs, order = case
     positions = geometry.positions(size)
-    shapes = (n, inputs * groups, *size), (n, outputs, *positions), (*sharing.sets(positions), outputs, inputs, *geometry.kernel)
-    x, gy, w = (torch.randint(-4, 5, shape).float() for shape in shapes)
+    sets = sharing.sets(positions)
+    shapes = (n, inputs * groups, *size), (n, outputs, *positions), (*sets, outputs, inputs, *geometry.kernel), (outputs, *sets)
+    x, gy, w, b = (torch.randint(-4, 5, shape).float() for shape in shapes)
     w = in_order(w, order)
 
     def maps(name):
         with use(name) if name else contextlib.nullcontext():
             return (
-                algorithms.output(x, w, geometry, groups, sharing, gy[0]),
+                algorithms.output(x, w, geometry, groups, sharing, b),
                 algorithms.input_gradient(gy, w, geometry, groups, sharing, size),
                 algorithms.weight_gradient(gy, x, geometry, groups, sharing),
             )

@@ -13,7 +13,7 @@ Half precision is computed in float32 and rounded once.
 """
 
 from collections.abc import Sequence
-from math import prod
+from math import isfinite, prod
 from types import ModuleType
 
 import torch
@@ -63,7 +63,7 @@ def input_gradient(
         result = gx.contiguous()
         plan_of(geometry, groups, None, gx.shape[1:], w.shape, gy.shape[2:]).sweep_input_gradient(gy.contiguous(), w.contiguous(), result)
         return gx if result is gx else layout.stored(result, order)
-    if not w.sum().isfinite():  # loops put zeros between and around what they multiply, and zero times infinity is NaN
+    if not isfinite(w.sum().item()):  # loops put zeros between and around what they multiply, and zero times infinity is NaN
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size), order)
     if groups == 1 and w.shape[1] <= min(THIN, w.shape[0] // TIMES):
         product.scattered_product(gy, w, gx, geometry)

@@ -40,17 +40,16 @@ UPSTREAM = 1 << 18  # numbers of the output's gradient that are brought in order
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing, bias: Tensor | None = None) -> Tensor:
-    """The output, `(N, C, *size), (*sets, O, C/G, *kernel) -> (N, O, *positions)`; the bias is `(O, *positions)` or `(O,)`."""
-    order, shape = layout.like(x), (w.shape[geometry.dimensions], *geometry.positions(x.shape[2:]))
-    if bias is not None:
-        bias = (bias if bias.ndim > 1 else bias.view(-1, *(1,) * geometry.dimensions)).expand(shape)
+    """The output, `(N, C, *size), (*sets, O, C/G, *kernel) -> (N, O, *positions)`; the bias is `(O, *sets)` or `(O,)`."""
+    order, positions = layout.like(x), geometry.positions(x.shape[2:])
     if x.dtype in HALF:
         y = output(x.float(), w.float(), geometry, groups, sharing, None if bias is None else bias.float())
         return layout.stored(y.to(x.dtype), order)
     if by_definition(x, w):
         y = definition.output(x, w, geometry, groups, sharing)
-        return layout.stored(y if bias is None else y + bias, order)
-    y, plan = x.new_empty(x.shape[0], *shape), plan_of(geometry, groups, sharing, x.shape[1:], w.shape, shape[1:])
+        return layout.stored(y if bias is None else y + sharing.bias(bias, positions), order)
+    y = x.new_empty(x.shape[0], w.shape[geometry.dimensions], *positions)
+    plan = plan_of(geometry, groups, sharing, x.shape[1:], w.shape, positions)
     (plan.sweep_output if plan.is_swept(len(x)) else plan.multiply_output)(x.contiguous(), w.contiguous(), bias, y)
     return layout.stored(y, order)
 
@@ -195,7 +194,7 @@ class Plan:
         V, (start, cell) = registers(len(x), x), self.windows()
         image, pixels, low = self.interleaved(x, V)
         loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(x), low, pixels)
-        b = y.new_empty(0, 0) if bias is None else bias.flatten(1).contiguous()
+        b = y.new_empty(0, 0) if bias is None else bias.reshape(self.outputs, -1).contiguous()
         weight = memory(w, self.Q, self.outputs, self.cells), memory(b, *b.shape), self.groups, self.where[1]
         units, where = image.shape[0] * -(-self.P // loops.BLOCK), (memory(start, self.P), memory(cell, self.cells), V)
         loops.multiply(units, y.numel() * self.cells, pixels, *weight, *where, self.output(y))
@@ -214,18 +213,22 @@ class Plan:
     def multiply_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
         """Write `gw`."""
         V, N, (start, cell), (_, order, bounds) = registers(self.O, x), len(x), self.windows(), self.sets
-        padded = padded_size(self.geometry, self.size)
+        padded, d, GC = padded_size(self.geometry, self.size), self.geometry.dimensions, x.shape[1]
         overhang = [(low, n - low - size) for low, n, size in zip(self.grid[2].tolist(), padded, self.size, strict=True)]
-        x = pad(x.view(N, x.shape[1], *self.size), overhang).contiguous()
-        w = gw.view(self.Q, -1)
-        for q, units, first, count in stretches(self.sharing, self.positions, gy.numel()):
-            upstream = x.new_empty(N * count * self.outputs + V * LANES // x.itemsize)
-            blocks, numbers = N * -(-count * x.itemsize // LANES), memory(upstream, *upstream.shape)
-            loops.side_by_side(blocks, upstream.numel(), self.output(gy), first, count, numbers)
+        x = pad(x.view(N, GC, *self.size), overhang).contiguous()
+        w, volume, plane = gw.view(self.Q, -1), prod(padded), prod(padded[4 - d :])
+        for q, units, (top, rows) in stretches(self.sharing, self.positions, gy.numel()):
+            first, count = (r * prod(self.positions[1:]) for r in (top, rows))
+            lines = (rows - 1) * self.geometry.stride[0] + self.geometry.extent[0]
+            begin, pixels = top * self.geometry.stride[0] * plane, lines * plane
+            upstream, image = x.new_empty(N * count * self.outputs + V * LANES // x.itemsize), x.new_empty(N * pixels * GC)
+            channels_last(self.output(gy), N, first, count, upstream)
+            channels_last(memory(x, N, GC, volume), N, begin, pixels, image)
             parts = min(self.cells, -(-torch.get_num_threads() // units))
-            tables = memory(order, self.P), memory(bounds[q:], units + 1), memory(start, self.P), memory(cell, self.cells)
-            images, weight = (numbers, memory(x, x.numel()), N, self.groups), memory(w[q:], units, self.outputs, self.cells)
-            loops.multiply_weights(units * parts, upstream.numel() * self.cells, *images, first, count, *tables, V, parts, weight)
+            tables = memory(order, self.P), memory(bounds[q:], units + 1), memory(start, self.P), memory(cell, self.cells), volume
+            images = memory(upstream, *upstream.shape), memory(image, N, pixels, GC), self.groups, first, count, begin
+            weight = memory(w[q:], units, self.outputs, self.cells)
+            loops.multiply_weights(units * parts, upstream.numel() * self.cells, *images, *tables, V, parts, weight)
 
 
 plan_of = lru_cache(maxsize=1024)(Plan)
@@ -237,14 +240,19 @@ def registers(count: int, x: Tensor, most: int = 4) -> int:
     return min((v for v in (4, 2, 1) if v <= most), key=lambda v: -(-count // (v * lanes)) * v)
 
 
-def stretches(sharing: Sharing, positions: tuple[int, ...], numbers: int) -> Iterator[tuple[int, int, int, int]]:
-    """Rows of sets whose positions are neighbours, about UPSTREAM of all `numbers`: first set, sets, first position, positions."""
+def channels_last(x: tuple[object, ...], images: int, first: int, count: int, to: Tensor) -> None:
+    """Write the pixels of `x (N, C, P)` from `first` on, one with all its channels after the other."""
+    loops.side_by_side(images * -(-count * to.itemsize // LANES), to.numel(), x, first, count, memory(to, *to.shape))
+
+
+def stretches(sharing: Sharing, positions: tuple[int, ...], numbers: int) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """Rows of sets whose positions are neighbours, about UPSTREAM of all `numbers`: first set, sets, first row of positions and rows."""
     rows, *others = sharing.sets(positions)
     together = rows if sharing.tile else max(1, rows * UPSTREAM // numbers)
     for row in range(0, rows, together):
         end = min(rows, row + together)
         first, last = (0, positions[0]) if sharing.tile else (min(r * sharing.share[0], positions[0]) for r in (row, end))
-        yield row * prod(others), (end - row) * prod(others), first * prod(positions[1:]), (last - first) * prod(positions[1:])
+        yield row * prod(others), (end - row) * prod(others), (first, last - first)
 
 
 def padded_size(geometry: Geometry, size: Sequence[int]) -> tuple[int, ...]:

@@ -67,7 +67,7 @@ def add_window(window, p, grid, low, high, x):
 
 @sums
 def output(lo, hi, x, w, b, groups, grid, sets, y):
-    """The output: `x (N, G*C, D, H, W), w (Q, G*O, C, T*U, V), b (G*O, P or 1) -> y (N, G*O, P)`; positions are shared out."""
+    """The output: `x (N, G*C, D, H, W), w (Q, G*O, C, T*U, V), b (G*O, Q or 1) -> y (N, G*O, P)`; positions are shared out."""
     (N, GC, _, _, _), (Q, GO, C, TU, V), O = x.shape, w.shape, w.shape[1] // groups
     window, weights = np.empty((GC, TU, V), x.dtype), w.reshape(Q, GO, C * TU * V)
     rows = window.reshape(groups, C * TU * V)
@@ -75,7 +75,7 @@ def output(lo, hi, x, w, b, groups, grid, sets, y):
         for n in range(N):
             gather_window(x[n], p, grid, window)
             for o in range(GO):
-                total, pixels, weight = b[o, p % b.shape[1]], rows[o // O], weights[sets[p], o]
+                total, pixels, weight = b[o, sets[p] % b.shape[1]], rows[o // O], weights[sets[p], o]
                 for k in range(pixels.size):
                     total += pixels[k] * weight[k]
                 y[n, o, p] = total
@@ -169,7 +169,7 @@ def separate(lo, hi, image, low, x):
 
 @loop
 def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
-    """The output: `image (B, C, D, H, W, width), w (Q, G*O, K), b (G*O, P) or (0, 0) -> y (N, G*O, P)`.
+    """The output: `image (B, C, D, H, W, width), w (Q, G*O, K), b (G*O, Q or 1) or (0, 0) -> y (N, G*O, P)`.
 
     `sets (P)` is the set of weights of every position, `start (P)` the pixel of its window's first cell, `cell (K)` the pixels from there
     to the others. Units are blocks of positions.
@@ -184,7 +184,7 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
         n, first = unit // blocks, unit % blocks * BLOCK
         count = min(BLOCK, P - first)
         for p in range(count * GO):
-            part[p * width : (p + 1) * width] = b[p % GO, first + p // GO] if b.size else 0
+            part[p * width : (p + 1) * width] = b[p % GO, sets[first + p // GO] % b.shape[1]] if b.size else 0
         for p in range(count):
             for g in range(groups):
                 panel = (n * total + g * (C // groups) * D * H * W + start[first + p]) * width
@@ -246,30 +246,34 @@ def side_by_side(lo, hi, gy, first, count, rows):
 
 
 @loop
-def multiply_weights(lo, hi, rows, x, N, groups, first, count, order, bounds, start, cell, V, parts, gw):
-    """The gradient of the weight: `rows` by `side_by_side`, `x (N*C*D*H*W)` with zeros around `-> gw (Q, G*O, K)`.
+def multiply_weights(lo, hi, rows, x, groups, first, count, begin, order, bounds, start, cell, volume, V, parts, gw):
+    """The gradient of the weight: `rows (N*count*G*O)` and `x (N, pixels, G*C)` by `side_by_side -> gw (Q, G*O, K)`.
 
-    `order` lists the positions set by set, those of set q from bounds[q] to bounds[q + 1]. A sum runs over the positions of a set and the
-    images. Units are parts of the cells of a set.
+    x has the pixels from `begin` on of an image with zeros around, which has `volume` pixels. `order` lists the positions set by set, those
+    of set q from bounds[q] to bounds[q + 1]. A sum runs over the images and the positions of a set. Units are parts of the cells of a set.
     """
-    (_, GO, K), result = gw.shape, gw.reshape(gw.size)
-    R, lanes, O, hop = rows_of(V), LANES // gw.itemsize, GO // groups, x.size // N
+    (_, GO, K), (N, pixels, GC), result, image = gw.shape, x.shape, gw.reshape(gw.size), x.reshape(x.size)
+    R, lanes, O = rows_of(V), LANES // gw.itemsize, GO // groups
     width, zeros = V * lanes, np.zeros(V * lanes, gw.dtype)
-    row, out = cell[np.minimum(np.arange(K + R), K - 1)], np.arange(K + R) * width
+    row, out = np.empty(K + R, np.int64), np.arange(K + R) * width
+    for k in range(K + R):
+        at = cell[min(k, K - 1)]
+        row[k] = at % volume * GC + at // volume
     most = np.max(bounds[1:] - bounds[:-1]) * N
     pixel, place, part = np.empty(most, np.int64), np.empty(most, np.int64), np.empty((K + R + lanes) * width, gw.dtype)
     for unit in range(lo, hi):
         q, low, high, sums_ = unit // parts, unit % parts * K // parts, (unit % parts + 1) * K // parts, 0
-        for p in order[bounds[q] : bounds[q + 1]]:
-            for n in range(N):
-                pixel[sums_], place[sums_], sums_ = start[p] + n * hop, (n * count + p - first) * GO, sums_ + 1
+        for n in range(N):
+            for p in order[bounds[q] : bounds[q + 1]]:
+                pixel[sums_], place[sums_] = (n * pixels + start[p] - begin) * GC, (n * count + p - first) * GO
+                sums_ += 1
         for g in range(groups):
             for o in range(0, O, width):
-                base, panel = g * (hop // groups), g * O + o
+                base, panel = g * (GC // groups), g * O + o
                 for i in range(0, sums_, SHORT):
                     stop = min(sums_, i + SHORT)
                     for k in range(low, high, R):
-                        tile_of(V, x, base, row, k, pixel, i, stop, rows, panel, place, part, 0, out, zeros, 0, i)
+                        tile_of(V, image, base, row, k, pixel, i, stop, rows, panel, place, part, 0, out, zeros, 0, i)
                 for c in range(o, min(O, o + width), lanes):
                     for k in range(low, high, lanes):
                         to = (q * GO + g * O + c) * K + k

@@ -30,7 +30,7 @@ from cnn425.algorithms import convolution, layout
 from cnn425.algorithms import local as local_layer
 from cnn425.kernels.threads import is_traced
 from cnn425.layers.function import operation, without_autocast
-from cnn425.windows import Geometry, Sharing
+from cnn425.windows import Geometry, Sharing, each_its_own
 
 IMAGE, WEIGHT, OUTPUT = "ngc", "goc", "ngo"
 Order = torch.memory_format | None
@@ -52,7 +52,7 @@ class Output(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         remember(ctx, *inputs[:5])
-        ctx.bias_per_position = isinstance(inputs[5], Tensor) and inputs[5].ndim > 1
+        ctx.bias_per_set = isinstance(inputs[5], Tensor) and inputs[5].ndim > 1
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
@@ -61,7 +61,7 @@ class Output(Function):
         order = gradient_order(gy, x, w, ctx.maps)
         gx = input_gradient(gy, w.conj(), *ctx.maps, ctx.size, order) if needs_x else None
         gw = weight_gradient(gy, x.conj(), *ctx.maps, order) if needs_w else None
-        gb = gy.sum(0 if ctx.bias_per_position else (0, *range(2, gy.ndim))) if needs_b else None
+        gb = bias_gradient(gy, ctx.maps[2] if ctx.bias_per_set else None) if needs_b else None
         return gx, gw, None, None, None, gb
 
     @staticmethod
@@ -79,8 +79,8 @@ class Output(Function):
         else:
             y = over_batch(output, (IMAGE, WEIGHT, OUTPUT), info, in_dims, (x, w), geometry, groups, sharing, None)
         if b is not None:
-            b = b if bias_dim is None else b.movedim(bias_dim, 0).unsqueeze(1)
-            y = y + b.reshape(*b.shape, *[1] * (y.ndim - 2 - b.ndim if bias_dim is None else y.ndim - b.ndim))
+            b, before = (b, 0) if bias_dim is None else (b.movedim(bias_dim, 0).unsqueeze(1), 2)
+            y = y + (sharing or each_its_own(geometry.dimensions)).bias(b, tuple(y.shape[3:]), before)
         return y, 0
 
 
@@ -161,6 +161,11 @@ def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups
     ctx.save_for_backward(first, second)
     ctx.save_for_forward(first, second)
     ctx.maps, ctx.size = (geometry, groups, sharing), first.shape[2:]
+
+
+def bias_gradient(gy: Tensor, sharing: Sharing | None) -> Tensor:
+    """The gradient of a bias `(O, *sets)`, or without `sharing` of one `(O,)`: the sum over the outputs to which it is added."""
+    return sharing.added_up(gy.sum(0), 1) if sharing else gy.sum((0, *range(2, gy.ndim)))
 
 
 def layer_order(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None) -> Order:

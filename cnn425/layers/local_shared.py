@@ -31,10 +31,7 @@ def shared_local(
         everything = dimensions, input, weight, bias, share, tile, *settings
         return handle_torch_function(shared_local, (input, weight, bias), *everything)
     x, w, b, geometry, groups = prepared(dimensions, input, weight, bias, *settings)
-    sharing = Sharing(share, tile)
-    if b is not None and b.ndim > 1:
-        b = sharing.copied(b, geometry.positions(x.shape[2:]), 1)
-    y = output(x, w, geometry, groups, sharing, b)
+    y = output(x, w, geometry, groups, Sharing(share, tile), b)
     return y.squeeze(0) if input.ndim == dimensions + 1 else y
 
 
