@@ -217,11 +217,14 @@ class Plan:
         overhang = [(low, n - low - size) for low, n, size in zip(self.grid[2].tolist(), padded, self.size, strict=True)]
         x = pad(x.view(N, GC, *self.size), overhang).contiguous()
         w, volume, plane = gw.view(self.Q, -1), prod(padded), prod(padded[4 - d :])
-        for q, units, (top, rows) in stretches(self.sharing, self.positions, gy.numel()):
-            first, count = (r * prod(self.positions[1:]) for r in (top, rows))
-            lines = (rows - 1) * self.geometry.stride[0] + self.geometry.extent[0]
-            begin, pixels = top * self.geometry.stride[0] * plane, lines * plane
-            upstream, image = x.new_empty(N * count * self.outputs + V * LANES // x.itemsize), x.new_empty(N * pixels * GC)
+        step, row, slack = self.geometry.stride[0], prod(self.positions[1:]), V * LANES // x.itemsize
+        together = list(stretches(self.sharing, self.positions, gy.numel()))
+        most = max(rows for _, _, (_, rows) in together)
+        upstream = x.new_empty(N * most * row * self.outputs + slack)
+        image = x.new_empty(N * ((most - 1) * step + self.geometry.extent[0]) * plane * GC)
+        for q, units, (top, rows) in together:
+            first, count, begin = top * row, rows * row, top * step * plane
+            pixels = ((rows - 1) * step + self.geometry.extent[0]) * plane
             channels_last(self.output(gy), N, first, count, upstream)
             channels_last(memory(x, N, GC, volume), N, begin, pixels, image)
             parts = min(self.cells, -(-torch.get_num_threads() // units))
