@@ -18,6 +18,9 @@ LAYERS = {
             ("conv2d", lambda p=package: p.Conv2d(2, 3, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(1, 2)), (2, 7, 9)),
             ("conv2d same", lambda p=package: p.Conv2d(1, 2, 3, padding="same", bias=False), (1, 6, 5)),
             ("conv3d", lambda p=package: p.Conv3d(2, 2, 2, padding=1), (2, 3, 4, 5)),
+            ("conv_transpose1d", lambda p=package: p.ConvTranspose1d(4, 2, 3, 3, padding=1, output_padding=1, groups=2), (4, 5)),
+            ("conv_transpose2d", lambda p=package: p.ConvTranspose2d(2, 3, (3, 2), (2, 1), dilation=(1, 2), bias=False), (2, 4, 5)),
+            ("conv_transpose3d", lambda p=package: p.ConvTranspose3d(1, 2, 2, stride=2, padding=1), (1, 3, 2, 3)),
             ("max_pool1d", lambda p=package: p.MaxPool1d(3, 2, padding=1), (2, 9)),
             ("max_pool2d", lambda p=package: p.MaxPool2d(2, 2, dilation=2, ceil_mode=True), (2, 8, 7)),
             ("max_pool3d", lambda p=package: p.MaxPool3d(2), (1, 4, 4, 5)),
@@ -40,6 +43,9 @@ LAYERS = {
     },
     "local1d, uneven padding": (lambda: ours.LocallyConnected1d(2, 3, 8, 3, stride=2, padding=((2, 1),), bias="channel"), (2, 8)),
     "local3d": (lambda: ours.LocallyConnected3d(1, 2, 4, 2, bias=False), (1, 4, 4, 4)),
+    "local1d, shared by blocks": (lambda: ours.LocallyConnected1d(2, 3, 9, 3, share=3), (2, 9)),
+    "local2d, shared by tiles": (lambda: ours.LocallyConnected2d(2, 2, 6, 3, padding=1, tile=(2, 3)), (2, 6, 6)),
+    "local2d, of low rank": (lambda: ours.LowRankLocal2d(2, 3, 5, 3, rank=2, stride=2), (2, 5, 5)),
     "tanh": (nn.Tanh, (3, 2, 2)),
 }
 

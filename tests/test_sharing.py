@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cnn425 import nn
+from cnn425.nn.sharing import sets_of_positions
 
 float64 = {"dtype": torch.float64}
 LAYERS = {
@@ -92,3 +93,13 @@ def test_transposed_layers_and_layers_without_positions():
         nn.share_(nn.LowRankLocal1d(1, 1, 3, 2, rank=1))
     with pytest.raises(ValueError, match="distance must be 'cosine' or 'squared', but got 'l1'"):
         nn.neighbour_similarity(layer, "l1")
+
+
+def test_which_set_each_position_uses():
+    def sets(**shared):
+        return sets_of_positions(nn.LocallyConnected1d(1, 1, 7, 3, **shared)).tolist()
+
+    assert sets() == [0, 1, 2, 3, 4]
+    assert sets(share=2) == [0, 0, 1, 1, 2]
+    assert sets(tile=2) == [0, 1, 0, 1, 0]
+    assert sets_of_positions(nn.LocallyConnected2d(1, 1, 4, 2, share=(2, 1))).tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5]]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cnn425.lab import pages
 from cnn425.lab.errors import LabError
 from cnn425.lab.nodes import Node, Recorder
+from cnn425.nn.sharing import sets_of_positions
 
 LIMIT = 5_000_000  # bytes of a page
 
@@ -155,12 +156,15 @@ def windows_of(layer: nn.Module) -> str:
     sides = size if isinstance(size, tuple) else (size,) * int(type(layer).__name__[-2])
     stride: Any = size if layer.stride is None else layer.stride
     said = ["×".join(map(str, sides)), f"stride {words(stride)}", f"padding {words(getattr(layer, 'padding', 0))}"]
-    said += [f"{key} {words(value)}" for key in ("dilation", "groups") if words(value := getattr(layer, key, 1)) != "1"]
+    others = "output_padding", "dilation", "groups", "share", "tile", "rank"
+    said += [
+        f"{key.replace('_', ' ')} {words(value)}" for key in others if words(value := getattr(layer, key, 1)) not in ("0", "1", "None")
+    ]
     mode: str = getattr(layer, "padding_mode", "zeros")
     return ", ".join(said + ([f"{mode} padding"] if mode != "zeros" else []))
 
 
-def described(node: Node, layer: nn.Module, packer: Packer) -> dict[str, Any]:
+def described(node: Node, layer: Any, packer: Packer) -> dict[str, Any]:
     """A node as JSON can hold it, without what it does not need; `layer` is the module it stands for."""
     words: dict[str, Any] = {"kind": node.kind, "name": node.name, "layer": node.layer, "source": node.source, "shape": node.shape}
     if node.kind not in ("image", "stored") and (window := windows_of(layer)):
@@ -171,7 +175,10 @@ def described(node: Node, layer: nn.Module, packer: Packer) -> dict[str, Any]:
     if node.kind in ("average", "lp"):
         words["divisors"] = node.divisors
     if node.weight is not None:
-        words |= {"weight": packer.add(node.weight), "groups": node.groups}
+        words |= {"weight": packer.add(node.weight), "groups": node.groups, "parameters": sum(p.numel() for p in layer.parameters())}
+    if node.kind == "local":
+        sets = sets_of_positions(layer).flatten().tolist()
+        words |= {"rank": layer.rank} if hasattr(layer, "rank") else {"sets": sets} if len(set(sets)) < len(sets) else {}
     if node.bias is not None:
         words["bias"] = packer.add(node.bias)
     return words

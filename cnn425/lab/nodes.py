@@ -2,7 +2,8 @@
 
 Every tensor is written with three spatial dimensions, `(C, D, H, W)`: an image has D = 1, a signal D = H = 1, a vector of F numbers is
 `(F, 1, 1, 1)`. Every layer with windows is then one table, `cells[side][position][cell]`: the pixel along each side that a cell of a window
-shows, or -1 in the padding. Stride, dilation, padding of any mode, ceil_mode and adaptive windows are all in that table.
+shows, or -1 in the padding. Stride, dilation, padding of any mode, ceil_mode, adaptive windows and the zeros between the pixels of a
+transposed convolution are all in that table. Weights that positions share are written out for each, as `unshared()` does.
 
 A description is believed only if it gives the layer's own output back; otherwise, and for layers that are not known here, the node is
 "stored": its numbers come from torch, and the page says so.
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from cnn425.lab.errors import LabError, first_line
-from cnn425.nn import LocallyConnected1d, LocallyConnected2d, LocallyConnected3d
+from cnn425.nn import LocallyConnected1d, LocallyConnected2d, LocallyConnected3d, LowRankLocal1d, LowRankLocal2d, LowRankLocal3d
 
 CLOSE = 1e-4  # of the largest number of a layer: how far a description may be from what the layer computes, in float32
 Cells = list[list[int]]
 
-CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-LOCAL = (LocallyConnected1d, LocallyConnected2d, LocallyConnected3d)
+CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LOCAL = (LocallyConnected1d, LocallyConnected2d, LocallyConnected3d, LowRankLocal1d, LowRankLocal2d, LowRankLocal3d)
 MAX = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 AVERAGE = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 LP = (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d)
@@ -41,7 +42,6 @@ SIMPLE: dict[type[nn.Module], str] = {
     nn.Identity: "same",
 }
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-KNOWN = (*CONV, *LOCAL, *MAX, *AVERAGE, *LP, *ADAPTIVE, *SIMPLE, *DROPOUT, nn.Linear)
 
 
 @dataclass
@@ -178,20 +178,17 @@ def _each(value: Any, dimensions: int, front: Any) -> list[Any]:
 
 
 def _weighted(made: Node, module: Any, shape: tuple[int, ...]) -> None:
-    local = isinstance(module, LOCAL)
-    d = len(module.kernel_size)
-    if local:
-        padding = list(module.geometry.padding)
-    else:
-        flat = module._reversed_padding_repeated_twice
-        padding = list(zip(flat[-2::-2], flat[-1::-2], strict=True))
-    mode = module.padding_mode
+    local, d = isinstance(module, LOCAL), len(module.kernel_size)
+    mode = "transposed" if getattr(module, "transposed", False) else module.padding_mode
+    module = module.unshared() if local else module
+    low = [pair[0] for pair in module.geometry.padding] if local else module._reversed_padding_repeated_twice[-2::-2]
     made.kind, made.groups = ("local" if local else "conv"), module.groups
-    low = [0] * (3 - d) + [pair[0] for pair in padding]
-    settings = zip(_each(module.kernel_size, d, 1), _each(module.stride, d, 1), _each(module.dilation, d, 1), low, strict=True)
+    kernel, stride, dilation = (_each(value, d, 1) for value in (module.kernel_size, module.stride, module.dilation))
+    settings = zip(kernel, stride, dilation, _each(low, d, 0), strict=True)
     made.cells = [windows(size, count, *one, mode) for size, count, one in zip(shape[1:], made.shape[1:], settings, strict=True)]
-    weight, bias = module.weight.detach(), _detached(module.bias)
-    lead = prod(made.shape[1:]) if local else 1
+    weight, bias, lead = module.weight.detach(), _detached(module.bias), prod(made.shape[1:]) if local else 1
+    if mode == "transposed":
+        weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
     made.weight = weight.reshape(lead, made.shape[0], shape[0] // module.groups, -1)
     made.bias = None if bias is None else bias.reshape(made.shape[0], -1)
 
@@ -217,6 +214,9 @@ def _pooled(made: Node, module: Any, shape: tuple[int, ...]) -> None:
 
 def windows(size: int, count: int, kernel: int, stride: int, dilation: int, low: int, mode: str = "zeros") -> Cells:
     """The pixels along one side that `count` windows show: `[position][cell]`, -1 in the padding."""
+    if mode == "transposed":  # cell u of window i shows pixel (i + low - u*dilation) / stride, if that is whole
+        sources = [[i + low - u * dilation for u in range(kernel)] for i in range(count)]
+        return [[p // stride if p % stride == 0 and 0 <= p < size * stride else -1 for p in row] for row in sources]
 
     def pixel(place: int) -> int:
         if 0 <= place < size:

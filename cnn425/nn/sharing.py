@@ -3,11 +3,14 @@
     sharing(layer)                 how far the positions' filters are apart; 0 is a convolution
     share_(layer, strength)        pulls all of them towards their mean, as often as one likes
     neighbour_similarity(layer)    a penalty: the mean distance between the filters of neighbouring positions
+    sets_of_positions(layer)       which set of weights each position uses
 
 All of them take `LocallyConnectedNd`, with shared weights (blocks, tiles) or without; `neighbour_similarity` and `sharing` also
 `LowRankLocalNd`, whose unshared weight they do not write out. A filter is the weights of one output channel at one position. Means are over
 positions, so a set of weights counts as often as it is used.
 """
+
+from math import prod
 
 import torch
 from torch import Tensor
@@ -67,6 +70,13 @@ def sharing(layer: LocallyConnected) -> Tensor:
     mean = of.mean(filters, positions)
     apart = of.mean(product(filters - mean, filters - mean, form).sum(-1), positions)
     return (apart / product(mean, mean, form).sum(-1)).sqrt()
+
+
+def sets_of_positions(layer: LocallyConnected) -> Tensor:
+    """The number of the set of weights that each position uses, `(*positions)`."""
+    of, positions = Sharing(layer.share, layer.tile), places(layer)
+    sets = of.sets(positions)
+    return of.copied(torch.arange(prod(sets)).view(sets), positions)
 
 
 def vectors(layer: LocallyConnected) -> tuple[Tensor, Tensor | None]:

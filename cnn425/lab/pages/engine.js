@@ -204,7 +204,10 @@ class Network {
 
   // ---- the terms of the sums
 
-  positions(node, unit) { return node.kind === "conv" ? [...Array(node.P).keys()] : [unit % node.P]; }  // that use the weights of a unit
+  positions(node, unit) {  // that use the weights of a unit
+    const p = unit % node.P, all = [...Array(node.P).keys()];
+    return node.kind === "conv" ? all : node.sets ? all.filter((q) => node.sets[q] === node.sets[p]) : [p];
+  }
 
   gradients(node, unit, x, g) {  // of the weights of a unit, in the order of its window: the sum over positions of adjoint · pixel
     const { P, K, taps, stride, inputs } = node, o = Math.floor(unit / P), first = Math.floor(o / node.perGroup) * inputs, sums = new Float64Array(inputs * K);

@@ -52,7 +52,7 @@ function refresh() {
 }
 
 function caption(node) {  // forward what the layer does; backward what the layers that read it send back
-  if (state.way === "forward") return node.kind === "stored" ? `${node.name ? node.layer : "A step"}: ${node.why}. ${WORDS.stored[0]}` : WORDS[node.kind][0];
+  if (state.way === "forward") return node.kind === "stored" ? `${node.name ? node.layer : "A step"}: ${node.why}. ${WORDS.stored[0]}` : WORDS[sharing(node)][0];
   if (!state.adjoints[node.number]) return "Comes after the target.";
   const readers = node.readers.filter((reader) => state.adjoints[reader.number]);
   if (!readers.length) return "The backward pass starts here, with 1.";
@@ -161,12 +161,12 @@ function layerRow(node) {
   const canvas = element("canvas", { tabindex: 0, role: "application" });
   const labels = node.number >= network.scores && node.maps === data.classes.length && node.points === 1 ? data.classes : null;
   const row = new Row(node, canvas, labels);
-  const [, depth, height, width] = node.shape, weights = (node.weight?.[1] ?? 0) + (node.bias?.[1] ?? 0);
+  const [, depth, height, width] = node.shape;
   const size = node.points === 1 ? `${node.maps} ${node.maps === 1 ? "number" : "numbers"}` : `${node.maps === 1 ? "1 map" : `${node.maps} maps`} of ${[depth, height, width].filter((n, i) => i === 2 || n > 1).join("×")}`;
   row.name = `${nameOf(node)}, ${size}`;
   row.words = element("p");
   const code = node.name ? [`in the code: ${node.name}, ${node.layer}`] : [];
-  const about = [...(node.window ? [node.window] : []), size, ...(weights && !node.kept ? [`${weights.toLocaleString("en")} parameters`] : []), ...code].join(" · ");
+  const about = [...(node.window ? [node.window] : []), size, ...(node.parameters && !node.kept ? [`${node.parameters.toLocaleString("en")} parameters`] : []), ...code].join(" · ");
   row.section = element("section", { class: "layer", "aria-label": row.name }, element("h2", {}, nameOf(node), " ", element("small", {}, about)), row.words);
   if (node.kind === "stored") row.words.classList.add("unknown");
   row.section.append(canvas);

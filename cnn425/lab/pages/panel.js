@@ -7,6 +7,8 @@ const WORDS = {  // what a layer does: forward, and backward
   image: ["Where everything starts.", "How the target changes with each number of the input."],
   conv: ["Every unit sees a window of the layer before, and all units of one map share one set of weights.", "Each input adds up the contributions of all windows that contain it."],
   local: ["Every unit sees a window of the layer before, with weights of its own.", "Each input adds up the contributions of all windows that contain it."],
+  shared: ["Every unit sees a window of the layer before, and some positions of a map share one set of weights.", "Each input adds up the contributions of all windows that contain it."],
+  mixed: ["Every unit sees a window of the layer before, with weights that are a mixture of a few convolutions'.", "Each input adds up the contributions of all windows that contain it."],
   linear: ["Every unit sees everything: its window is the whole layer before.", "Every unit saw each number, so its adjoint is the sum over all units of adjoint × weight."],
   max: ["A window is reduced to its largest number.", "The adjoint of a window goes to its winner: a max pool routes."],
   average: ["A window is reduced to its mean.", "The adjoint of a window is spread evenly: an average pool shares."],
@@ -20,6 +22,7 @@ const WORDS = {  // what a layer does: forward, and backward
 };
 
 const nameOf = (node) => node.title;
+const sharing = (node) => (node.sets ? "shared" : node.rank ? "mixed" : node.kind);  // which positions have weights in common
 const bracketed = (v) => (v < 0 ? `(${long(v)})` : long(v));  // behind an operator
 
 function place(node, unit) {  // where a unit is, in words
@@ -78,7 +81,7 @@ class Panel {
 
   forward() {
     const { node, unit, source } = this, value = this.values[node.number][unit], x = source && this.values[source.number];
-    const what = element("p", {}, WORDS[node.kind][0]);
+    const what = element("p", {}, WORDS[sharing(node)][0]);
     if (node.kind === "image") return [what, this.total("ink, 0 paper to 1", value)];
     if (node.kind === "stored") return [this.line(`${node.layer}: ${node.why}.`, "note"), this.total("y, from torch", value)];
     if (node.weights) return [what, ...this.weighted(x, value)];
@@ -105,7 +108,7 @@ class Panel {
     const maps = window.map((w) => ({ ...w, cells: w.cells.map((cell) => ({ ...cell, at: cell.pixel, value: cell.pixel < 0 ? 0 : x[cell.pixel], factor: cell.weight })) }));
     const bias = this.network.biasAt(node, Math.floor(unit / node.P), unit % node.P);
     const sum = this.sums(maps);
-    const note = { conv: "Move to another position in this map: the weights stay the same.", local: "Move to another position in this map: the weights change, since every position has its own.", linear: "Every unit has a weight of its own for every number of the layer before." }[node.kind];
+    const note = { conv: "Move to another position in this map: the weights stay the same.", local: "Move to another position in this map: the weights change, since every position has its own.", shared: "Move to another position in this map: the weights change where it belongs to another set.", mixed: "Move to another position in this map: the weights change, since every position has a mixture of its own.", linear: "Every unit has a weight of its own for every number of the layer before." }[sharing(node)];
     return [formula, this.total(`sum ${long(sum)} + bias ${bracketed(bias)}`, value), this.follower(value), this.line(note, "note"), ...this.detail(maps, this.source, { value: "pixels", factor: "weights", product: "products" }, node.kernel)];
   }
 
@@ -169,7 +172,7 @@ class Panel {
     const [title, grid, ...rest] = this.detail(maps, source, { value: "weights", product: "gradients" }, node.kernel, pick);
     const parts = grid.tagName === "DIV" ? [...grid.children] : [grid], list = parts.at(-1).matches(".list:not(.pictures)") ? parts.pop() : null;
     const bias = node.biases ? element("button", { type: "button", class: at < 0 ? "winner" : "", id: "bias", onclick: () => pick({ at: -1 }) }, "the bias") : null;
-    const note = { conv: `One set of weights serves all ${node.P} positions of the map: the gradient of a weight adds up adjoint × pixel over all of them.`, local: "Every position has weights of its own: the gradient of a weight is one product, adjoint × pixel.", linear: "The gradient of a weight is one product: the adjoint of its unit × the number it is multiplied with." }[node.kind];
+    const note = { conv: `One set of weights serves all ${node.P} positions of the map: the gradient of a weight adds up adjoint × pixel over all of them.`, local: "Every position has weights of its own: the gradient of a weight is one product, adjoint × pixel.", shared: `${this.network.positions(node, unit).length} positions share this set of weights: the gradient of a weight adds up adjoint × pixel over them.`, mixed: "Every position has a mixture of its own: the gradient of a mixed weight is one product, adjoint × pixel.", linear: "The gradient of a weight is one product: the adjoint of its unit × the number it is multiplied with." }[sharing(node)];
     return [this.line(`${note} Choose a weight.`, "note"), title, ...parts, bias, ...this.gradient(chosen, window, x, g), list, ...rest];
   }
 
