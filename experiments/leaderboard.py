@@ -68,7 +68,7 @@ ENTRIES: dict[str, Entry] = {
             "conv 6 3, pool, norm unscaled, relu, depthwise 3 valid, conv 5 1, norm unscaled, relu, depthwise 3 valid, conv 9 1, "
             "norm unscaled, relu, depthwise 3 valid, conv 10 1, norm unscaled, relu, depthwise 3 valid, conv 8 1, norm unscaled, relu, "
             "mean, linear 10",
-            epochs=60,
+            epochs=80,
             lr=0.04,
             **UNDISTORTED,
         ),

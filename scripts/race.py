@@ -36,6 +36,7 @@ from cnn425.lab.recipes import DEVIATION, MEAN, Recipe, accuracy, build, train
 from cnn425.lab.verdict import Finding, conclude, percent
 
 ROOT = Path(__file__).parents[1]
+AIM = 0.99
 EXAMPLE = Recipe(
     "conv 32 3 valid bias, relu, conv 64 3 valid bias, relu, pool, dropout 0.25, linear 128, relu, dropout 0.5, linear 10", batch_size=64
 )
@@ -51,8 +52,8 @@ class RaceOptions:
     """CPU threads. 0: torch's own choice."""
     examples: int = 60_000
     """Training pictures, the first ones."""
-    epoch: bool = True
-    """Also measure the epoch of pytorch/examples' network."""
+    epochs: int = 1
+    """Also train pytorch/examples' network its own way until it recognises 99 %, for so many epochs at most. 0: not at all."""
     data_dir: Path | None = None
     """The folder that holds MNIST/raw/... Default: CNN425_DATA_DIR, else a cache with download."""
     json: bool = False
@@ -121,23 +122,30 @@ def loader(pictures: Pictures) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     yield from DataLoader(Digits(), batch_size=EXAMPLE.batch_size, shuffle=True)
 
 
-def epoch(layers: Layers, batches: Any, pictures: Pictures) -> float:
-    """Seconds in which the network sees every picture once."""
-    model = build(EXAMPLE, layers)
-    model = model[1:] if batches is loader else model  # there the pictures come normalised
+def epochs(layers: Layers, batches: Any, training: Pictures, test: Pictures, most: int = 1) -> list[tuple[float, float]]:
+    """Seconds from the start to the end of each epoch, and the accuracy then, until it is 99 % or there were `most` epochs."""
+    whole = build(EXAMPLE, layers)
+    model = whole[1:] if batches is loader else whole  # there the pictures come normalised
     loss = namespace(layers).CrossEntropyLoss()
     optimizer = torch.optim.Adadelta(model.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.7)
 
-    def once(some: Pictures) -> float:
-        begun = time.perf_counter()
+    def once(some: Pictures) -> None:
+        model.train()
         for images, labels in batches(some):
             optimizer.zero_grad()
             loss(model(images), labels).backward()
             optimizer.step()
-        return time.perf_counter() - begun
 
-    once(pictures.first(2 * EXAMPLE.batch_size))  # what is compiled at the first call
-    return once(pictures)
+    once(training.first(2 * EXAMPLE.batch_size))  # what is compiled at the first call
+    found: list[tuple[float, float]] = []
+    begun = time.perf_counter()
+    while len(found) < most and (not found or found[-1][1] < AIM):
+        once(training)
+        seconds = time.perf_counter() - begun
+        found.append((seconds, accuracy(whole, test.images, test.labels)))
+        schedule.step()
+    return found
 
 
 def measure(options: RaceOptions) -> dict[str, Any]:
@@ -152,15 +160,19 @@ def measure(options: RaceOptions) -> dict[str, Any]:
             "mean seconds": statistics.fmean(seconds),
             "mean accuracy": statistics.fmean(shares),
         }
-    if options.epoch:
-        training = digits.load("mnist", options.data_dir)[0].first(options.examples)
+    if options.epochs:
+        training, test = digits.load("mnist", options.data_dir)
+        training = training.first(options.examples)
         for name, layers, batches in (
             ("our layers, pictures as one tensor", "custom", tensors),
             ("torch's layers, pictures as one tensor", "torch", tensors),
             ("torch's layers, DataLoader", "torch", loader),
         ):
-            found[f"epoch of pytorch/examples: {name}, seconds"] = took = epoch(layers, batches, training)
-            told_so_far(options, f"an epoch of pytorch/examples' network, {name}: {took:.1f} s")
+            done = epochs(layers, batches, training, test, options.epochs if batches is loader else 1)
+            found[f"epoch of pytorch/examples: {name}, seconds"] = done[0][0]
+            found[f"pytorch/examples after each epoch: {name}, (seconds, accuracy)"] = done
+            for number, (took, share) in enumerate(done, 1):
+                told_so_far(options, f"pytorch/examples' network, {name}, after epoch {number}: {took:.1f} s, {percent(share, 2)}")
     return found
 
 
@@ -171,7 +183,7 @@ def judged(found: dict[str, Any]) -> Finding:
         [f"{percent(ours['mean accuracy'], 2)} after {ours['mean seconds']:.1f} s, the mean of {len(ours['seconds'])} laps"] if ours else []
     )
     words += [f"the example's epoch takes {epoch_:.1f} s"] if epoch_ else []
-    holds = not ours or (ours["mean accuracy"] >= 0.99 and (not epoch_ or ours["mean seconds"] < epoch_))
+    holds = not ours or (ours["mean accuracy"] >= AIM and (not epoch_ or ours["mean seconds"] < epoch_))
     return Finding(holds, "; ".join(words) or "nothing was measured")
 
 

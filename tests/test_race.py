@@ -51,3 +51,12 @@ def test_everything_is_measured(drawn, monkeypatch):
     assert found["sprint, custom layers"]["mean seconds"] > 0
     assert 0 <= found["sprint, torch layers"]["mean accuracy"] <= 1
     assert sum(name.startswith("epoch of pytorch/examples") for name in found) == 3
+
+
+def test_the_example_stops_at_its_last_epoch_or_at_99_percent(drawn, monkeypatch):
+    arguments = "torch", race.loader, drawn, drawn, 3
+    assert len(race.epochs(*arguments)) == 3
+    monkeypatch.setattr(race, "AIM", 0.0)
+    ((seconds, share),) = race.epochs(*arguments)
+    assert seconds > 0
+    assert 0 <= share <= 1
