@@ -13,8 +13,9 @@ weights that position p uses, its own or one that it shares.
     weight gradient   gw[q]    =  sum over its positions p of gy[p]' x[p]    (O, N) (N, K)  -> (O, K)
     window gradient   gx[p]    =  gy[p]  w[q]                                (N, O) (O, K)  -> (N, K)       then added to the pixels
 
-The weight is not copied. For products images are interleaved, so that a vector register holds one pixel of several. Half precision is
-computed in float32 and rounded once.
+The weight is not copied. For products images are interleaved, so that a vector register holds one pixel of several; for the weight
+gradient image and output gradient get their channels last, some rows of positions at a time. Half precision is computed in float32 and
+rounded once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -245,7 +246,7 @@ def registers(count: int, x: Tensor, most: int = 4) -> int:
 
 def channels_last(x: tuple[object, ...], images: int, first: int, count: int, to: Tensor) -> None:
     """Write the pixels of `x (N, C, P)` from `first` on, one with all its channels after the other."""
-    loops.side_by_side(images * -(-count * to.itemsize // LANES), to.numel(), x, first, count, memory(to, *to.shape))
+    loops.channels_last(images * -(-count * to.itemsize // LANES), to.numel(), x, first, count, memory(to, *to.shape))
 
 
 def stretches(sharing: Sharing, positions: tuple[int, ...], numbers: int) -> Iterator[tuple[int, int, tuple[int, int]]]:

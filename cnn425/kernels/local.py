@@ -1,14 +1,15 @@
 """Local layers as loops: every position p has a window of pixels and a set q of weights, its own or one that several positions share.
 
-    output                  y[n,o,p]          = b[o,p] + sum over c, t, u, v  of  x[n,c, window p, cell t,u,v] * w[q,o,c,t,u,v]
+    output                  y[n,o,p]          = b[o,q] + sum over c, t, u, v  of  x[n,c, window p, cell t,u,v] * w[q,o,c,t,u,v]
     gradient of x           gx[n,c,d,h,w]     = sum over o and the cells (p, t, u, v) that show the pixel  of  gy[n,o,p] * w[q,o,c,t,u,v]
     gradient of w           gw[q,o,c,t,u,v]   = sum over n and the positions p of the set  of  gy[n,o,p] * x[n,c, window p, cell t,u,v]
 
 for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` holds the geometry, one row each for the
 numbers of cells, the strides s, the low paddings p, the dilations d, the positions and the pixels, in three columns. The channels of group
 g are those from g*C/G on, so C below counts the channels of a group. `sets (P)` is the q of each position. For few images a window is
-copied to where its cells are neighbours, as its weights are. For many images the sums are matrix products, one per position, by the tiles
-of `cnn425.kernels.tile`, with images side by side in the vector registers.
+copied to where its cells are neighbours, as its weights are. For many images the sums are matrix products by the tiles of
+`cnn425.kernels.tile`: one per position, with images side by side in the vector registers, and for the gradient of the weight one per set,
+with outputs in the registers.
 """
 
 import numpy as np
@@ -234,20 +235,20 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
 
 
 @loop
-def side_by_side(lo, hi, gy, first, count, rows):
-    """rows[n, p, o] = gy[n, o, first + p] for `count` positions, `rows` as a row of numbers; blocks of positions are shared out."""
-    (_, O, P), lanes, numbers = gy.shape, LANES // gy.itemsize, gy.reshape(gy.size)
+def channels_last(lo, hi, x, first, count, rows):
+    """rows[n, p, c] = x[n, c, first + p] for `count` pixels, `rows` as a row of numbers; blocks of pixels are shared out."""
+    (_, C, P), lanes, numbers = x.shape, LANES // x.itemsize, x.reshape(x.size)
     blocks = (count + lanes - 1) // lanes
     for unit in range(lo, hi):
         n, p = unit // blocks, unit % blocks * lanes
-        for o in range(0, O, lanes):
-            at, to = (n * O + o) * P + first + p, (n * count + p) * O + o
-            transpose(numbers, at, P, rows, to, O, min(lanes, count - p), min(lanes, O - o))
+        for c in range(0, C, lanes):
+            at, to = (n * C + c) * P + first + p, (n * count + p) * C + c
+            transpose(numbers, at, P, rows, to, C, min(lanes, count - p), min(lanes, C - c))
 
 
 @loop
 def multiply_weights(lo, hi, rows, x, groups, first, count, begin, order, bounds, start, cell, volume, V, parts, gw):
-    """The gradient of the weight: `rows (N*count*G*O)` and `x (N, pixels, G*C)` by `side_by_side -> gw (Q, G*O, K)`.
+    """The gradient of the weight: `rows (N*count*G*O)` and `x (N, pixels, G*C)` by `channels_last -> gw (Q, G*O, K)`.
 
     x has the pixels from `begin` on of an image with zeros around, which has `volume` pixels. `order` lists the positions set by set, those
     of set q from bounds[q] to bounds[q + 1]. A sum runs over the images and the positions of a set. Units are parts of the cells of a set.
