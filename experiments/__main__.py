@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     else:
         opening_before_imports(words, lambda: docstring(words[0]))
-        module = importlib.import_module(f"experiments.{words[0]}")
+        module = importlib.import_module(f".{words[0]}", __package__)
         command(lambda: module.main(words[1:]))
 
 

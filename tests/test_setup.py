@@ -66,9 +66,10 @@ def test_experiments_run_beside_another_package_of_that_name(wheel, tmp_path):
             [sys.executable, "-S", *words], cwd=project, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
         )
 
-    run = python("-m", "cnn425.experiments.predict", "--help")
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("usage: python -m cnn425.experiments.predict ")
+    for words in (["cnn425.experiments.predict"], ["cnn425.experiments", "predict"]):
+        run = python("-m", *words, "--help")
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith("usage: python -m cnn425.experiments.predict ")
     names = [path.stem for path in (ROOT / "experiments").glob("*.py") if not path.stem.startswith("__")]
     run = python(
         "-c", f"from cnn425.experiments import {', '.join(names)}; import experiments as e; assert e.mine and not hasattr(e, 'mnist')"

@@ -4,6 +4,7 @@
 |-------------------------------------------------------------------------------|-----------------------------------------------------|
 | within `use("im2col")`, `use("winograd")` or `use("fft")`, where they apply   | `im2col`, `winograd`, `fft`                         |
 | another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                        |
+| fewer than 4,096 float64 numbers, as in tests by finite differences           | `definition`                                        |
 | at most TINY products                                                         | loops of the local layer, with shared weights       |
 | the gradient of the input, with a weight that is infinite or NaN              | `definition`                                        |
 | the gradient of few channels, by many times as many outputs, in one group     | one matrix product, added to the pixels, `product`  |

@@ -3,6 +3,7 @@
 | what comes                                                                    | how it is computed                                  |
 |-------------------------------------------------------------------------------|-----------------------------------------------------|
 | another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                        |
+| fewer than 4,096 float64 numbers, as in tests by finite differences           | `definition`                                        |
 | within `use("sweep")`; one or two images; windows of one cell and few outputs | `sweep`: loops over the weight, as the formula says |
 | everything else                                                               | `matmul`: one matrix product per position           |
 
@@ -29,14 +30,14 @@ from cnn425.algorithms import definition, layout
 from cnn425.algorithms.layout import HALF
 from cnn425.kernels import elementwise as pointwise
 from cnn425.kernels import local as loops
-from cnn425.kernels.box import LANES
+from cnn425.kernels.box import REGISTER
 from cnn425.kernels.threads import forced, is_traced, loops_run, memory
 from cnn425.windows import Geometry, Sharing, pad
 
 CPU = torch.device("cpu")
 Shape = Sequence[int]
 FEW = 4  # outputs of a window of one cell, for which a product is not worth it
-IMAGES = 2  # so few would leave most of a vector register empty
+FEW_IMAGES = 2  # so few would leave most of a vector register empty
 UPSTREAM = 1 << 18  # numbers of the output's gradient that are brought in order at once
 
 
@@ -125,7 +126,7 @@ class Plan:
 
     def is_swept(self, images: int) -> bool:
         """Whether loops over the weight compute a map whose products have so many images to a set of weights."""
-        return forced.get() == "sweep" or (forced.get() != "matmul" and (self.pointwise or images <= IMAGES))
+        return forced.get() == "sweep" or (forced.get() != "matmul" and (self.pointwise or images <= FEW_IMAGES))
 
     def image(self, x: Tensor) -> tuple[object, ...]:
         """The image as an argument for a loop."""
@@ -186,7 +187,7 @@ class Plan:
 
     def interleaved(self, x: Tensor, V: int) -> tuple[Tensor, tuple[object, ...], tuple[object, ...]]:
         """Memory for images side by side, `(B, C, D, H, W, width)`, the same as an argument for a loop, and the zeros in front of them."""
-        padded, width = padded_size(self.geometry, self.size), V * LANES // x.itemsize
+        padded, width = padded_size(self.geometry, self.size), V * REGISTER // x.itemsize
         image = x.new_empty(-(-len(x) // width), x.shape[1], *padded, width)
         return image, memory(image, *image.shape), memory(self.grid[2], 3)
 
@@ -218,7 +219,7 @@ class Plan:
         overhang = [(low, n - low - size) for low, n, size in zip(self.grid[2].tolist(), padded, self.size, strict=True)]
         x = pad(x.view(N, GC, *self.size), overhang).contiguous()
         w, volume, plane = gw.view(self.Q, -1), prod(padded), prod(padded[4 - d :])
-        step, row, slack = self.geometry.stride[0], prod(self.positions[1:]), V * LANES // x.itemsize
+        step, row, slack = self.geometry.stride[0], prod(self.positions[1:]), V * REGISTER // x.itemsize
         together = list(stretches(self.sharing, self.positions, gy.numel()))
         most = max(rows for _, _, (_, rows) in together)
         upstream = x.new_empty(N * most * row * self.outputs + slack)
@@ -240,13 +241,13 @@ plan_of = lru_cache(maxsize=1024)(Plan)
 
 def registers(count: int, x: Tensor, most: int = 4) -> int:
     """The number of registers, 1, 2 or 4, that hold `count` numbers like those of `x` with the fewest empty lanes."""
-    lanes = LANES // x.itemsize
+    lanes = REGISTER // x.itemsize
     return min((v for v in (4, 2, 1) if v <= most), key=lambda v: -(-count // (v * lanes)) * v)
 
 
 def channels_last(x: tuple[object, ...], images: int, first: int, count: int, to: Tensor) -> None:
     """Write the pixels of `x (N, C, P)` from `first` on, one with all its channels after the other."""
-    loops.channels_last(images * -(-count * to.itemsize // LANES), to.numel(), x, first, count, memory(to, *to.shape))
+    loops.channels_last(images * -(-count * to.itemsize // REGISTER), to.numel(), x, first, count, memory(to, *to.shape))
 
 
 def stretches(sharing: Sharing, positions: tuple[int, ...], numbers: int) -> Iterator[tuple[int, int, tuple[int, int]]]:

@@ -43,7 +43,8 @@ def winners(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
     y, where, numbers = blank(x, plan.shape, plan.strides), blank(x, plan.shape, plan.strides, torch.int32), dense(x, plan.dimensions, last)
     loop = loops.max_pool_rows if plan.neighbours else loops.max_pool_images
     image = memory(numbers, *plan.image), *plan.neighbours, *plan.tables
-    loop(plan.units, plan.steps, *image, 1, memory(y, *plan.rows), memory(where, *plan.rows))
+    divisor = 1  # of an average, by the same loop
+    loop(plan.units, plan.steps, *image, divisor, memory(y, *plan.rows), memory(where, *plan.rows))
     return y, where
 
 

@@ -6,7 +6,7 @@ channels of a pixel are far apart: such a box is filled with blocks that are tra
 
 from cnn425.kernels.threads import machine_step, step
 
-LANES = 64  # bytes of a vector register; the compiler takes several smaller ones where there is none so large
+REGISTER = 64  # bytes of a vector register; the compiler takes several smaller ones where there is none so large
 AHEAD = 6  # registers behind what is read that are fetched into the cache
 IMAGES = 32  # that are interleaved
 
@@ -18,7 +18,7 @@ def _parts(builder, number, I, K):
 
     word, short, byte, bit = (ir.IntType(n) for n in (64, 32, 8, 1))
     align = number.width // 8 if isinstance(number, ir.IntType) else 8 if isinstance(number, ir.DoubleType) else 4
-    lanes = LANES // align
+    lanes = REGISTER // align
     vector, numbers, bits = (ir.VectorType(t, lanes) for t in (number, short, bit))
 
     def known(name, *arguments, result=None):
@@ -67,7 +67,7 @@ def _transpose():
         """See `transpose` below."""
 
         def generate(context, builder, signature, values):
-            word, short, number, lanes = ir.IntType(64), ir.IntType(32), context.get_data_type(x.dtype), LANES // (x.dtype.bitwidth // 8)
+            word, short, number, lanes = ir.IntType(64), ir.IntType(32), context.get_data_type(x.dtype), REGISTER // (x.dtype.bitwidth // 8)
             source, target = (make_array(signature.args[i])(context, builder, values[i]).data for i in (0, 3))
             _, at, hop, _, to, step_, I, K = values
             (load, store), last, lines = _parts(builder, number, I, K), builder.sub(K, word(1)), []
@@ -117,7 +117,7 @@ def fill(x, source, n, d, h, w, box, buffer, at):
 
     `source (2, 5)` holds the sizes of the image along n, d, h, w, c, and the strides.
     """
-    lanes, hop, apart = LANES // x.itemsize, source[1, 3], source[1, 4]
+    lanes, hop, apart = REGISTER // x.itemsize, source[1, 3], source[1, 4]
     T, U, V, D, H, W, C = box[0], box[1], box[2], source[0, 1], source[0, 2], source[0, 3], source[0, 4]
     if w == 0 and V == W and source[1, 2] == W * hop and h >= 0 and h + U <= H:  # lines one behind the other are a long one
         U, V, W = 1, U * V, U * V
@@ -158,7 +158,7 @@ def neighbours(place, P, lanes, run):
 @step
 def load(y, start, place, run, P, apart, first, outputs, part, width):
     """part[p*width + o] = y[start + place[p] + (first + o)*apart], for P positions."""
-    lanes, p = LANES // y.itemsize, 0
+    lanes, p = REGISTER // y.itemsize, 0
     while p < P:
         at, to, count = start + place[p] + first * apart, p * width, run[p] if apart != 1 else 1
         if apart == 1:
@@ -174,7 +174,7 @@ def load(y, start, place, run, P, apart, first, outputs, part, width):
 @step
 def store(part, wide, column, start, place, run, P, apart, first, outputs, y):
     """y[start + place[p] + (first + o)*apart] = part[p*wide + column + o], for P positions: the inverse of `load`."""
-    lanes, p = LANES // y.itemsize, 0
+    lanes, p = REGISTER // y.itemsize, 0
     while p < P:
         at, to, count = p * wide + column, start + place[p] + first * apart, run[p] if apart != 1 else 1
         if apart == 1:
@@ -193,7 +193,7 @@ def store(part, wide, column, start, place, run, P, apart, first, outputs, y):
 @step
 def interleave(x, first, d, h, line):
     """line[w*IMAGES + k] = x[first + k, d, h, w], for images that exist."""
-    (M, D, H, W), lanes, numbers = x.shape, LANES // x.itemsize, x.reshape(x.size)
+    (M, D, H, W), lanes, numbers = x.shape, REGISTER // x.itemsize, x.reshape(x.size)
     images, hop = min(IMAGES, M - first), D * H * W
     for w in range(0, W, lanes):
         for k in range(0, images, lanes):
@@ -204,7 +204,7 @@ def interleave(x, first, d, h, line):
 @step
 def separate(results, count, first, place, y):
     """y[first + k, place + p] = results[p*IMAGES + k], for `count` outputs of the images that exist: the inverse of `interleave`."""
-    (M, Q), lanes, numbers = y.shape, LANES // y.itemsize, y.reshape(y.size)
+    (M, Q), lanes, numbers = y.shape, REGISTER // y.itemsize, y.reshape(y.size)
     images = min(IMAGES, M - first)
     for p in range(0, count, lanes):
         for k in range(0, images, lanes):

@@ -14,7 +14,7 @@ with outputs in the registers.
 
 import numpy as np
 
-from cnn425.kernels.box import LANES, transpose
+from cnn425.kernels.box import REGISTER, transpose
 from cnn425.kernels.threads import loop, step, sums
 from cnn425.kernels.tile import SHORT, rows_of, tile_of
 
@@ -138,7 +138,7 @@ def interleave(lo, hi, x, low, image):
     """
     N, C, D, H, W = x.shape
     _, _, _, height, across, width = image.shape
-    lanes, numbers, hop = LANES // x.itemsize, x.reshape(x.size), C * D * H * W
+    lanes, numbers, hop = REGISTER // x.itemsize, x.reshape(x.size), C * D * H * W
     for unit in range(lo, hi):
         b, c = unit // C, unit % C
         plane = image[b, c].reshape(image[b, c].size)
@@ -156,7 +156,7 @@ def separate(lo, hi, image, low, x):
     """The inverse of `interleave`: zeros around are left out."""
     N, C, D, H, W = x.shape
     _, _, _, height, across, width = image.shape
-    lanes, numbers, hop = LANES // x.itemsize, x.reshape(x.size), C * D * H * W
+    lanes, numbers, hop = REGISTER // x.itemsize, x.reshape(x.size), C * D * H * W
     for unit in range(lo, hi):
         b, c = unit // C, unit % C
         plane = image[b, c].reshape(image[b, c].size)
@@ -176,7 +176,7 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
     to the others. Units are blocks of positions.
     """
     (_, GO, K), (N, _, P), (_, C, D, H, W, width) = w.shape, y.shape, image.shape
-    R, lanes, O, total = rows_of(V), LANES // w.itemsize, GO // groups, C * D * H * W
+    R, lanes, O, total = rows_of(V), REGISTER // w.itemsize, GO // groups, C * D * H * W
     weights, pixels, result, blocks = w.reshape(w.size), image.reshape(image.size), y.reshape(y.size), (P + BLOCK - 1) // BLOCK
     row, out = np.minimum(np.arange(O + R), O - 1) * K, np.minimum(np.arange(O + R), O - 1) * width
     along, place, zeros = np.arange(K), cell * width, np.zeros(width, w.dtype)
@@ -207,7 +207,7 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
     Blocks of images, and of each some channels, are shared out; every pixel adds up what its windows say in their order.
     """
     (_, GO, K), (N, _, P), (_, C, D, H, W, width) = w.shape, gy.shape, image.shape
-    R, lanes, O, each, volume = rows_of(V), LANES // w.itemsize, GO // groups, C // groups, D * H * W
+    R, lanes, O, each, volume = rows_of(V), REGISTER // w.itemsize, GO // groups, C // groups, D * H * W
     weights, pixels, upstream, cells = w.reshape(w.size), image.reshape(image.size), gy.reshape(gy.size), K // each
     across, place, zeros = np.arange(O) * K, np.arange(O) * width, np.zeros(width, w.dtype)
     rows = np.zeros((BLOCK + 1) * GO * width, w.dtype)
@@ -237,7 +237,7 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
 @loop
 def channels_last(lo, hi, x, first, count, rows):
     """rows[n, p, c] = x[n, c, first + p] for `count` pixels, `rows` as a row of numbers; blocks of pixels are shared out."""
-    (_, C, P), lanes, numbers = x.shape, LANES // x.itemsize, x.reshape(x.size)
+    (_, C, P), lanes, numbers = x.shape, REGISTER // x.itemsize, x.reshape(x.size)
     blocks = (count + lanes - 1) // lanes
     for unit in range(lo, hi):
         n, p = unit // blocks, unit % blocks * lanes
@@ -254,7 +254,7 @@ def multiply_weights(lo, hi, rows, x, groups, first, count, begin, order, bounds
     of set q from bounds[q] to bounds[q + 1]. A sum runs over the images and the positions of a set. Units are parts of the cells of a set.
     """
     (_, GO, K), (N, pixels, GC), result, image = gw.shape, x.shape, gw.reshape(gw.size), x.reshape(x.size)
-    R, lanes, O = rows_of(V), LANES // gw.itemsize, GO // groups
+    R, lanes, O = rows_of(V), REGISTER // gw.itemsize, GO // groups
     width, zeros = V * lanes, np.zeros(V * lanes, gw.dtype)
     row, out = np.empty(K + R, np.int64), np.arange(K + R) * width
     for k in range(K + R):

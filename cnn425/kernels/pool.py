@@ -13,10 +13,10 @@ import contextlib
 
 import numpy as np
 
-from cnn425.kernels.box import IMAGES, LANES, interleave, separate
+from cnn425.kernels.box import IMAGES, REGISTER, interleave, separate
 from cnn425.kernels.threads import Loop, loop, machine_step, step
 
-ADDS = 0  # whether a window is added up
+ADDS = 0  # whether a window is added up: a `Loop` is compiled with a number of its own, see below
 RESULTS = 1 << 8  # outputs of interleaved images that are separated at a time
 
 
@@ -235,7 +235,7 @@ def pool_rows(lo, hi, x, K, planes, rows, columns, divisor, y, where):
 def pool_images(lo, hi, x, planes, rows, columns, divisor, y, where):
     """The same for contiguous images, `x (M, D, H, W) -> y, where (M, A*I*J)`; blocks of IMAGES images are shared out."""
     (_, _, H, W), I, J, most = x.shape, rows.shape[1], columns.shape[1], planes[1].max() * rows[1].max() + 1
-    image = np.zeros((span(planes), span(rows), (W + LANES) * IMAGES), x.dtype)
+    image = np.zeros((span(planes), span(rows), (W + REGISTER) * IMAGES), x.dtype)
     line, top, numbers = np.zeros(most, np.int64), np.zeros(most, np.int64), np.empty((RESULTS + J) * IMAGES, x.dtype)
     pixels = np.empty(numbers.size, np.int32)
     for unit in range(lo, hi):

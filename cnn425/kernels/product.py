@@ -19,7 +19,7 @@ the positions of a box; its pixels. `source` and `target (2, 5)` hold the sizes 
 
 import numpy as np
 
-from cnn425.kernels.box import LANES, fill, load, neighbours, store, transpose
+from cnn425.kernels.box import REGISTER, fill, load, neighbours, store, transpose
 from cnn425.kernels.threads import Loop, loop, step
 from cnn425.kernels.tile import (
     GROUP,
@@ -109,7 +109,7 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
     Panels that are full, and whose outputs are neighbours in y, are written there; others by way of a box of outputs.
     """
     Q, K, width = w.shape
-    R, C, lanes, wide, apart, F = rows_of(V), source[0, 4], LANES // x.itemsize, Q * width, target[1, 4], phases.shape[1]
+    R, C, lanes, wide, apart, F = rows_of(V), source[0, 4], REGISTER // x.itemsize, Q * width, target[1, 4], phases.shape[1]
     most = images * sides[2, 0] * sides[5, 1] * sides[2, 1] * sides[5, 2] * sides[2, 2]
     weights, straight, steps = w.reshape(w.size), apart == 1 and panels[1].min() == width, np.arange(K) * (width * max(GROUP, 1))
     row, out, ends = np.empty(most + F * R, np.int64), np.empty(most + F * R, np.int64), np.zeros(F + 1, np.int64)
@@ -152,7 +152,7 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
     There is one phase.
     """
     _, Q, rows, width = gw.shape
-    R, C, lanes, apart, most = rows_of(V), source[0, 4], LANES // x.itemsize, target[1, 4], images * sides[5, 1] * sides[5, 2]
+    R, C, lanes, apart, most = rows_of(V), source[0, 4], REGISTER // x.itemsize, target[1, 4], images * sides[5, 1] * sides[5, 2]
     row, place, steps, out = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(most) * width, np.arange(rows) * width
     run, unused, known, P = np.empty(most, np.int64), np.empty(most, np.int64), (0, 0, 0, 0), 0
     buffer = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype)
@@ -236,7 +236,7 @@ def pack(lo, hi, w, offset, order, hop, group, O, p):
     `w (numbers) -> p (panels, K, width)`; blocks of ascending offsets are shared out. A group g has ceil(O / width) panels. Outputs that do
     not exist have weights of others.
     """
-    K, width, each, lanes = offset.size, p.shape[2], (O + p.shape[2] - 1) // p.shape[2], LANES // w.itemsize
+    K, width, each, lanes = offset.size, p.shape[2], (O + p.shape[2] - 1) // p.shape[2], REGISTER // w.itemsize
     blocks, block = (K + BLOCK - 1) // BLOCK, np.zeros(lanes * lanes, w.dtype)
     for unit in range(lo, hi):
         q, j, first = unit // blocks, unit % blocks * BLOCK, unit // blocks % each * width
@@ -260,7 +260,7 @@ def pack(lo, hi, w, offset, order, hop, group, O, p):
 @loop
 def unpack(lo, hi, p, offset, order, hop, group, O, w):
     """The inverse of `pack`, of a weight in several sums: `p (sums, panels, K and some more, width) -> w (numbers)`."""
-    K, width, each, lanes = offset.size, p.shape[3], (O + p.shape[3] - 1) // p.shape[3], LANES // w.itemsize
+    K, width, each, lanes = offset.size, p.shape[3], (O + p.shape[3] - 1) // p.shape[3], REGISTER // w.itemsize
     blocks, block = (K + BLOCK - 1) // BLOCK, np.zeros(lanes * lanes, w.dtype)
     for unit in range(lo, hi):
         q, j, first = unit // blocks, unit % blocks * BLOCK, unit // blocks % each * width

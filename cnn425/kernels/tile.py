@@ -9,13 +9,13 @@ outputs may share a register.
 
 import numpy as np
 
-from cnn425.kernels.box import LANES
+from cnn425.kernels.box import REGISTER
 from cnn425.kernels.threads import machine_step, step
 
 SHORT = 48  # products of a sum: long sums are made of short ones, whose rounding errors are small, and whose numbers stay in the cache
 ROWS = 12  # no tile has more
 GROUPS = (0, 1, 2, 4, 8)  # of a GROUP
-GROUP, TURNED = 0, 0  # inputs of the groups that share a register, 0 for large groups; whether they are rows of a tile
+GROUP, TURNED = 0, 0  # inputs of the groups that share a register, 0 for large groups; whether they are rows of a tile. A `Loop` has its own
 
 
 def _tile():
@@ -35,7 +35,7 @@ def _tile():
         registers, group, word = range(V.literal_value), G.literal_value, ir.IntType(64)
         inside, members = (1, max(group, 1)) if turned.literal_value else (max(group, 1), 1)  # inputs of a k, and of a row
         rows = range(R.literal_value * members)
-        lanes, align = LANES // (x.dtype.bitwidth // 8), x.dtype.bitwidth // 8
+        lanes, align = REGISTER // (x.dtype.bitwidth // 8), x.dtype.bitwidth // 8
 
         def generate(context, builder, signature, values):
             numbers = dict(zip(names, values, strict=False))
@@ -111,7 +111,7 @@ def tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias
     With G, o sees the inputs i of its group: the sum is over k and i of x[base + row[p + r] + cell[k] + o//G*G + i] * w[panel + place[k] +
     i*width + o], or if it is `turned`, there is a row (r, i) for each i, and one w for them all.
     """
-    width, inputs, found = V * LANES // x.itemsize, max(G, 1), []
+    width, inputs, found = V * REGISTER // x.itemsize, max(G, 1), []
     lane = np.arange(width) // inputs * inputs
     for r in range(R * inputs if turned else R):
         total, start = np.zeros(width, x.dtype), base + row[p + r // inputs if turned else p + r]

@@ -28,7 +28,7 @@ import tyro
 from cnn425.lab.errors import LabError, expanded
 from cnn425.lab.progress import module_of, opening
 
-SPEED_ONLY = (
+BOOKKEEPING = (
     "log_dir",
     "resume",
     "data_dir",
@@ -171,7 +171,7 @@ def as_words(options: Options) -> dict[str, Any]:
 
 def meaning(options: Options) -> dict[str, Any]:
     """The options that can change the result; a run may be resumed only if all of them are the same."""
-    return {name: value for name, value in as_words(options).items() if name not in SPEED_ONLY}
+    return {name: value for name, value in as_words(options).items() if name not in BOOKKEEPING}
 
 
 def changed(options: Options) -> dict[str, Any]:

@@ -38,17 +38,17 @@ def _conv(dimensions: int, input: Tensor, weight: Tensor, bias: Tensor | None, *
     single = input.ndim == dimensions + 1
     x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
     arguments.check_same_type(x, w, b, geometry)
-    y = _as_torch_stores_it(x, w, geometry, groups, b)
+    y = _convolution(x, w, geometry, groups, b)
     if x.shape[1] == 0:
         y = y[:, :0]  # as in torch: without input channels there are no output channels, whatever the shape of the weight
     return y.squeeze(0) if single else y
 
 
-def _as_torch_stores_it(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tensor | None) -> Tensor:
+def _convolution(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tensor | None) -> Tensor:
     """The convolution; for complex32 and for channels-last weights of signals in the precision and memory layout of torch."""
     if x.dtype == torch.complex32:  # torch has no matrix product of complex32
         x, w, b = x.to(torch.complex64), w.to(torch.complex64), None if b is None else b.to(torch.complex64)
-        return _as_torch_stores_it(x, w, geometry, groups, b).to(torch.complex32)
+        return _convolution(x, w, geometry, groups, b).to(torch.complex32)
     if w.ndim == 3 and not is_traced() and not w.is_contiguous() and layout.is_channels_last(w.unsqueeze(2)):
         return output(x.contiguous().unsqueeze(2), w.unsqueeze(2), geometry.as_row(), groups, None, b).squeeze(2)
     return output(x, w, geometry, groups, None, b)
