@@ -15,7 +15,7 @@ from cnn425.kernels.threads import machine_step, step
 SHORT = 48  # products of a sum: long sums are made of short ones, whose rounding errors are small, and whose numbers stay in the cache
 ROWS = 12  # no tile has more
 GROUPS = (0, 1, 2, 4, 8)  # of a GROUP
-GROUP, TURNED = 0, 0  # inputs of the groups that share a register, 0 for large groups; whether they are rows of a tile; a `Loop` has its own
+GROUP, TURNED = 0, 0  # of a `Loop`: inputs of groups that share a register, 0 for large groups; whether they are rows of a tile
 
 
 def _tile():
