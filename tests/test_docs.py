@@ -112,7 +112,7 @@ def test_the_readmes_numbers_are_those_of_the_pages_that_hold_their_evidence():
     default, channels_last, pools, error = map(float, re.findall(r"\*\*(\d\.\d+)\*\*", speed))
     assert [default, channels_last] == table("conv")[2:4]
     assert pools == table("pool")[2]
-    assert float(re.search(r"1x1x8x8 take (\S+) times as long", speed)[1]) == round(table("small")[2], 1)
+    assert float(re.search(r"tiny calls take (\S+) times as long", speed)[1]) == round(table("small")[2], 1)
     assert error == pytest.approx(errors_over_torchs(), abs=0.01)
     ours, theirs = re.search(r"test accuracy is (\S+ %) with our layers, (\S+ %) with torch's", README).groups()
     assert f"test accuracy of {ours} (ours) and {theirs} (torch's)" in (ROOT / "docs/training.md").read_text()
