@@ -79,6 +79,11 @@ def _tile():
                         for i in range(inside):
                             factor = member(shown, r % members + i) if group else shown
                             builder.store(builder.call(fma, [factor, factors[i][v], builder.load(totals[r][v])]), totals[r][v])
+                end = builder.block
+            once = builder.module.add_metadata(["llvm.loop.unroll.disable"])  # for AMD's Zen 4, LLVM would unroll it and run out of registers
+            this = builder.module.add_metadata([once])
+            this.operands = (this, once)
+            end.terminator.set_metadata("llvm.loop", this)
             targets = [
                 builder.add(numbers["first"], builder.load(at("out", builder.mul(numbers["p"], word(members)), word(r)))) for r in rows
             ]
