@@ -32,14 +32,18 @@ def loops():
 def passes(function, *shapes, last=False, dtype=torch.float32):
     """The output and the gradients of every tensor, and for one tensor the second derivative."""
     generator = torch.Generator().manual_seed(425)
-    leaves = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+    def numbers(shape):
+        return 2 * torch.rand(shape, generator=generator).to(dtype) - 1  # not randn, whose rounding depends on the processor
+
+    leaves = [numbers(shape) for shape in shapes]
     if last:
         leaves[0] = leaves[0].to(memory_format=LAST[leaves[0].ndim])
     leaves = [t.requires_grad_() for t in leaves]
     y = function(*leaves)
-    upstream = torch.randn(y.shape, generator=generator).to(dtype).requires_grad_()
+    upstream = numbers(y.shape).requires_grad_()
     gradients = torch.autograd.grad(y, leaves, upstream, create_graph=True)
-    again = torch.autograd.grad(gradients[0], upstream, torch.randn(shapes[0], generator=generator).to(dtype), allow_unused=True)
+    again = torch.autograd.grad(gradients[0], upstream, numbers(shapes[0]), allow_unused=True)
     return [t.detach() for t in (y, *gradients, *again) if t is not None]
 
 

@@ -28,9 +28,10 @@ def assert_close(found, expected):
             torch.testing.assert_close(a, b, **exact, check_stride=True, msg=lambda words, name=name: f"{name}: {words}")
 
 
-def test_every_loop_as_python_is_the_loop_in_machine_code(compiled, tmp_path):
-    """What a reader reads, and what a debugger steps through, is what runs."""
-    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(ROOT)}
+@pytest.mark.parametrize("registers", [{}, {"ATEN_CPU_CAPABILITY": "default"}], ids=["of this processor", "few"])
+def test_every_loop_as_python_is_the_loop_in_machine_code(compiled, tmp_path, registers):
+    """What a reader reads, and what a debugger steps through, is what runs; also with the tiles of a processor that has few registers."""
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(ROOT), **registers}
     file = tmp_path / "results.pt"
     subprocess.run([sys.executable, "-W", "ignore", ROOT / "tests" / "calls.py", file], env=environment, check=True)
     python = torch.load(file)

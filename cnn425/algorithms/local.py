@@ -32,6 +32,7 @@ from cnn425.kernels import elementwise as pointwise
 from cnn425.kernels import local as loops
 from cnn425.kernels.box import REGISTER
 from cnn425.kernels.threads import forced, is_traced, loops_run, memory
+from cnn425.kernels.tile import WIDEST
 from cnn425.windows import Geometry, Sharing, pad
 
 CPU = torch.device("cpu")
@@ -240,9 +241,9 @@ plan_of = lru_cache(maxsize=1024)(Plan)
 
 
 def registers(count: int, x: Tensor, most: int = 4) -> int:
-    """The number of registers, 1, 2 or 4, that hold `count` numbers like those of `x` with the fewest empty lanes."""
+    """The number of registers, 1, 2 or 4 at most, that hold `count` numbers like those of `x` with the fewest empty lanes."""
     lanes = REGISTER // x.itemsize
-    return min((v for v in (4, 2, 1) if v <= most), key=lambda v: -(-count // (v * lanes)) * v)
+    return min((v for v in (4, 2, 1) if v <= min(most, WIDEST[0])), key=lambda v: -(-count // (v * lanes)) * v)
 
 
 def channels_last(x: tuple[object, ...], images: int, first: int, count: int, to: Tensor) -> None:

@@ -20,7 +20,7 @@ from cnn425.algorithms.local import grid
 from cnn425.kernels import product as loops
 from cnn425.kernels.box import REGISTER
 from cnn425.kernels.threads import memory
-from cnn425.kernels.tile import GROUPS, ROWS
+from cnn425.kernels.tile import GROUPS, MANY, ROWS, WIDEST
 from cnn425.windows import Geometry
 
 CPU = torch.device("cpu")
@@ -90,7 +90,7 @@ def plan(map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, 
     Groups of G inputs and as many outputs share panels.
     """
     (O, groups), channels, lanes = (O * groups, 1) if G else (O, groups), x.shape[1], REGISTER // itemsize
-    V = min((1,) if G > 1 else (2, 1) if G else (4, 3, 2, 1), key=lambda v: -(-O // (v * lanes)) * v * (1 if G else COSTS[v]))
+    V = min(range(WIDEST[min(G, 2)], 0, -1), key=lambda v: -(-O // (v * lanes)) * v * (COSTS[v] if MANY and not G else 1))
     width = V * lanes
     firsts = [(g, o) for g in range(groups) for o in range(0, O, width)]
     Q, inputs, ones = len(firsts), 1 if G else C, (1,) * (5 - len(x.shape))

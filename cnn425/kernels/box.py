@@ -4,6 +4,7 @@ The place of pixel (n, d, h, w, c) in memory is the sum of each times a stride. 
 channels of a pixel are far apart: such a box is filled with blocks that are transposed in vector registers.
 """
 
+from cnn425.kernels.machine_code import CAPABILITY
 from cnn425.kernels.threads import machine_step, step
 
 REGISTER = 64  # bytes of a vector register; the compiler takes several smaller ones where there is none so large
@@ -24,12 +25,16 @@ def _parts(builder, number, I, K):
     def known(name, *arguments, result=None):
         return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result or ir.VoidType(), arguments), name)
 
-    if align < 4:  # few processors have masks for so many numbers
+    if align < 4 or CAPABILITY != "AVX512":  # few processors have masks for so many numbers, and elsewhere masks are slow or missing
         copy, part = known("llvm.memcpy.p0.p0.i64", *[byte.as_pointer()] * 2, word, bit), cgutils.alloca_once(builder, vector)
 
         def moved(to, origin, count):
-            ends = (builder.bitcast(end, byte.as_pointer()) for end in (to, origin))
-            builder.call(copy, [*ends, builder.mul(count, word(align)), bit(0)])
+            with builder.if_else(builder.icmp_signed("==", count, word(lanes))) as (whole, some):
+                with whole:
+                    builder.store(builder.load(origin, align=align), to, align=align)
+                with some:
+                    ends = (builder.bitcast(end, byte.as_pointer()) for end in (to, origin))
+                    builder.call(copy, [*ends, builder.mul(count, word(align)), bit(0)])
 
         def load(place):
             moved(part, place, I)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 PARALLEL, THIS, ALL = "cnn425_parallel", "cnn425_thread", "cnn425_threads"  # names in machine code, which may be kept in a file
+CAPABILITY = torch.backends.cpu.get_cpu_capability()  # the vector registers of this processor: "AVX512", "AVX2" or others
 steps: dict[tuple[object, ...], Any] = {}  # compiled once for all loops, by step, kind of arithmetic and parts
 
 
@@ -125,7 +126,7 @@ def _files() -> Any:
     from numba.core.caching import FunctionCache
 
     files = sorted(Path(__file__).parent.glob("*.py"))  # parts of a loop may stand in other files
-    stamp = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    stamp = (CAPABILITY, *((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
     class Files(FunctionCache):
         def _index_key(self, *arguments: Any) -> Any:

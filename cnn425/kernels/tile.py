@@ -10,10 +10,13 @@ outputs may share a register.
 import numpy as np
 
 from cnn425.kernels.box import REGISTER
+from cnn425.kernels.machine_code import CAPABILITY
 from cnn425.kernels.threads import machine_step, step
 
 SHORT = 48  # products of a sum: long sums are made of short ones, whose rounding errors are small, and whose numbers stay in the cache
 ROWS = 12  # no tile has more
+MANY = CAPABILITY == "AVX512"  # registers, 32 of REGISTER bytes; other processors have a quarter of that, 16 of 32 bytes or 32 of 16
+WIDEST = (4, 2, 1) if MANY else (1, 1, 1)  # registers beside one another in a tile: of large groups, of one channel each, of small ones
 GROUPS = (0, 1, 2, 4, 8)  # of a GROUP
 GROUP, TURNED = 0, 0  # of a `Loop`: inputs of groups that share a register, 0 for large groups; whether they are rows of a tile
 
@@ -80,7 +83,7 @@ def _tile():
                             factor = member(shown, r % members + i) if group else shown
                             builder.store(builder.call(fma, [factor, factors[i][v], builder.load(totals[r][v])]), totals[r][v])
                 end = builder.block
-            once = builder.module.add_metadata(["llvm.loop.unroll.disable"])  # for AMD's Zen 4, LLVM would unroll it and run out of registers
+            once = builder.module.add_metadata(["llvm.loop.unroll.disable"])  # unrolled, as on AMD's Zen 4, it runs out of registers
             this = builder.module.add_metadata([once])
             this.operands = (this, once)
             end.terminator.set_metadata("llvm.loop", this)
@@ -134,13 +137,15 @@ def tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias
 @step
 def rows_of(V):
     """The rows of a tile of V registers: as many as registers are left for."""
-    return 6 if V == 4 else 8
+    return 8 if MANY and V < 4 else 6
 
 
 @step
 def tile_of(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add):
     """The tile of V registers."""
-    if V == 4:
+    if not MANY:
+        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 6, 1, 0, 0)
+    elif V == 4:
         tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 6, 4, 0, 0)
     elif V == 3:
         tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 8, 3, 0, 0)
@@ -168,10 +173,15 @@ def tile_of_channels(V, x, base, row, p, cell, k, stop, w, panel, place, y, firs
 @step
 def rows_of_groups(V):
     """The rows of a tile of small groups."""
-    return 3 if TURNED else 6
+    return 6 if not TURNED else 3 if MANY else 1
 
 
 @step
 def tile_of_groups(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add):
     """The tile of one register of small groups."""
-    tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 3 if TURNED else 6, 1, GROUP, TURNED)
+    if not TURNED:
+        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 6, 1, GROUP, TURNED)
+    elif MANY:
+        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 3, 1, GROUP, TURNED)
+    else:
+        tile(x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, 1, 1, GROUP, TURNED)
