@@ -19,7 +19,7 @@ gradient image and output gradient get their channels last, some rows of positio
 rounded once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 
@@ -33,13 +33,13 @@ from cnn425.kernels import local as loops
 from cnn425.kernels.box import REGISTER
 from cnn425.kernels.threads import forced, is_traced, loops_run, memory
 from cnn425.kernels.tile import WIDEST
-from cnn425.windows import Geometry, Sharing, pad
+from cnn425.windows import Geometry, Sharing
 
 CPU = torch.device("cpu")
 Shape = Sequence[int]
 FEW = 4  # outputs of a window of one cell, for which a product is not worth it
 FEW_IMAGES = 2  # so few would leave most of a vector register empty
-UPSTREAM = 1 << 18  # numbers of the output's gradient that are brought in order at once
+BAND = 1 << 20  # bytes that a thread brings in order at once for the gradient of the weight
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing, bias: Tensor | None = None) -> Tensor:
@@ -215,26 +215,14 @@ class Plan:
 
     def multiply_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
         """Write `gw`."""
-        V, N, (start, cell), (_, order, bounds) = registers(self.O, x), len(x), self.windows(), self.sets
-        padded, d, GC = padded_size(self.geometry, self.size), self.geometry.dimensions, x.shape[1]
-        overhang = [(low, n - low - size) for low, n, size in zip(self.grid[2].tolist(), padded, self.size, strict=True)]
-        x = pad(x.view(N, GC, *self.size), overhang).contiguous()
-        w, volume, plane = gw.view(self.Q, -1), prod(padded), prod(padded[4 - d :])
-        step, row, slack = self.geometry.stride[0], prod(self.positions[1:]), V * REGISTER // x.itemsize
-        together = list(stretches(self.sharing, self.positions, gy.numel()))
-        most = max(rows for _, _, (_, rows) in together)
-        upstream = x.new_empty(N * most * row * self.outputs + slack)
-        image = x.new_empty(N * ((most - 1) * step + self.geometry.extent[0]) * plane * GC)
-        for q, units, (top, rows) in together:
-            first, count, begin = top * row, rows * row, top * step * plane
-            pixels = ((rows - 1) * step + self.geometry.extent[0]) * plane
-            channels_last(self.output(gy), N, first, count, upstream)
-            channels_last(memory(x, N, GC, volume), N, begin, pixels, image)
-            parts = min(self.cells, -(-torch.get_num_threads() // units))
-            tables = memory(order, self.P), memory(bounds[q:], units + 1), memory(start, self.P), memory(cell, self.cells), volume
-            images = memory(upstream, *upstream.shape), memory(image, N, pixels, GC), self.groups, first, count, begin
-            weight = memory(w[q:], units, self.outputs, self.cells)
-            loops.multiply_weights(units * parts, upstream.numel() * self.cells, *images, *tables, V, parts, weight)
+        V, (start, cell), (_, order, bounds) = registers(self.O, x), self.windows(), self.sets
+        bands = bands_of(self.geometry, self.sharing, self.positions, rows_of_sets(self, x))
+        parts, source = min(self.cells, -(-torch.get_num_threads() // len(bands))), source_of(x.shape[1], self.size)
+        tables = memory(order, self.P), memory(bounds, self.Q + 1), memory(start, self.P), memory(cell, self.cells)
+        images = self.output(gy), memory(x, x.numel()), memory(source, 2, 5), self.groups
+        where = self.where[0], memory(bands, *bands.shape), 3 - self.geometry.dimensions
+        weight = memory(gw, self.Q, self.outputs, self.cells)
+        loops.multiply_weights(len(bands) * parts, gy.numel() * self.cells, *images, *where, *tables, V, parts, weight)
 
 
 plan_of = lru_cache(maxsize=1024)(Plan)
@@ -246,19 +234,39 @@ def registers(count: int, x: Tensor, most: int = 4) -> int:
     return min((v for v in (4, 2, 1) if v <= min(most, WIDEST[0])), key=lambda v: -(-count // (v * lanes)) * v)
 
 
-def channels_last(x: tuple[object, ...], images: int, first: int, count: int, to: Tensor) -> None:
-    """Write the pixels of `x (N, C, P)` from `first` on, one with all its channels after the other."""
-    loops.channels_last(images * -(-count * to.itemsize // REGISTER), to.numel(), x, first, count, memory(to, *to.shape))
+def rows_of_sets(plan: Plan, x: Tensor) -> int:
+    """How many rows of sets make a band: as many as a cache holds what their sums need of, and leave something for every thread."""
+    rows, *_ = plan.sharing.sets(plan.positions)
+    if plan.sharing.tile:
+        return 1
+    pixels = plan.geometry.stride[0] * x[0].numel() // plan.size[3 - plan.geometry.dimensions]
+    numbers = len(x) * plan.sharing.share[0] * (plan.outputs * plan.P // plan.positions[0] + pixels)
+    return max(1, min(BAND // (numbers * x.itemsize), -(-rows // torch.get_num_threads())))
 
 
-def stretches(sharing: Sharing, positions: tuple[int, ...], numbers: int) -> Iterator[tuple[int, int, tuple[int, int]]]:
-    """Rows of sets whose positions are neighbours, about UPSTREAM of all `numbers`: first set, sets, first row of positions and rows."""
-    rows, *others = sharing.sets(positions)
-    together = rows if sharing.tile else max(1, rows * UPSTREAM // numbers)
-    for row in range(0, rows, together):
-        end = min(rows, row + together)
-        first, last = (0, positions[0]) if sharing.tile else (min(r * sharing.share[0], positions[0]) for r in (row, end))
-        yield row * prod(others), (end - row) * prod(others), (first, last - first)
+@lru_cache(maxsize=1024)
+def bands_of(geometry: Geometry, sharing: Sharing, positions: tuple[int, ...], together: int) -> Tensor:
+    """Rows of sets as loops want them, `(B, 8)`: see `kernels.local.multiply_weights`."""
+    (rows, *others), (A, *size), (low, _), step = sharing.sets(positions), positions, geometry.padding[0], geometry.stride[0]
+    bands, row = [], prod(size)
+    for top in range(0, rows, together):
+        end = min(rows, top + together)
+        if sharing.tile:
+            runs = -(-(A - top) // rows)
+            first, last, run, hop = top, top + (runs - 1) * rows, row, rows * row
+        else:
+            first, last, runs = top * sharing.share[0], min(end * sharing.share[0], A) - 1, 1
+            run = hop = (last - first + 1) * row
+        pixels = first * step - low, (last - first) * step + geometry.extent[0]
+        bands.append([top * prod(others), end * prod(others), first * row, run, runs, hop, *pixels])
+    return torch.tensor(bands, device=CPU)
+
+
+@lru_cache(maxsize=256)
+def source_of(C: int, size: tuple[int, int, int]) -> Tensor:
+    """The sizes of contiguous images along n, d, h, w, c, whatever n is, and the strides: `(2, 5)`."""
+    volume = prod(size)
+    return torch.tensor([[0, *size, C], [C * volume, size[1] * size[2], size[2], 1, volume]], device=CPU)
 
 
 def padded_size(geometry: Geometry, size: Sequence[int]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ with outputs in the registers.
 
 import numpy as np
 
-from cnn425.kernels.box import REGISTER, transpose
+from cnn425.kernels.box import REGISTER, fill, transpose
 from cnn425.kernels.threads import loop, step, sums
 from cnn425.kernels.tile import SHORT, rows_of, tile_of
 
@@ -234,48 +234,66 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
                             tile_of(V, weights, base, row, k, across, o, stop, rows, panel, place, pixels, to, out, zeros, 0, 1)
 
 
-@loop
-def channels_last(lo, hi, x, first, count, rows):
-    """rows[n, p, c] = x[n, c, first + p] for `count` pixels, `rows` as a row of numbers; blocks of pixels are shared out."""
-    (_, C, P), lanes, numbers = x.shape, REGISTER // x.itemsize, x.reshape(x.size)
-    blocks = (count + lanes - 1) // lanes
-    for unit in range(lo, hi):
-        n, p = unit // blocks, unit % blocks * lanes
-        for c in range(0, C, lanes):
-            at, to = (n * C + c) * P + first + p, (n * count + p) * C + c
-            transpose(numbers, at, P, rows, to, C, min(lanes, count - p), min(lanes, C - c))
+@step
+def channels_last(x, first, run, runs, hop, rows):
+    """rows[((n*runs + i)*run + p)*C + c] = x[n, c, first + i*hop + p], for so many runs of positions."""
+    (N, C, P), lanes, numbers = x.shape, REGISTER // x.itemsize, x.reshape(x.size)
+    for i in range(N * runs):
+        for p in range(0, run, lanes):
+            for c in range(0, C, lanes):
+                at, to = (i // runs * C + c) * P + first + i % runs * hop + p, (i * run + p) * C + c
+                transpose(numbers, at, P, rows, to, C, min(lanes, run - p), min(lanes, C - c))
 
 
 @loop
-def multiply_weights(lo, hi, rows, x, groups, first, count, begin, order, bounds, start, cell, volume, V, parts, gw):
-    """The gradient of the weight: `rows (N*count*G*O)` and `x (N, pixels, G*C)` by `channels_last -> gw (Q, G*O, K)`.
+def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bounds, start, cell, V, parts, gw):
+    """The gradient of the weight: `gy (N, G*O, P), x (numbers) -> gw (Q, G*O, K)`; bands of sets, and of each parts of the cells.
 
-    x has the pixels from `begin` on of an image with zeros around, which has `volume` pixels. `order` lists the positions set by set, those
-    of set q from bounds[q] to bounds[q + 1]. A sum runs over the images and the positions of a set. Units are parts of the cells of a set.
+    `bands (B, 8)` holds of each the first set and the one behind the last; the first position, how many are neighbours, how often, and how
+    far apart; and along `axis` the first pixel and their number. A thread brings them into its own memory, channels last and with zeros
+    around. `source (2, 5)` says where the pixels of x are. `order` lists the positions set by set, those of set q from bounds[q] to
+    bounds[q + 1]. A sum runs over the images and the positions of a set.
     """
-    (_, GO, K), (N, pixels, GC), result, image = gw.shape, x.shape, gw.reshape(gw.size), x.reshape(x.size)
+    (_, GO, K), N, GC, result = gw.shape, gy.shape[0], source[0, 4], gw.reshape(gw.size)
     R, lanes, O = rows_of(V), REGISTER // gw.itemsize, GO // groups
     width, zeros = V * lanes, np.zeros(V * lanes, gw.dtype)
+    corner, box = np.empty(3, np.int64), np.empty(3, np.int64)
+    for side in range(3):
+        corner[side] = -grid[2, side]
+        box[side] = max(grid[2, side] + grid[5, side], (grid[4, side] - 1) * grid[1, side] + (grid[0, side] - 1) * grid[3, side] + 1)
+    volume, plane = box[0] * box[1] * box[2], box[0] * box[1] * box[2] // box[axis]
     row, out = np.empty(K + R, np.int64), np.arange(K + R) * width
     for k in range(K + R):
         at = cell[min(k, K - 1)]
         row[k] = at % volume * GC + at // volume
     most = np.max(bounds[1:] - bounds[:-1]) * N
     pixel, place, part = np.empty(most, np.int64), np.empty(most, np.int64), np.empty((K + R + lanes) * width, gw.dtype)
+    image, upstream = np.empty(N * np.max(bands[:, 7]) * plane * GC, x.dtype), np.empty(N * np.max(bands[:, 3] * bands[:, 4]) * GO + width, gy.dtype)
+    known = -1
     for unit in range(lo, hi):
-        q, low, high, sums_ = unit // parts, unit % parts * K // parts, (unit % parts + 1) * K // parts, 0
-        for n in range(N):
-            for p in order[bounds[q] : bounds[q + 1]]:
-                pixel[sums_], place[sums_] = (n * pixels + start[p] - begin) * GC, (n * count + p - first) * GO
-                sums_ += 1
-        for g in range(groups):
-            for o in range(0, O, width):
-                base, panel = g * (GC // groups), g * O + o
-                for i in range(0, sums_, SHORT):
-                    stop = min(sums_, i + SHORT)
-                    for k in range(low, high, R):
-                        tile_of(V, image, base, row, k, pixel, i, stop, rows, panel, place, part, 0, out, zeros, 0, i)
-                for c in range(o, min(O, o + width), lanes):
-                    for k in range(low, high, lanes):
-                        to = (q * GO + g * O + c) * K + k
-                        transpose(part, k * width + c - o, width, result, to, K, min(lanes, O - c), min(lanes, high - k))
+        band, low, high = unit // parts, unit % parts * K // parts, (unit % parts + 1) * K // parts
+        first, run, runs, hop, pixels = bands[band, 2], bands[band, 3], bands[band, 4], bands[band, 5], bands[band, 7] * plane
+        if band != known:
+            known, corner[axis], box[axis] = band, bands[band, 6], bands[band, 7]
+            for n in range(N):
+                fill(x, source, n, corner[0], corner[1], corner[2], box, image, n * pixels * GC)
+            channels_last(gy, first, run, runs, hop, upstream)
+        for q in range(bands[band, 0], bands[band, 1]):
+            count = bounds[q + 1] - bounds[q]
+            sums_ = N * count
+            for i in range(count):
+                p = order[bounds[q] + i]
+                to = (p - first) // hop * run + (p - first) % hop
+                for n in range(N):
+                    pixel[n * count + i], place[n * count + i] = (n * pixels + start[p] - start[first]) * GC, (n * run * runs + to) * GO
+            for g in range(groups):
+                for o in range(0, O, width):
+                    base, panel = g * (GC // groups), g * O + o
+                    for i in range(0, sums_, SHORT):
+                        stop = min(sums_, i + SHORT)
+                        for k in range(low, high, R):
+                            tile_of(V, image, base, row, k, pixel, i, stop, upstream, panel, place, part, 0, out, zeros, 0, i)
+                    for c in range(o, min(O, o + width), lanes):
+                        for k in range(low, high, lanes):
+                            to = (q * GO + g * O + c) * K + k
+                            transpose(part, k * width + c - o, width, result, to, K, min(lanes, O - c), min(lanes, high - k))
