@@ -60,6 +60,40 @@ def _parts(builder, number, I, K):
     )
 
 
+def _fetch(builder, place):
+    """The instruction that fetches memory into the cache."""
+    from llvmlite import ir
+    from numba.core import cgutils
+
+    short, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+    fetch = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [byte, *[short] * 3]), "llvm.prefetch.p0")
+    builder.call(fetch, [builder.bitcast(place, byte), *map(short, (0, 3, 1))])
+
+
+def _prefetch():
+    """The fetching of a number in machine code."""
+    from numba.core import types
+    from numba.extending import intrinsic
+    from numba.np.arrayobj import make_array
+
+    @intrinsic
+    def prefetch(typing, x, at):
+        """See `prefetch` below."""
+
+        def generate(context, builder, signature, values):
+            _fetch(builder, builder.gep(make_array(signature.args[0])(context, builder, values[0]).data, [values[1]]))
+            return context.get_dummy_value()
+
+        return types.void(x, types.intp), generate
+
+    return prefetch
+
+
+@machine_step(_prefetch)
+def prefetch(x, at):
+    """Fetch the numbers around x[at] into the cache: they are needed soon."""
+
+
 def _transpose():
     """The transposition in machine code: rows are interleaved in pairs, as often as it takes; what is no part of it is masked."""
     from llvmlite import ir
@@ -76,8 +110,6 @@ def _transpose():
             source, target = (make_array(signature.args[i])(context, builder, values[i]).data for i in (0, 3))
             _, at, hop, _, to, step_, I, K = values
             (load, store), last, lines = _parts(builder, number, I, K), builder.sub(K, word(1)), []
-            fetch = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), *[short] * 3])
-            fetch = cgutils.get_or_insert_function(builder.module, fetch, "llvm.prefetch.p0")
 
             def place(data, start, distance, count):
                 found = builder.gep(data, [builder.add(start, builder.mul(distance, count))])
@@ -86,8 +118,7 @@ def _transpose():
             for k in range(lanes):
                 origin = place(source, at, hop, builder.select(builder.icmp_signed("<", word(k), last), word(k), last))
                 lines.append(load(origin))
-                ahead = builder.bitcast(builder.gep(origin, [word(AHEAD)]), ir.IntType(8).as_pointer())
-                builder.call(fetch, [ahead, *map(short, (0, 3, 1))])
+                _fetch(builder, builder.gep(origin, [word(AHEAD)]))
             halves = range(lanes // 2), range(lanes // 2, lanes)
             masks = [ir.Constant(ir.VectorType(short, lanes), [i + lanes * odd for i in half for odd in (0, 1)]) for half in halves]
             for _ in range(lanes.bit_length() - 1):  # a line and the one half the lines later become two neighbours

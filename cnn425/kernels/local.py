@@ -14,7 +14,7 @@ with outputs in the registers.
 
 import numpy as np
 
-from cnn425.kernels.box import REGISTER, fill, transpose
+from cnn425.kernels.box import REGISTER, fill, prefetch, transpose
 from cnn425.kernels.threads import loop, step, sums
 from cnn425.kernels.tile import SHORT, rows_of, tile_of
 
@@ -187,11 +187,15 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
         for p in range(count * GO):
             part[p * width : (p + 1) * width] = b[p % GO, sets[first + p // GO] % b.shape[1]] if b.size else 0
         for p in range(count):
+            after = sets[min(first + p + 1, P - 1)]
             for g in range(groups):
                 panel = (n * total + g * (C // groups) * D * H * W + start[first + p]) * width
                 base, to = (sets[first + p] * GO + g * O) * K, (p * GO + g * O) * width
                 for k in range(0, K, SHORT):
                     for o in range(0, O, R):
+                        for r in range(o, min(o + R, O) if after != sets[first + p] else 0):
+                            for next_ in range(k, min(K, k + SHORT), lanes):
+                                prefetch(weights, ((after * groups + g) * O + r) * K + next_)
                         tile_of(V, weights, base, row, o, along, k, min(K, k + SHORT), pixels, panel, place, part, to, out, zeros, 0, 1)
         for o in range(GO):
             for k in range(n * width, min(N, (n + 1) * width), lanes):
@@ -227,10 +231,12 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
                 out = cell[row] * width
                 for p in range(count):
                     base, to = (sets[first + p] * GO + g * O) * K, (n * C * volume + g * each * volume + start[first + p]) * width
-                    panel = (p * GO + g * O) * width
+                    panel, after = (p * GO + g * O) * width, sets[min(first + p + 1, P - 1)]
                     for o in range(0, O, SHORT):
                         stop = min(O, o + SHORT)
                         for k in range(0, end - begin, R):
+                            for next_ in range(o, stop if after != sets[first + p] and k % lanes < R else 0):
+                                prefetch(weights, ((after * groups + g) * O + next_) * K + begin + k)
                             tile_of(V, weights, base, row, k, across, o, stop, rows, panel, place, pixels, to, out, zeros, 0, 1)
 
 
@@ -262,10 +268,7 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
         corner[side] = -grid[2, side]
         box[side] = max(grid[2, side] + grid[5, side], (grid[4, side] - 1) * grid[1, side] + (grid[0, side] - 1) * grid[3, side] + 1)
     volume, plane = box[0] * box[1] * box[2], box[0] * box[1] * box[2] // box[axis]
-    row, out = np.empty(K + R, np.int64), np.arange(K + R) * width
-    for k in range(K + R):
-        at = cell[min(k, K - 1)]
-        row[k] = at % volume * GC + at // volume
+    row, out, cells, C = np.empty(K + R, np.int64), np.empty(K + R, np.int64), K // (GC // groups), GC // groups
     most = np.max(bounds[1:] - bounds[:-1]) * N
     pixel, place, part = np.empty(most, np.int64), np.empty(most, np.int64), np.empty((K + R + lanes) * width, gw.dtype)
     image, upstream = np.empty(N * np.max(bands[:, 7]) * plane * GC, x.dtype), np.empty(N * np.max(bands[:, 3] * bands[:, 4]) * GO + width, gy.dtype)
@@ -278,6 +281,12 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
             for n in range(N):
                 fill(x, source, n, corner[0], corner[1], corner[2], box, image, n * pixels * GC)
             channels_last(gy, first, run, runs, hop, upstream)
+        found = 0
+        for i in range(K + R):  # neighbours in memory one after the other, and rows that are too many compute the last cell again
+            k = min(i, K - 1) % C * cells + min(i, K - 1) // C
+            if low <= k < high or i >= K:
+                row[found], out[found] = cell[k] % volume * GC + cell[k] // volume, k * width
+                found += 1
         for q in range(bands[band, 0], bands[band, 1]):
             count = bounds[q + 1] - bounds[q]
             sums_ = N * count
@@ -291,7 +300,7 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
                     base, panel = g * (GC // groups), g * O + o
                     for i in range(0, sums_, SHORT):
                         stop = min(sums_, i + SHORT)
-                        for k in range(low, high, R):
+                        for k in range(0, found - R, R):
                             tile_of(V, image, base, row, k, pixel, i, stop, upstream, panel, place, part, 0, out, zeros, 0, i)
                     for c in range(o, min(O, o + width), lanes):
                         for k in range(low, high, lanes):
