@@ -165,6 +165,8 @@ def separate(lo, hi, image, low, x):
             for k in range(b * width, min(N, (b + 1) * width), lanes):
                 for w in range(0, W, lanes):
                     to = k * hop + (c * D * H + line) * W + w
+                    for i in range(min(lanes, N - k)):
+                        prefetch(numbers, to + i * hop + 2 * W)
                     transpose(plane, at + w * width + k - b * width, width, numbers, to, hop, min(lanes, N - k), min(lanes, W - w))
 
 
@@ -301,6 +303,8 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
                     for i in range(0, sums_, SHORT):
                         stop = min(sums_, i + SHORT)
                         for k in range(0, found - R, R):
+                            for c in range(o, min(O, o + width) if i == 0 and k % lanes < R else 0):
+                                prefetch(result, (q * GO + g * O + c) * K + low + k)
                             tile_of(V, image, base, row, k, pixel, i, stop, upstream, panel, place, part, 0, out, zeros, 0, i)
                     for c in range(o, min(O, o + width), lanes):
                         for k in range(low, high, lanes):
