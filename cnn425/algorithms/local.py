@@ -20,7 +20,7 @@ rounded once.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 
 import torch
@@ -53,7 +53,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Shari
         return layout.stored(y if bias is None else y + sharing.bias(bias, positions), order)
     y = x.new_empty(x.shape[0], w.shape[geometry.dimensions], *positions)
     plan = plan_of(geometry, groups, sharing, x.shape[1:], w.shape, positions)
-    (plan.sweep_output if plan.is_swept(len(x)) else plan.multiply_output)(x.contiguous(), w.contiguous(), bias, y)
+    (plan.sweep_output if plan.is_swept(len(x)) else plan.multiply_output)(x.contiguous(), plan.stored(w), bias, y)
     return layout.stored(y, order)
 
 
@@ -68,7 +68,7 @@ def input_gradient(
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size, sharing), order_)
     gx = gy.new_empty(gy.shape[0], w.shape[d + 1] * groups, *size)
     plan = plan_of(geometry, groups, sharing, gx.shape[1:], w.shape, gy.shape[2:])
-    (plan.sweep_input_gradient if plan.is_swept(len(gy)) else plan.multiply_input_gradient)(gy.contiguous(), w.contiguous(), gx)
+    (plan.sweep_input_gradient if plan.is_swept(len(gy)) else plan.multiply_input_gradient)(gy.contiguous(), plan.stored(w), gx)
     return layout.stored(gx, order_)
 
 
@@ -123,11 +123,17 @@ class Plan:
         one = (1,) * d
         self.pointwise = sharing is not None and sharing.each and self.O <= FEW and geometry == Geometry(one, one, ((0, 0),) * d, one)
         self.grid, self.sets = grid(geometry, tuple(image[1:])), sets_of(self.sharing, self.positions)
+        self.padded = padded_size(self.geometry, self.size)
         self.where = memory(self.grid, 6, 3), memory(self.sets[0], self.P)  # the geometry and the set of each position, for loops
+        self.low = memory(self.grid[2], 3)  # the zeros in front of an image, for loops
 
     def is_swept(self, images: int) -> bool:
         """Whether loops over the weight compute a map whose products have so many images to a set of weights."""
         return forced.get() == "sweep" or (forced.get() != "matmul" and (self.pointwise or images <= FEW_IMAGES))
+
+    def stored(self, w: Tensor) -> Tensor:
+        """The weight in one stretch of memory, where loops read it there."""
+        return w if self.pointwise else w.contiguous()
 
     def image(self, x: Tensor) -> tuple[object, ...]:
         """The image as an argument for a loop."""
@@ -146,7 +152,7 @@ class Plan:
         """Write `y`."""
         b = y.new_zeros(self.outputs) if bias is None else bias.contiguous()
         if self.pointwise:
-            self.mix(x, self.along_positions(w).transpose(1, 2), b.view(self.outputs, -1).expand(-1, self.P).contiguous(), y)
+            self.mix(x, self.along_positions(w).transpose(1, 2), b.view(self.outputs, -1), y)
             return
         bias_ = memory(b, self.outputs, b.numel() // self.outputs)
         loops.output(self.P, y.numel() * self.cells, self.image(x), self.weight(w), bias_, self.groups, *self.where, self.output(y))
@@ -154,7 +160,7 @@ class Plan:
     def sweep_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
         """Write `gx`."""
         if self.pointwise:
-            self.mix(gy, self.along_positions(w), gx.new_zeros(gx[0].numel()), gx)
+            self.mix(gy, self.along_positions(w), gx.new_zeros(gx.shape[1], 1), gx)
             return
         parts = min(self.size[0] * self.size[1], -(-torch.get_num_threads() // len(gx)))
         arguments = self.output(gy), self.weight(w), self.groups, *self.where, parts, self.image(gx)
@@ -179,22 +185,23 @@ class Plan:
     def mix(self, x: Tensor, w: Tensor, b: Tensor, y: Tensor) -> None:
         """Write `y` as the mixture of the channels of `x` by `w (G, O, C, P)`."""
         w, N, O = w.flatten(0, 1).contiguous(), len(y), y.shape[1]
-        images = memory(x, N, x.shape[1], self.P), memory(w, *w.shape), memory(b, O, self.P)
+        images = memory(x, N, x.shape[1], self.P), memory(w, *w.shape), memory(b, *b.shape)
         pointwise.mix(N * O, y.numel() * w.shape[1], *images, self.groups, memory(y, N, O, self.P))
 
+    @cached_property
     def windows(self) -> tuple[Tensor, Tensor]:
         """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its cells, `(K)`."""
         return cells_of(self.geometry, tuple(self.size[3 - self.geometry.dimensions :]), self.C)
 
     def interleaved(self, x: Tensor, V: int) -> tuple[Tensor, tuple[object, ...], tuple[object, ...]]:
         """Memory for images side by side, `(B, C, D, H, W, width)`, the same as an argument for a loop, and the zeros in front of them."""
-        padded, width = padded_size(self.geometry, self.size), V * REGISTER // x.itemsize
-        image = x.new_empty(-(-len(x) // width), x.shape[1], *padded, width)
-        return image, memory(image, *image.shape), memory(self.grid[2], 3)
+        width = V * REGISTER // x.itemsize
+        image = x.new_empty(-(-len(x) // width), x.shape[1], *self.padded, width)
+        return image, memory(image, *image.shape), self.low
 
     def multiply_output(self, x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor) -> None:
         """Write `y`."""
-        V, (start, cell) = registers(len(x), x), self.windows()
+        V, (start, cell) = registers(len(x), x), self.windows
         image, pixels, low = self.interleaved(x, V)
         loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(x), low, pixels)
         b = y.new_empty(0, 0) if bias is None else bias.reshape(self.outputs, -1).contiguous()
@@ -205,7 +212,7 @@ class Plan:
     def multiply_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
         """Write `gx`."""
         most = 2 if self.sharing.each else 1  # few images stay in the cache, but weights that are not shared are read for each block
-        V, (start, cell) = registers(len(gx), gx, most), self.windows()
+        V, (start, cell) = registers(len(gx), gx, most), self.windows
         image, pixels, low = self.interleaved(gx, V)
         parts = min(image.shape[1], -(-torch.get_num_threads() // image.shape[0]))
         weight = memory(w, self.Q, self.outputs, self.cells), self.groups, self.where[1]
@@ -215,7 +222,7 @@ class Plan:
 
     def multiply_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
         """Write `gw`."""
-        V, (start, cell), (_, order, bounds) = registers(self.O, x), self.windows(), self.sets
+        V, (start, cell), (_, order, bounds) = registers(self.O, x), self.windows, self.sets
         bands = bands_of(self.geometry, self.sharing, self.positions, rows_of_sets(self, x))
         parts, source = min(self.cells, -(-torch.get_num_threads() // len(bands))), source_of(x.shape[1], self.size)
         tables = memory(order, self.P), memory(bounds, self.Q + 1), memory(start, self.P), memory(cell, self.cells)

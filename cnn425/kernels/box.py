@@ -97,7 +97,7 @@ def prefetch(x, at):
 def _transpose():
     """The transposition in machine code: rows are interleaved in pairs, as often as it takes; what is no part of it is masked."""
     from llvmlite import ir
-    from numba.core import cgutils, types
+    from numba.core import types
     from numba.extending import intrinsic
     from numba.np.arrayobj import make_array
 

@@ -254,7 +254,7 @@ def cross_entropy_gradient(lo, hi, gy, p, target, ignored, gx):
 
 @loop
 def mix(lo, hi, x, w, b, groups, y):
-    """y[n,o,p] = b[o,p] + sum over c of x[n,c,p] * w[o,c,p]: `x (N, G*C, P), w (G*O, C, P), b (G*O, P)`; images' outputs are shared out.
+    """y[n,o,p] = b[o,p] + sum over c of x[n,c,p] * w[o,c,p]: `x (N, G*C, P), w (G*O, C, P), b (G*O, P or 1)`; outputs are shared out.
 
     With gy, and with the letters of the weight exchanged, it is the gradient of x.
     """
@@ -262,9 +262,11 @@ def mix(lo, hi, x, w, b, groups, y):
     for unit in range(lo, hi):
         n, o = unit // GO, unit % GO
         for p in range(0, P, LINE):
-            line, bias = y[n, o, p : p + LINE], b[o, p : p + LINE]
-            for i in range(line.size):
-                line[i] = bias[i]
+            line = y[n, o, p : p + LINE]
+            if b.shape[1] == 1:
+                line[:] = b[o, 0]
+            else:
+                line[:] = b[o, p : p + LINE]
             for c in range(C):
                 pixels, weights = x[n, o // (GO // groups) * C + c, p : p + LINE], w[o, c, p : p + LINE]
                 for i in range(line.size):

@@ -273,7 +273,8 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
     row, out, cells, C = np.empty(K + R, np.int64), np.empty(K + R, np.int64), K // (GC // groups), GC // groups
     most = np.max(bounds[1:] - bounds[:-1]) * N
     pixel, place, part = np.empty(most, np.int64), np.empty(most, np.int64), np.empty((K + R + lanes) * width, gw.dtype)
-    image, upstream = np.empty(N * np.max(bands[:, 7]) * plane * GC, x.dtype), np.empty(N * np.max(bands[:, 3] * bands[:, 4]) * GO + width, gy.dtype)
+    image = np.empty(N * np.max(bands[:, 7]) * plane * GC, x.dtype)
+    upstream = np.empty(N * np.max(bands[:, 3] * bands[:, 4]) * GO + width, gy.dtype)
     known = -1
     for unit in range(lo, hi):
         band, low, high = unit // parts, unit % parts * K // parts, (unit % parts + 1) * K // parts

@@ -43,8 +43,8 @@ def low_rank_local(dimensions: int, input: Tensor, weight: Tensor, mixing: Tenso
         x, w, b = x.float(), w.float(), None if b is None else b.float()
     apart = output(x, w.transpose(0, 1).flatten(0, 1), geometry, groups, None, None)  # outputs in the order o, r
     one = (1,) * dimensions
-    m = mixing.to(apart.dtype).movedim(0, dimensions).unsqueeze(dimensions).expand(*mixing.shape[1:], w.shape[1], -1)
-    m = m.reshape(*m.shape, *one)  # each output is mixed from r channels of its own
+    m = mixing.to(apart.dtype).movedim(0, dimensions).reshape(*mixing.shape[1:], 1, -1, *one)
+    m = m.expand(*mixing.shape[1:], w.shape[1], -1, *one)  # each output is mixed from r channels of its own
     y = output(apart, m, Geometry(one, one, ((0, 0),) * dimensions, one), w.shape[1], each_its_own(dimensions), b).to(dtype)
     return y.squeeze(0) if input.ndim == dimensions + 1 else y
 
@@ -97,11 +97,16 @@ class LowRankLocal(LocallyConnected):
         super()._create_parameters(bias, device, dtype)
 
     @property
+    def mixing_names(self) -> list[str]:
+        """The names of the parameters that hold the coefficients."""
+        return ["mixing"] if self.mixed_by == "positions" else [f"mixing_{letter}" for letter in POSITIONS[: self.dimensions]]
+
+    @property
     def mixing_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the coefficients, by the name of the parameter."""
         if self.mixed_by == "positions":
             return {"mixing": (*self.output_size, self.rank)}
-        return {f"mixing_{letter}": (n, self.rank) for letter, n in zip(POSITIONS, self.output_size, strict=False)}
+        return {name: (n, self.rank) for name, n in zip(self.mixing_names, self.output_size, strict=True)}
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -113,12 +118,12 @@ class LowRankLocal(LocallyConnected):
         super().reset_parameters()
         with torch.no_grad():
             self.weight.mul_(math.sqrt(self.rank) if self.normalise == "softmax" else 1)
-            for name in self.mixing_shapes:
-                getattr(self, name).fill_(1 / (math.sqrt(self.rank) * len(self.mixing_shapes)))
+            for name in self.mixing_names:
+                getattr(self, name).fill_(1 / (math.sqrt(self.rank) * len(self.mixing_names)))
 
     def coefficients(self) -> Tensor:
         """The mixing coefficients of each position, `(R, *positions)`, normalised."""
-        names, d = list(self.mixing_shapes), self.dimensions
+        names, d = self.mixing_names, self.dimensions
         m = getattr(self, names[0])
         if self.mixed_by == "sides":
             shapes = [(1,) * side + (-1,) + (1,) * (d - 1 - side) + (self.rank,) for side in range(d)]
