@@ -22,48 +22,62 @@ BLOCK = 32  # positions whose outputs are brought in order together: neighbours 
 
 
 @step
+def rows_of_grid(grid):
+    """The rows of `grid`: cells, strides, low paddings, dilations, positions, pixels."""
+    return grid[0], grid[1], grid[2], grid[3], grid[4], grid[5]
+
+
+@step
+def padded(grid, side):
+    """The pixels along a side of an image with zeros around, as far as windows see it."""
+    cells, stride, low, dilation, positions, pixels = rows_of_grid(grid)
+    return max(low[side] + pixels[side], (positions[side] - 1) * stride[side] + (cells[side] - 1) * dilation[side] + 1)
+
+
+@step
 def run(p, u, v, grid, D, H, W):
     """The cells of row u = (t, u) of window p that are inside the image: pixel (d, h, w) of the first, its cell v, and their number."""
-    t, I, J = u // grid[0, 1], grid[4, 1], grid[4, 2]
-    d = p // (I * J) * grid[1, 0] + t * grid[3, 0] - grid[2, 0]
-    h = p // J % I * grid[1, 1] + u % grid[0, 1] * grid[3, 1] - grid[2, 1]
-    first, step_ = p % J * grid[1, 2] - grid[2, 2], grid[3, 2]
+    cells, stride, low, dilation, positions, _ = rows_of_grid(grid)
+    t, I, J = u // cells[1], positions[1], positions[2]
+    d = p // (I * J) * stride[0] + t * dilation[0] - low[0]
+    h = p // J % I * stride[1] + u % cells[1] * dilation[1] - low[1]
+    first, step_ = p % J * stride[2] - low[2], dilation[2]
     start = 0 if first >= 0 else (-first + step_ - 1) // step_
     stop = min(v, (W - 1 - first) // step_ + 1) if first < W else 0
-    cells = stop - start if 0 <= d < D and 0 <= h < H and stop > start else 0
-    return d, h, first + start * step_, start, cells
+    inside = stop - start if 0 <= d < D and 0 <= h < H and stop > start else 0
+    return d, h, first + start * step_, start, inside
 
 
 @step
 def gather_window(x, p, grid, window):
     """window[c, u, v] = the pixel in row u and column v of window p, 0 outside: `x (C, D, H, W), window (C, T*U, V)`."""
-    (C, D, H, W), (_, TU, V), apart = x.shape, window.shape, grid[3, 2]
+    (C, D, H, W), (_, TU, V), (_, _, _, dilation, _, _) = x.shape, window.shape, rows_of_grid(grid)
     for u in range(TU):
         d, h, first, start, cells = run(p, u, V, grid, D, H, W)
         for c in range(C):
             row = window[c, u]
             if cells < V:
                 row[:] = 0
-            if cells and apart == 1:
+            if cells and dilation[2] == 1:
                 pixels, inside = x[c, d, h, first : first + cells], row[start : start + cells]
                 for v in range(cells):
                     inside[v] = pixels[v]
             elif cells:
                 for v in range(cells):
-                    row[start + v] = x[c, d, h, first + v * apart]
+                    row[start + v] = x[c, d, h, first + v * dilation[2]]
 
 
 @step
 def add_window(window, p, grid, low, high, x):
     """The adjoint of `gather_window` for the lines low to high - 1: each cell is added to its pixel."""
-    (C, D, H, W), (_, TU, V), apart = x.shape, window.shape, grid[3, 2]
+    (C, D, H, W), (_, TU, V), (_, _, _, dilation, _, _) = x.shape, window.shape, rows_of_grid(grid)
     for u in range(TU):
         d, h, first, start, cells = run(p, u, V, grid, D, H, W)
         if low <= d * H + h < high:
             for c in range(C if cells else 0):
                 line, row = x[c, d, h], window[c, u]
                 for v in range(cells):
-                    line[first + v * apart] += row[start + v]
+                    line[first + v * dilation[2]] += row[start + v]
 
 
 @sums
@@ -267,8 +281,7 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
     width, zeros = V * lanes, np.zeros(V * lanes, gw.dtype)
     corner, box = np.empty(3, np.int64), np.empty(3, np.int64)
     for side in range(3):
-        corner[side] = -grid[2, side]
-        box[side] = max(grid[2, side] + grid[5, side], (grid[4, side] - 1) * grid[1, side] + (grid[0, side] - 1) * grid[3, side] + 1)
+        corner[side], box[side] = -grid[2, side], padded(grid, side)
     volume, plane = box[0] * box[1] * box[2], box[0] * box[1] * box[2] // box[axis]
     row, out, cells, C = np.empty(K + R, np.int64), np.empty(K + R, np.int64), K // (GC // groups), GC // groups
     most = np.max(bounds[1:] - bounds[:-1]) * N

@@ -12,14 +12,16 @@ register: a depthwise convolution has G = 1.
 
 The gradient of the image by a stride s is several products: every s-th output is made of the same cells. `phases (5, F)` holds of each the
 first output along d, h, w, its first cell, and the one behind its last. `sides (7, 3)` holds the geometry along d, h, w, one row each: the
-positions; the outputs; the outputs from one position to the next; the pixel where the first window starts, and from one window to the next;
-the positions of a box; its pixels. `source` and `target (2, 5)` hold the sizes of the two images along n, d, h, w, c, and their strides.
-`panels (3, Q)` holds of each panel the first output, the number of outputs, and the first channel that they see.
+positions; the outputs; the outputs from one position to the next (hop); the pixel where the first window starts (origin); the pixels from
+one window to the next (step); how many positions a box is long; its pixels. `source` and `target (2, 5)` hold the sizes of the two images
+along n, d, h, w, c, and their strides. `panels (3, Q)` holds of each panel the first output, the number of outputs, and the first channel
+that they see.
 """
 
 import numpy as np
 
 from cnn425.kernels.box import REGISTER, fill, load, neighbours, store, transpose
+from cnn425.kernels.local import padded, rows_of_grid
 from cnn425.kernels.threads import Loop, loop, step
 from cnn425.kernels.tile import (
     GROUP,
@@ -37,24 +39,33 @@ BLOCK = 64  # rows of a weight that stay in the cache while it is transposed
 
 
 @step
+def rows_of_sides(sides):
+    """The rows of `sides`: positions, outputs, hop, origin, step, length of a box, pixels."""
+    return sides[0], sides[1], sides[2], sides[3], sides[4], sides[5], sides[6]
+
+
+@step
 def numbers_of_box(sides, images, C, lanes):
     """The numbers of a box, and of the vector registers that are read from its last channels on."""
-    return images * sides[6, 0] * sides[6, 1] * sides[6, 2] * C + 4 * lanes
+    _, _, _, _, _, _, pixels = rows_of_sides(sides)
+    return images * pixels[0] * pixels[1] * pixels[2] * C + 4 * lanes
 
 
 @step
 def corner(box, sides, images):
     """The first image and position of a box: n, a, i, j."""
-    A, across, down = sides[0, 0], (sides[0, 2] + sides[5, 2] - 1) // sides[5, 2], (sides[0, 1] + sides[5, 1] - 1) // sides[5, 1]
-    return box // (across * down * A) * images, box // (across * down) % A, box // across % down * sides[5, 1], box % across * sides[5, 2]
+    positions, _, _, _, _, long, _ = rows_of_sides(sides)
+    A, across, down = positions[0], (positions[2] + long[2] - 1) // long[2], (positions[1] + long[1] - 1) // long[1]
+    return box // (across * down * A) * images, box // (across * down) % A, box // across % down * long[1], box % across * long[2]
 
 
 @step
 def outputs_of(box, source, sides, images):
     """How many images, and outputs along d, h, w, a box has: it is cut where the image ends."""
     n, a, i, j = corner(box, sides, images)
-    depth, lines = min(sides[2, 0], sides[1, 0] - a * sides[2, 0]), min(sides[5, 1] * sides[2, 1], sides[1, 1] - i * sides[2, 1])
-    return min(images, source[0, 0] - n), depth, lines, min(sides[5, 2] * sides[2, 2], sides[1, 2] - j * sides[2, 2])
+    _, outputs, hop, _, _, long, _ = rows_of_sides(sides)
+    depth, lines = min(hop[0], outputs[0] - a * hop[0]), min(long[1] * hop[1], outputs[1] - i * hop[1])
+    return min(images, source[0, 0] - n), depth, lines, min(long[2] * hop[2], outputs[2] - j * hop[2])
 
 
 @step
@@ -65,10 +76,11 @@ def enter(box, x, source, sides, images, direct, target, buffer):
     nothing is brought: the image is read where it is.
     """
     n, a, i, j = corner(box, sides, images)
-    d, h, w = sides[3, 0] + a * sides[4, 0], sides[3, 1] + i * sides[4, 1], sides[3, 2] + j * sides[4, 2]
-    first = a * sides[2, 0] * target[1, 1] + i * sides[2, 1] * target[1, 2] + j * sides[2, 2] * target[1, 3]
+    _, _, hop, origin, step_, _, pixels = rows_of_sides(sides)
+    d, h, w = origin[0] + a * step_[0], origin[1] + i * step_[1], origin[2] + j * step_[2]
+    first = a * hop[0] * target[1, 1] + i * hop[1] * target[1, 2] + j * hop[2] * target[1, 3]
     for m in range(0 if direct else min(images, source[0, 0] - n)):
-        fill(x, source, n + m, d, h, w, sides[6], buffer, m * sides[6, 0] * sides[6, 1] * sides[6, 2] * source[0, 4])
+        fill(x, source, n + m, d, h, w, pixels, buffer, m * pixels[0] * pixels[1] * pixels[2] * source[0, 4])
     return n * source[1, 0] + d * source[1, 1] + h * source[1, 2] + w * source[1, 3] if direct else 0, n * target[1, 0] + first
 
 
@@ -92,12 +104,13 @@ def windows_of(shape, source, sides, direct, t, u, v, row, out, P):
     The first output of the phase is (t, u, v).
     """
     (count, depth, lines, columns), C = shape, source[0, 4]
-    size = source[1, 0] if direct else sides[6, 0] * sides[6, 1] * sides[6, 2] * C
+    _, _, hop, _, step_, _, pixels = rows_of_sides(sides)
+    size = source[1, 0] if direct else pixels[0] * pixels[1] * pixels[2] * C
     for m in range(count if t < depth else 0):
-        for h in range(u, lines, sides[2, 1]):
-            start, to = m * size + h // sides[2, 1] * sides[4, 1] * sides[6, 2] * C, ((m * depth + t) * lines + h) * columns
-            for w in range(v, columns, sides[2, 2]):
-                row[P] = start + w // sides[2, 2] * sides[4, 2] * C
+        for h in range(u, lines, hop[1]):
+            start, to = m * size + h // hop[1] * step_[1] * pixels[2] * C, ((m * depth + t) * lines + h) * columns
+            for w in range(v, columns, hop[2]):
+                row[P] = start + w // hop[2] * step_[2] * C
                 out[P] = to + w
                 P += 1
     return P
@@ -110,7 +123,8 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
     """
     Q, K, width = w.shape
     R, C, lanes, wide, apart, F = rows_of(V), source[0, 4], REGISTER // x.itemsize, Q * width, target[1, 4], phases.shape[1]
-    most = images * sides[2, 0] * sides[5, 1] * sides[2, 1] * sides[5, 2] * sides[2, 2]
+    _, _, hop, _, _, long, _ = rows_of_sides(sides)
+    most = images * hop[0] * long[1] * hop[1] * long[2] * hop[2]
     weights, straight, steps = w.reshape(w.size), apart == 1 and panels[1].min() == width, np.arange(K) * (width * max(GROUP, 1))
     row, out, ends = np.empty(most + F * R, np.int64), np.empty(most + F * R, np.int64), np.zeros(F + 1, np.int64)
     place, run, known, found = np.empty(most, np.int64), np.empty(most, np.int64), (0, 0, 0, 0), 0
@@ -151,9 +165,11 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
     Parts of the boxes are shared out, and of each `pieces` of the panels. `cell` has ROWS more cells than K, so that the last tile is full.
     There is one phase.
     """
-    _, Q, rows, width = gw.shape
-    R, C, lanes, apart, most = rows_of(V), source[0, 4], REGISTER // x.itemsize, target[1, 4], images * sides[5, 1] * sides[5, 2]
-    row, place, steps, out = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(most) * width, np.arange(rows) * width
+    _, Q, K, width = gw.shape
+    R, C, lanes, apart = rows_of(V), source[0, 4], REGISTER // x.itemsize, target[1, 4]
+    _, _, _, _, _, long, _ = rows_of_sides(sides)
+    most = images * long[1] * long[2]
+    row, place, steps, out = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(most) * width, np.arange(K) * width
     run, unused, known, P = np.empty(most, np.int64), np.empty(most, np.int64), (0, 0, 0, 0), 0
     buffer = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype)
     upstream, zeros, result = np.zeros(most * width, x.dtype), np.zeros(width, x.dtype), gw.reshape(gw.size)
@@ -169,7 +185,7 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
                 windows_of(shape, source, sides, direct, 0, 0, 0, row, unused, 0)
             for q in range(piece * Q // pieces, (piece + 1) * Q // pieces):
                 load(gy, first, place, run, P, apart, panels[0, q], panels[1, q], upstream, width)
-                start = (part * Q + q) * rows * width
+                start = (part * Q + q) * K * width
                 for p in range(0, P, SHORT):
                     for k in range(0, phases[4, 0], R):
                         stop, base, more = min(P, p + SHORT), at + panels[2, q], box - begin + p
@@ -193,27 +209,27 @@ def scatter(lo, hi, z, grid, C, apart, hop, gx):
     `grid (6, 3)` holds cells, strides, low paddings, dilations, positions and pixels along d, h, w; pixel i of channel c is at
     `c*apart + i*hop`.
     """
-    T, U, V, I, J = grid[0, 0], grid[0, 1], grid[0, 2], grid[4, 1], grid[4, 2]
-    D, H, W = [max(grid[2, i] + grid[5, i], (grid[4, i] - 1) * grid[1, i] + (grid[0, i] - 1) * grid[3, i] + 1) for i in range(3)]
-    image = np.empty((C, D, H, W), z.dtype)
+    shown, stride, low, dilation, positions, pixels = rows_of_grid(grid)
+    T, U, V, I, J = shown[0], shown[1], shown[2], positions[1], positions[2]
+    image = np.empty((C, padded(grid, 0), padded(grid, 1), padded(grid, 2)), z.dtype)
     for n in range(lo, hi):
         image[:] = 0
         for k in range(z.shape[1]):
             c, t, u, v = k // (T * U * V), k // (U * V) % T, k // V % U, k % V
             for p in range(0, z.shape[2], J):
                 a, i, cells = p // J // I, p // J % I, z[n, k, p : p + J]
-                line = image[c, a * grid[1, 0] + t * grid[3, 0], i * grid[1, 1] + u * grid[3, 1], v * grid[3, 2] :]
-                if grid[1, 2] == 1:
+                line = image[c, a * stride[0] + t * dilation[0], i * stride[1] + u * dilation[1], v * dilation[2] :]
+                if stride[2] == 1:
                     for j in range(cells.size):
                         line[j] += cells[j]
                 else:
                     for j in range(cells.size):
-                        line[j * grid[1, 2]] += cells[j]
+                        line[j * stride[2]] += cells[j]
         for c in range(C):
-            for pixel in range(0, grid[5, 0] * grid[5, 1] * grid[5, 2], grid[5, 2]):
-                d, h = pixel // grid[5, 2] // grid[5, 1], pixel // grid[5, 2] % grid[5, 1]
-                line = image[c, d + grid[2, 0], h + grid[2, 1], grid[2, 2] :]
-                for w in range(grid[5, 2]):
+            for pixel in range(0, pixels[0] * pixels[1] * pixels[2], pixels[2]):
+                d, h = pixel // pixels[2] // pixels[1], pixel // pixels[2] % pixels[1]
+                line = image[c, d + low[0], h + low[1], low[2] :]
+                for w in range(pixels[2]):
                     gx[n, c * apart + (pixel + w) * hop] = line[w]
 
 
