@@ -230,22 +230,22 @@ def of(t: Tensor) -> Memory:
     return Memory(tuple(t.shape), t.stride())
 
 
-def sharing(w: Tensor, groups: int) -> int:
-    """How many inputs, and as many outputs, small groups have that share a vector register; or 0."""
+def small_group(w: Tensor, groups: int) -> int:
+    """The inputs, and as many outputs, of groups so small that several of them share a vector register; 0 if they are larger."""
     (O, C), G = w.shape[:2], groups
     return C if C in GROUPS and O == C * G and G > 1 else 0
 
 
 def output(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, geometry: Geometry, groups: int) -> None:
     """Write the output `y`."""
-    G = sharing(w, groups)
+    G = small_group(w, groups)
     found = plan("output", geometry, groups, w.shape[1], w.shape[0] // groups, of(x), of(y), x.itemsize, G)
     multiply(x, w, bias, y, found, G, transposed=False)
 
 
 def input_gradient(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry, groups: int) -> None:
     """Write the gradient of the input `gx`: the same product over the output gradient, with inputs and outputs exchanged."""
-    G = sharing(w, groups)
+    G = small_group(w, groups)
     found = plan("input gradient", geometry, groups, w.shape[0] // groups, w.shape[1], of(gy), of(gx), gy.itemsize, G)
     w = w.unflatten(0, (-1, G)).transpose(1, 2).flatten(0, 1) if G > 1 else w
     multiply(gy, w, None, gx, found, G, transposed=G == 0)
@@ -263,7 +263,7 @@ def multiply(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, G
 
 def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, groups: int) -> None:
     """Write the gradient of the weight `gw`."""
-    G = sharing(gw, groups)
+    G = small_group(gw, groups)
     found = plan("output", geometry, groups, gw.shape[1], gw.shape[0] // groups, of(x), of(gy), x.itemsize, G)
     place, Q = places(found, prod(gw.shape[2:]), False, not gw.is_contiguous()), found.Q
     K, few = len(place.offset), max(FEW // Q, (x.numel() + gy.numel()) // (4 * gw.numel()))  # sums are to cost less than the images
