@@ -24,7 +24,6 @@ from torch import Tensor
 from cnn425.algorithms.layout import HALF, strides_of
 from cnn425.compat import tracing_state
 from cnn425.kernels import pool as loops
-from cnn425.kernels.box import IMAGES
 from cnn425.kernels.threads import loops_run, memory
 from cnn425.windows import Adaptive, Geometry, Side, Windows
 
@@ -169,14 +168,14 @@ def plan(windows: Windows, shape: tuple[int, ...], last: bool, padding: bool = F
     result, K = (*shape[: len(shape) - d], *target), shape[-d - 1] if last else 1
     M, longest = prod(shape[: len(shape) - d]) // K, [int(side[1].max()) for side in kept]
     *above, W = (*ones, *source)
-    long = prod(longest[:2]) * int(kept[1][3].max()) * W * IMAGES > LINES
-    abreast = M == 1 or (M < IMAGES and isinstance(windows, Geometry) and windows.stride[-1] == 1)
+    long = prod(longest[:2]) * int(kept[1][3].max()) * W * loops.IMAGES > LINES
+    abreast = M == 1 or (M < loops.IMAGES and isinstance(windows, Geometry) and windows.stride[-1] == 1)
     rows = prod(result) // (target[-1] * K)
     tables, steps = [memory(side, *side.shape) for side in kept], prod(result) * prod(longest)
     strides = channels_last(result, d) if last else None
     if last or long or abreast:  # the windows of a row are computed together
         return Plan(result, strides, d, (M, *above, W * K), (rows, target[-1] * K), (K,), tables, kept, rows, steps)
-    return Plan(result, strides, d, (M, *above, W), (M, prod(target)), (), tables, kept, -(-M // IMAGES), steps)
+    return Plan(result, strides, d, (M, *above, W), (M, prod(target)), (), tables, kept, -(-M // loops.IMAGES), steps)
 
 
 known_plan = lru_cache(maxsize=256)(plan)

@@ -9,7 +9,6 @@ from cnn425.kernels.threads import machine_step, step
 
 REGISTER = 64  # bytes of a vector register; the compiler takes several smaller ones where there is none so large
 AHEAD = 6  # registers behind what is read that are fetched into the cache
-IMAGES = 32  # that are interleaved
 
 
 def _parts(builder, number, I, K):
@@ -94,7 +93,7 @@ def prefetch(x, at):
     """Fetch the numbers around x[at] into the cache: they are needed soon."""
 
 
-def _transpose():
+def _block():
     """The transposition in machine code: rows are interleaved in pairs, as often as it takes; what is no part of it is masked."""
     from llvmlite import ir
     from numba.core import types
@@ -102,8 +101,8 @@ def _transpose():
     from numba.np.arrayobj import make_array
 
     @intrinsic
-    def transpose(typing, x, at, hop, y, to, step_, I, K):
-        """See `transpose` below."""
+    def transpose_block(typing, x, at, hop, y, to, step_, I, K):
+        """See `transpose_block` below."""
 
         def generate(context, builder, signature, values):
             word, short, number, lanes = ir.IntType(64), ir.IntType(32), context.get_data_type(x.dtype), REGISTER // (x.dtype.bitwidth // 8)
@@ -136,15 +135,37 @@ def _transpose():
 
         return types.void(x, *[types.intp] * 2, y, *[types.intp] * 4), generate
 
-    return transpose
+    return transpose_block
 
 
-@machine_step(_transpose)
-def transpose(x, at, hop, y, to, step_, I, K):
+@machine_step(_block)
+def transpose_block(x, at, hop, y, to, step_, I, K):
     """y[to + i*step_ + k] = x[at + k*hop + i], for I of the i and K of the k of a vector register."""
     for i in range(I):
         for k in range(K):
             y[to + i * step_ + k] = x[at + k * hop + i]
+
+
+@step
+def transpose(x, at, hop, y, to, step_, I, K):
+    """y[to + i*step_ + k] = x[at + k*hop + i], for I of the i and K of the k, however many they are."""
+    lanes = REGISTER // x.itemsize
+    for i in range(0, I, lanes):
+        for k in range(0, K, lanes):
+            transpose_block(x, at + k * hop + i, hop, y, to + i * step_ + k, step_, min(lanes, I - i), min(lanes, K - k))
+
+
+@step
+def rows_of_grid(grid):
+    """The rows of a geometry `grid (6, 3)`: cells, strides, low paddings, dilations, positions and pixels along d, h, w."""
+    return grid[0], grid[1], grid[2], grid[3], grid[4], grid[5]
+
+
+@step
+def padded(grid, side):
+    """The pixels along a side of an image with zeros around, as far as windows see it."""
+    cells, stride, low, dilation, positions, pixels = rows_of_grid(grid)
+    return max(low[side] + pixels[side], (positions[side] - 1) * stride[side] + (cells[side] - 1) * dilation[side] + 1)
 
 
 @step
@@ -153,7 +174,7 @@ def fill(x, source, n, d, h, w, box, buffer, at):
 
     `source (2, 5)` holds the sizes of the image along n, d, h, w, c, and the strides.
     """
-    lanes, hop, apart = REGISTER // x.itemsize, source[1, 3], source[1, 4]
+    hop, apart = source[1, 3], source[1, 4]
     T, U, V, D, H, W, C = box[0], box[1], box[2], source[0, 1], source[0, 2], source[0, 3], source[0, 4]
     if w == 0 and V == W and source[1, 2] == W * hop and h >= 0 and h + U <= H:  # lines one behind the other are a long one
         U, V, W = 1, U * V, U * V
@@ -174,10 +195,7 @@ def fill(x, source, n, d, h, w, box, buffer, at):
                 for k in range(target.size):
                     target[k] = pixels[k]
             elif hop == 1:
-                for v in range(left, right, lanes):
-                    for c in range(0, C, lanes):
-                        pixel, some = first + v - left + c * apart, min(lanes, right - v)
-                        transpose(x, pixel, apart, buffer, start + v * C + c, C, some, min(lanes, C - c))
+                transpose(x, first, apart, buffer, start + left * C, C, right - left, C)
             else:
                 for v in range(left, right):
                     for c in range(C):
@@ -194,7 +212,7 @@ def neighbours(place, P, lanes, run):
 @step
 def load(y, start, place, run, P, apart, first, outputs, part, width):
     """part[p*width + o] = y[start + place[p] + (first + o)*apart], for P positions."""
-    lanes, p = REGISTER // y.itemsize, 0
+    p = 0
     while p < P:
         at, to, count = start + place[p] + first * apart, p * width, run[p] if apart != 1 else 1
         if apart == 1:
@@ -202,15 +220,14 @@ def load(y, start, place, run, P, apart, first, outputs, part, width):
             for o in range(outputs):
                 target[o] = line[o]
         else:
-            for o in range(0, outputs, lanes):
-                transpose(y, at + o * apart, apart, part, to + o, width, count, min(lanes, outputs - o))
+            transpose(y, at, apart, part, to, width, count, outputs)
         p += count
 
 
 @step
 def store(part, wide, column, start, place, run, P, apart, first, outputs, y):
     """y[start + place[p] + (first + o)*apart] = part[p*wide + column + o], for P positions: the inverse of `load`."""
-    lanes, p = REGISTER // y.itemsize, 0
+    p = 0
     while p < P:
         at, to, count = p * wide + column, start + place[p] + first * apart, run[p] if apart != 1 else 1
         if apart == 1:
@@ -218,31 +235,5 @@ def store(part, wide, column, start, place, run, P, apart, first, outputs, y):
             for o in range(outputs):
                 target[o] = line[o]
         else:
-            for o in range(0, outputs, lanes):
-                transpose(part, at + o, wide, y, to + o * apart, apart, min(lanes, outputs - o), count)
+            transpose(part, at, wide, y, to, apart, outputs, count)
         p += count
-
-
-# ---- Images side by side -----------------------------------------------------------------------------------------------------------------
-
-
-@step
-def interleave(x, first, d, h, line):
-    """line[w*IMAGES + k] = x[first + k, d, h, w], for images that exist."""
-    (M, D, H, W), lanes, numbers = x.shape, REGISTER // x.itemsize, x.reshape(x.size)
-    images, hop = min(IMAGES, M - first), D * H * W
-    for w in range(0, W, lanes):
-        for k in range(0, images, lanes):
-            at = (first + k) * hop + (d * H + h) * W + w
-            transpose(numbers, at, hop, line, w * IMAGES + k, IMAGES, min(lanes, W - w), min(lanes, images - k))
-
-
-@step
-def separate(results, count, first, place, y):
-    """y[first + k, place + p] = results[p*IMAGES + k], for `count` outputs of the images that exist: the inverse of `interleave`."""
-    (M, Q), lanes, numbers = y.shape, REGISTER // y.itemsize, y.reshape(y.size)
-    images = min(IMAGES, M - first)
-    for p in range(0, count, lanes):
-        for k in range(0, images, lanes):
-            to = (first + k) * Q + place + p
-            transpose(results, p * IMAGES + k, IMAGES, numbers, to, Q, min(lanes, images - k), min(lanes, count - p))

@@ -14,24 +14,11 @@ with outputs in the registers.
 
 import numpy as np
 
-from cnn425.kernels.box import REGISTER, fill, prefetch, transpose
+from cnn425.kernels.box import REGISTER, fill, padded, prefetch, rows_of_grid, transpose
 from cnn425.kernels.threads import loop, step, sums
 from cnn425.kernels.tile import SHORT, rows_of, tile_of
 
 BLOCK = 32  # positions whose outputs are brought in order together: neighbours in memory are written together
-
-
-@step
-def rows_of_grid(grid):
-    """The rows of `grid`: cells, strides, low paddings, dilations, positions, pixels."""
-    return grid[0], grid[1], grid[2], grid[3], grid[4], grid[5]
-
-
-@step
-def padded(grid, side):
-    """The pixels along a side of an image with zeros around, as far as windows see it."""
-    cells, stride, low, dilation, positions, pixels = rows_of_grid(grid)
-    return max(low[side] + pixels[side], (positions[side] - 1) * stride[side] + (cells[side] - 1) * dilation[side] + 1)
 
 
 @step
@@ -152,17 +139,14 @@ def interleave(lo, hi, x, low, image):
     """
     N, C, D, H, W = x.shape
     _, _, _, height, across, width = image.shape
-    lanes, numbers, hop = REGISTER // x.itemsize, x.reshape(x.size), C * D * H * W
+    numbers, hop = x.reshape(x.size), C * D * H * W
     for unit in range(lo, hi):
         b, c = unit // C, unit % C
         plane = image[b, c].reshape(image[b, c].size)
         plane[:] = 0
         for line in range(D * H):
-            to = (((line // H + low[0]) * height + line % H + low[1]) * across + low[2]) * width
-            for k in range(b * width, min(N, (b + 1) * width), lanes):
-                for w in range(0, W, lanes):
-                    at = k * hop + (c * D * H + line) * W + w
-                    transpose(numbers, at, hop, plane, to + w * width + k - b * width, width, min(lanes, W - w), min(lanes, N - k))
+            at, to = b * width * hop + (c * D * H + line) * W, ((line // H + low[0]) * height + line % H + low[1]) * across + low[2]
+            transpose(numbers, at, hop, plane, to * width, width, W, min(width, N - b * width))
 
 
 @loop
@@ -170,18 +154,16 @@ def separate(lo, hi, image, low, x):
     """The inverse of `interleave`: zeros around are left out."""
     N, C, D, H, W = x.shape
     _, _, _, height, across, width = image.shape
-    lanes, numbers, hop = REGISTER // x.itemsize, x.reshape(x.size), C * D * H * W
+    numbers, hop = x.reshape(x.size), C * D * H * W
     for unit in range(lo, hi):
         b, c = unit // C, unit % C
-        plane = image[b, c].reshape(image[b, c].size)
+        plane, images = image[b, c].reshape(image[b, c].size), min(width, N - b * width)
         for line in range(D * H):
-            at = (((line // H + low[0]) * height + line % H + low[1]) * across + low[2]) * width
-            for k in range(b * width, min(N, (b + 1) * width), lanes):
-                for w in range(0, W, lanes):
-                    to = k * hop + (c * D * H + line) * W + w
-                    for i in range(min(lanes, N - k)):
-                        prefetch(numbers, to + i * hop + 2 * W)
-                    transpose(plane, at + w * width + k - b * width, width, numbers, to, hop, min(lanes, N - k), min(lanes, W - w))
+            to, at = b * width * hop + (c * D * H + line) * W, ((line // H + low[0]) * height + line % H + low[1]) * across + low[2]
+            for k in range(images):
+                for w in range(0, W, REGISTER // x.itemsize):
+                    prefetch(numbers, to + k * hop + 2 * W + w)
+            transpose(plane, at * width, width, numbers, to, hop, images, W)
 
 
 @loop
@@ -214,10 +196,8 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
                                 prefetch(weights, ((after * groups + g) * O + r) * K + next_)
                         tile_of(V, weights, base, row, o, along, k, min(K, k + SHORT), pixels, panel, place, part, to, out, zeros, 0, 1)
         for o in range(GO):
-            for k in range(n * width, min(N, (n + 1) * width), lanes):
-                for p in range(0, count, lanes):
-                    at, to = (p * GO + o) * width + k - n * width, (k * GO + o) * P + first + p
-                    transpose(part, at, GO * width, result, to, GO * P, min(lanes, N - k), min(lanes, count - p))
+            to = (n * width * GO + o) * P + first
+            transpose(part, o * width, GO * width, result, to, GO * P, min(width, N - n * width), count)
 
 
 @loop
@@ -237,10 +217,8 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
         for first in range(0, P, BLOCK):
             count = min(BLOCK, P - first)
             for o in range(low // each * O, ((high - 1) // each + 1) * O):
-                for k in range(n * width, min(N, (n + 1) * width), lanes):
-                    for p in range(0, count, lanes):
-                        at, to = (k * GO + o) * P + first + p, (p * GO + o) * width + k - n * width
-                        transpose(upstream, at, GO * P, rows, to, GO * width, min(lanes, count - p), min(lanes, N - k))
+                at = (n * width * GO + o) * P + first
+                transpose(upstream, at, GO * P, rows, o * width, GO * width, count, min(width, N - n * width))
             for g in range(low // each, (high - 1) // each + 1):
                 begin, end = max(low - g * each, 0) * cells, min(high - g * each, each) * cells
                 row = np.minimum(np.arange(begin, end + R), end - 1)  # rows that are too many compute the last cell again
@@ -257,14 +235,15 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
 
 
 @step
-def channels_last(x, first, run, runs, hop, rows):
-    """rows[((n*runs + i)*run + p)*C + c] = x[n, c, first + i*hop + p], for so many runs of positions."""
-    (N, C, P), lanes, numbers = x.shape, REGISTER // x.itemsize, x.reshape(x.size)
-    for i in range(N * runs):
-        for p in range(0, run, lanes):
-            for c in range(0, C, lanes):
-                at, to = (i // runs * C + c) * P + first + i % runs * hop + p, (i * run + p) * C + c
-                transpose(numbers, at, P, rows, to, C, min(lanes, run - p), min(lanes, C - c))
+def in_order(cell, low, high, C, GC, volume, width, row, out):
+    """Where cells low to high - 1 of a window are in a box, in its order, and where their sums go; how many, with copies of the last."""
+    K, found = cell.size, 0
+    for i in range(row.size):
+        k = min(i, K - 1) % C * (K // C) + min(i, K - 1) // C
+        if low <= k < high or i >= K:
+            row[found], out[found] = cell[k] % volume * GC + cell[k] // volume, k * width
+            found += 1
+    return found
 
 
 @loop
@@ -276,14 +255,14 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
     around. `source (2, 5)` says where the pixels of x are. `order` lists the positions set by set, those of set q from bounds[q] to
     bounds[q + 1]. A sum runs over the images and the positions of a set.
     """
-    (_, GO, K), N, GC, result = gw.shape, gy.shape[0], source[0, 4], gw.reshape(gw.size)
+    (_, GO, K), (N, _, P), GC, result = gw.shape, gy.shape, source[0, 4], gw.reshape(gw.size)
     R, lanes, O = rows_of(V), REGISTER // gw.itemsize, GO // groups
     width, zeros = V * lanes, np.zeros(V * lanes, gw.dtype)
     corner, box = np.empty(3, np.int64), np.empty(3, np.int64)
     for side in range(3):
         corner[side], box[side] = -grid[2, side], padded(grid, side)
     volume, plane = box[0] * box[1] * box[2], box[0] * box[1] * box[2] // box[axis]
-    row, out, cells, C = np.empty(K + R, np.int64), np.empty(K + R, np.int64), K // (GC // groups), GC // groups
+    row, out, C = np.empty(K + R, np.int64), np.empty(K + R, np.int64), GC // groups
     most = np.max(bounds[1:] - bounds[:-1]) * N
     pixel, place, part = np.empty(most, np.int64), np.empty(most, np.int64), np.empty((K + R + lanes) * width, gw.dtype)
     image = np.empty(N * np.max(bands[:, 7]) * plane * GC, x.dtype)
@@ -296,16 +275,12 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
             known, corner[axis], box[axis] = band, bands[band, 6], bands[band, 7]
             for n in range(N):
                 fill(x, source, n, corner[0], corner[1], corner[2], box, image, n * pixels * GC)
-            channels_last(gy, first, run, runs, hop, upstream)
-        found = 0
-        for i in range(K + R):  # neighbours in memory one after the other, and rows that are too many compute the last cell again
-            k = min(i, K - 1) % C * cells + min(i, K - 1) // C
-            if low <= k < high or i >= K:
-                row[found], out[found] = cell[k] % volume * GC + cell[k] // volume, k * width
-                found += 1
+            for i in range(N * runs):
+                at = i // runs * GO * P + first + i % runs * hop
+                transpose(gy.reshape(gy.size), at, P, upstream, i * run * GO, GO, run, GO)
+        found = in_order(cell, low, high, C, GC, volume, width, row, out)
         for q in range(bands[band, 0], bands[band, 1]):
-            count = bounds[q + 1] - bounds[q]
-            sums_ = N * count
+            count, sums_ = bounds[q + 1] - bounds[q], N * (bounds[q + 1] - bounds[q])
             for i in range(count):
                 p = order[bounds[q] + i]
                 to = (p - first) // hop * run + (p - first) % hop
@@ -313,14 +288,12 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
                     pixel[n * count + i], place[n * count + i] = (n * pixels + start[p] - start[first]) * GC, (n * run * runs + to) * GO
             for g in range(groups):
                 for o in range(0, O, width):
-                    base, panel = g * (GC // groups), g * O + o
+                    base, panel = g * C, g * O + o
                     for i in range(0, sums_, SHORT):
                         stop = min(sums_, i + SHORT)
                         for k in range(0, found - R, R):
                             for c in range(o, min(O, o + width) if i == 0 and k % lanes < R else 0):
                                 prefetch(result, (q * GO + g * O + c) * K + low + k)
                             tile_of(V, image, base, row, k, pixel, i, stop, upstream, panel, place, part, 0, out, zeros, 0, i)
-                    for c in range(o, min(O, o + width), lanes):
-                        for k in range(low, high, lanes):
-                            to = (q * GO + g * O + c) * K + k
-                            transpose(part, k * width + c - o, width, result, to, K, min(lanes, O - c), min(lanes, high - k))
+                    to = (q * GO + g * O + o) * K + low
+                    transpose(part, low * width, width, result, to, K, min(width, O - o), high - low)

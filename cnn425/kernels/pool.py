@@ -13,10 +13,11 @@ import contextlib
 
 import numpy as np
 
-from cnn425.kernels.box import IMAGES, REGISTER, interleave, separate
+from cnn425.kernels.box import REGISTER, transpose
 from cnn425.kernels.threads import Loop, loop, machine_step, step
 
 ADDS = 0  # whether a window is added up: a `Loop` is compiled with a number of its own, see below
+IMAGES = 32  # that are interleaved
 RESULTS = 1 << 8  # outputs of interleaved images that are separated at a time
 
 
@@ -35,11 +36,12 @@ def follow(x, first, planes, rows, a, i, ready, image):
 
     Lines before `ready` are there, or not needed any more.
     """
-    ready = max(ready, rows[0, i] - rows[3, i] + 1)
+    (M, D, H, W), ready = x.shape, max(ready, rows[0, i] - rows[3, i] + 1)
     while ready <= rows[0, i] + (rows[1, i] - 1) * rows[3, i]:
         for t in range(planes[1, a]):
             d = planes[0, a] + t * planes[3, a]
-            interleave(x, first, d, ready, image[d % image.shape[0], ready % image.shape[1]])
+            line = image[d % image.shape[0], ready % image.shape[1]]
+            transpose(x.reshape(x.size), (first * D + d) * H * W + ready * W, D * H * W, line, 0, IMAGES, W, min(IMAGES, M - first))
         ready += 1
     return ready
 
@@ -234,7 +236,8 @@ def pool_rows(lo, hi, x, K, planes, rows, columns, divisor, y, where):
 
 def pool_images(lo, hi, x, planes, rows, columns, divisor, y, where):
     """The same for contiguous images, `x (M, D, H, W) -> y, where (M, A*I*J)`; blocks of IMAGES images are shared out."""
-    (_, _, H, W), I, J, most = x.shape, rows.shape[1], columns.shape[1], planes[1].max() * rows[1].max() + 1
+    (M, _, H, W), I, J, most = x.shape, rows.shape[1], columns.shape[1], planes[1].max() * rows[1].max() + 1
+    results, places, Q = y.reshape(y.size), where.reshape(where.size), y.shape[1]
     image = np.zeros((span(planes), span(rows), (W + REGISTER) * IMAGES), x.dtype)
     line, top, numbers = np.zeros(most, np.int64), np.zeros(most, np.int64), np.empty((RESULTS + J) * IMAGES, x.dtype)
     pixels = np.empty(numbers.size, np.int32)
@@ -248,9 +251,10 @@ def pool_images(lo, hi, x, planes, rows, columns, divisor, y, where):
                 row_of_windows(image.reshape(image.size), line, top, R, columns, IMAGES, divisor, counted, numbers, pixels, count * IMAGES)
                 count += J
                 if count >= RESULTS or (i == I - 1 and a == planes.shape[1] - 1):
-                    separate(numbers, count, unit * IMAGES, done, y)
+                    at, images = unit * IMAGES * Q + done, min(IMAGES, M - unit * IMAGES)
+                    transpose(numbers, 0, IMAGES, results, at, Q, images, count)
                     if not ADDS:
-                        separate(pixels, count, unit * IMAGES, done, where)
+                        transpose(pixels, 0, IMAGES, places, at, Q, images, count)
                     done, count = done + count, 0
 
 

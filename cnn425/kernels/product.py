@@ -20,8 +20,7 @@ that they see.
 
 import numpy as np
 
-from cnn425.kernels.box import REGISTER, fill, load, neighbours, store, transpose
-from cnn425.kernels.local import padded, rows_of_grid
+from cnn425.kernels.box import REGISTER, fill, load, neighbours, padded, rows_of_grid, store, transpose_block
 from cnn425.kernels.threads import Loop, loop, step
 from cnn425.kernels.tile import (
     GROUP,
@@ -262,7 +261,7 @@ def pack(lo, hi, w, offset, order, hop, group, O, p):
             for o in range(0, width, lanes):
                 some, start = min(lanes, O - first - o), q // each * group + offset[j] + (first + o) * hop
                 if run > 1:
-                    transpose(w, start, hop, block, 0, lanes, run, some)
+                    transpose_block(w, start, hop, block, 0, lanes, run, some)
                 else:
                     for k in range(some):
                         block[k] = w[start + k * hop]
@@ -291,5 +290,5 @@ def unpack(lo, hi, p, offset, order, hop, group, O, w):
                         more = p[part, q, order[j + i], o : o + lanes]
                         for k in range(lanes):
                             line[k] = more[k] if part == 0 else line[k] + more[k]
-                transpose(block, 0, lanes, w, start, hop, some, run)
+                transpose_block(block, 0, lanes, w, start, hop, some, run)
             j += run
