@@ -6,6 +6,7 @@ from calls import Largest
 
 from cnn425 import nn
 from cnn425.agreement import compare, transforms
+from cnn425.algorithms import use
 from cnn425.layers.local_low_rank import low_rank_local
 
 float64 = {"dtype": torch.float64}
@@ -150,3 +151,18 @@ def test_half_precision_is_rounded_once():
     """80000 and -80000 are more than float16 can hold, and their mixture is 0."""
     weight, mixing = torch.tensor([400.0, -400.0]).half().view(2, 1, 1, 1), torch.ones(2, 1).half()
     assert low_rank_local(1, torch.full((1, 1, 1), 200.0).half(), weight, mixing, None, 1, 0, 1, 1).item() == 0
+
+
+@pytest.mark.parametrize("algorithm", ["matmul", "sweep"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_every_algorithm_mixes_the_same(algorithm, rank):
+    """The coefficients are one tensor for all outputs, expanded and not copied."""
+    layer, x = built(2, rank, size=9)
+    found = {}
+    for name in (algorithm, "definition"):
+        image = x.clone().requires_grad_()
+        with use(name):
+            y = layer(image)
+            found[name] = y, *torch.autograd.grad(y.sin().sum(), [image, *layer.parameters()])
+    for mine, expected in zip(found[algorithm], found["definition"], strict=True):
+        torch.testing.assert_close(mine, expected)

@@ -15,8 +15,8 @@ weights that position p uses, its own or one that it shares.
     window gradient   gx[p]    =  gy[p]  w[q]                                (N, O) (O, K)  -> (N, K)       then added to the pixels
 
 The weight is not copied. For products images are interleaved, so that a vector register holds one pixel of several; for the weight
-gradient image and output gradient get their channels last, some rows of positions at a time. Half precision is computed in float32 and
-rounded once.
+gradient a thread brings the pixels and output gradients of some sets into its own memory, channels last. Half precision is computed in
+float32 and rounded once.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Shari
         return layout.stored(y if bias is None else y + sharing.bias(bias, positions), order)
     y = x.new_empty(x.shape[0], w.shape[geometry.dimensions], *positions)
     plan = plan_of(geometry, groups, sharing, x.shape[1:], w.shape, positions)
-    (plan.sweep_output if plan.is_swept(len(x)) else plan.multiply_output)(x.contiguous(), plan.stored(w), bias, y)
+    (plan.sweep_output if plan.is_swept(len(x)) else plan.multiply_output)(x.contiguous(), plan.stored(w, len(x)), bias, y)
     return layout.stored(y, order)
 
 
@@ -68,7 +68,7 @@ def input_gradient(
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size, sharing), order_)
     gx = gy.new_empty(gy.shape[0], w.shape[d + 1] * groups, *size)
     plan = plan_of(geometry, groups, sharing, gx.shape[1:], w.shape, gy.shape[2:])
-    (plan.sweep_input_gradient if plan.is_swept(len(gy)) else plan.multiply_input_gradient)(gy.contiguous(), plan.stored(w), gx)
+    (plan.sweep_input_gradient if plan.is_swept(len(gy)) else plan.multiply_input_gradient)(gy.contiguous(), plan.stored(w, len(gy)), gx)
     return layout.stored(gx, order_)
 
 
@@ -131,9 +131,9 @@ class Plan:
         """Whether loops over the weight compute a map whose products have so many images to a set of weights."""
         return forced.get() == "sweep" or (forced.get() != "matmul" and (self.pointwise or images <= FEW_IMAGES))
 
-    def stored(self, w: Tensor) -> Tensor:
-        """The weight in one stretch of memory, where loops read it there."""
-        return w if self.pointwise else w.contiguous()
+    def stored(self, w: Tensor, images: int) -> Tensor:
+        """The weight in one stretch of memory, unless it is brought in order anyway."""
+        return w if self.pointwise and self.is_swept(images) else w.contiguous()
 
     def image(self, x: Tensor) -> tuple[object, ...]:
         """The image as an argument for a loop."""
