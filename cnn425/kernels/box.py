@@ -1,7 +1,8 @@
 """Boxes: parts of an image in a thread's own memory, channels last and with zeros around, however the image itself is stored.
 
 The place of pixel (n, d, h, w, c) in memory is the sum of each times a stride. In most images the pixels of a line are neighbours, and the
-channels of a pixel are far apart: such a box is filled with blocks that are transposed in vector registers.
+channels of a pixel are far apart: such a box is filled with blocks that are transposed in vector registers. What other loops share stands
+here, too: transpositions, fetching, and the geometry's rows.
 """
 
 from cnn425.kernels.machine_code import CAPABILITY

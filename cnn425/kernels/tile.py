@@ -83,10 +83,10 @@ def _tile():
                             factor = member(shown, r % members + i) if group else shown
                             builder.store(builder.call(fma, [factor, factors[i][v], builder.load(totals[r][v])]), totals[r][v])
                 end = builder.block
-            once = builder.module.add_metadata(["llvm.loop.unroll.disable"])  # unrolled, as on AMD's Zen 4, it runs out of registers
-            this = builder.module.add_metadata([once])
-            this.operands = (this, once)
-            end.terminator.set_metadata("llvm.loop", this)
+            rolled = builder.module.add_metadata(["llvm.loop.unroll.disable"])  # unrolled, as on AMD's Zen 4, it runs out of registers
+            loop_id = builder.module.add_metadata([rolled])
+            loop_id.operands = (loop_id, rolled)  # LLVM knows a loop by metadata that names itself
+            end.terminator.set_metadata("llvm.loop", loop_id)
             targets = [
                 builder.add(numbers["first"], builder.load(at("out", builder.mul(numbers["p"], word(members)), word(r)))) for r in rows
             ]
