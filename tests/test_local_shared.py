@@ -87,6 +87,28 @@ def test_any_sizes(algorithm, case):
         assert compare(of_layer(layer), by_definition(layer), (layer.weight, layer.bias, x))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("way", [*WAYS, "all"])
+def test_more_images_than_a_cache_holds(way, threads):
+    """Images are brought in order some at a time; a sum of whole numbers is the same in any order, and must not lose a part of them."""
+    sharing = {name: t if type(t) is int else t[:2] for name, t in WAYS.get(way, {"share": 16}).items()}
+    layer = nn.LocallyConnected2d(8, 80, (16, 12), 3, groups=2, padding=1, **sharing)
+    x, before = torch.randint(-2, 3, (150, 8, 16, 12)).float(), torch.get_num_threads()
+    weight = torch.randint(-2, 3, layer.weight.shape).float().requires_grad_()
+
+    def gradient():
+        y = shared_local(2, x, weight, None, layer.share, layer.tile, 1, 1, 1, 2)
+        return torch.autograd.grad(y, weight, (torch.arange(y.numel()) % 5 - 2.0).view_as(y))[0]
+
+    torch.set_num_threads(threads)
+    try:
+        found = gradient()
+    finally:
+        torch.set_num_threads(before)
+    with use("definition"):
+        assert torch.equal(found, gradient())
+
+
 def test_pencil_who_shares_with_whom():
     x, w = torch.ones(1, 1, 5), torch.tensor([1.0, 2, 3]).view(3, 1, 1, 1)
     assert shared_local(1, x, w, None, (2,), None, 1, 0, 1, 1).tolist() == [[[1, 1, 2, 2, 3]]]

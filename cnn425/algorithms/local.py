@@ -21,7 +21,8 @@ float32 and rounded once.
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from math import prod
+from itertools import pairwise
+from math import gcd, prod
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ CPU = torch.device("cpu")
 Shape = Sequence[int]
 FEW = 4  # outputs of a window of one cell, for which a product is not worth it
 FEW_IMAGES = 2  # so few would leave most of a vector register empty
-BAND = 1 << 20  # bytes that a thread brings in order at once for the gradient of the weight
+BAND = 1 << 19  # bytes that a thread brings in order at once for the gradient of the weight
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing, bias: Tensor | None = None) -> Tensor:
@@ -222,14 +223,15 @@ class Plan:
 
     def multiply_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
         """Write `gw`."""
-        V, (start, cell), (_, order, bounds) = registers(self.O, x), self.windows, self.sets
-        bands = bands_of(self.geometry, self.sharing, self.positions, rows_of_sets(self, x))
-        parts, source = min(self.cells, -(-torch.get_num_threads() // len(bands))), source_of(x.shape[1], self.size)
+        V, (start, cell), (_, order, bounds), threads = registers(self.O, x), self.windows, self.sets, torch.get_num_threads()
+        together, images = share_of_cache(self, x)
+        bands = bands_of(self.geometry, self.sharing, self.positions, together, threads)
+        parts = min(self.cells, threads // gcd(len(bands), threads) if self.sharing.tile else -(-threads // len(bands)))
         tables = memory(order, self.P), memory(bounds, self.Q + 1), memory(start, self.P), memory(cell, self.cells)
-        images = self.output(gy), memory(x, x.numel()), memory(source, 2, 5), self.groups
+        source = memory(source_of(len(x), x.shape[1], self.size), 2, 5), self.groups
         where = self.where[0], memory(bands, *bands.shape), 3 - self.geometry.dimensions
-        weight = memory(gw, self.Q, self.outputs, self.cells)
-        loops.multiply_weights(len(bands) * parts, gy.numel() * self.cells, *images, *where, *tables, V, parts, weight)
+        both, weight = (self.output(gy), memory(x, x.numel())), memory(gw, self.Q, self.outputs, self.cells)
+        loops.multiply_weights(len(bands) * parts, gy.numel() * self.cells, *both, *source, *where, *tables, V, parts, images, weight)
 
 
 plan_of = lru_cache(maxsize=1024)(Plan)
@@ -241,39 +243,38 @@ def registers(count: int, x: Tensor, most: int = 4) -> int:
     return min((v for v in (4, 2, 1) if v <= min(most, WIDEST[0])), key=lambda v: -(-count // (v * lanes)) * v)
 
 
-def rows_of_sets(plan: Plan, x: Tensor) -> int:
-    """How many rows of sets make a band: as many as a cache holds what their sums need of, and leave something for every thread."""
-    rows, *_ = plan.sharing.sets(plan.positions)
-    if plan.sharing.tile:
-        return 1
-    pixels = plan.geometry.stride[0] * x[0].numel() // plan.size[3 - plan.geometry.dimensions]
-    numbers = len(x) * plan.sharing.share[0] * (plan.outputs * plan.P // plan.positions[0] + pixels)
-    return max(1, min(BAND // (numbers * x.itemsize), -(-rows // torch.get_num_threads())))
+def share_of_cache(plan: Plan, x: Tensor) -> tuple[int, int]:
+    """How many rows of sets make a band, and of how many images at a time: a cache holds what their sums need, and the sums."""
+    (rows, *others), tile = plan.sharing.sets(plan.positions), plan.sharing.tile
+    numbers, sums = plan.outputs * plan.P // rows + x[0].numel() // (1 if tile else rows), prod(others) * plan.outputs * plan.cells
+    images = max(1, BAND // (numbers * x.itemsize))
+    return 1 if tile else max(1, images // len(x)), len(x) if sums * x.itemsize > BAND else min(images, len(x))
 
 
 @lru_cache(maxsize=1024)
-def bands_of(geometry: Geometry, sharing: Sharing, positions: tuple[int, ...], together: int) -> Tensor:
-    """Rows of sets as loops want them, `(B, 8)`: see `kernels.local.multiply_weights`."""
+def bands_of(geometry: Geometry, sharing: Sharing, positions: tuple[int, ...], together: int, threads: int) -> Tensor:
+    """Bands of sets of weights, of so many rows at most, as loops want them, `(B, 8)`: see `kernels.local.multiply_weights`."""
     (rows, *others), (A, *size), (low, _), step = sharing.sets(positions), positions, geometry.padding[0], geometry.stride[0]
-    bands, row = [], prod(size)
-    for top in range(0, rows, together):
-        end = min(rows, top + together)
+    bands, row, each, (_, _, bounds) = [], prod(size), prod(others), sets_of(sharing, positions)
+    per = -(-rows // (threads * together))  # a thread has as many positions as another, and whole rows of sets but for its ends
+    equal = torch.searchsorted(bounds, bounds[-1] * torch.arange(threads * per + 1, device=CPU) // (threads * per)).tolist()
+    ends = sorted({q if i % per == 0 else round(q / each) * each for i, q in enumerate(equal)})
+    for begin, end in pairwise(range(0, rows * each + 1, each) if sharing.tile else ends):
+        first, last, runs = begin // each * sharing.share[0], min(-(-end // each) * sharing.share[0], A) - 1, 1
+        run = hop = (last - first + 1) * row
         if sharing.tile:
-            runs = -(-(A - top) // rows)
-            first, last, run, hop = top, top + (runs - 1) * rows, row, rows * row
-        else:
-            first, last, runs = top * sharing.share[0], min(end * sharing.share[0], A) - 1, 1
-            run = hop = (last - first + 1) * row
+            first, runs, run, hop = begin // each, -(-(A - begin // each) // rows), row, rows * row
+            last = first + (runs - 1) * rows
         pixels = first * step - low, (last - first) * step + geometry.extent[0]
-        bands.append([top * prod(others), end * prod(others), first * row, run, runs, hop, *pixels])
+        bands.append([begin, end, first * row, run, runs, hop, *pixels])
     return torch.tensor(bands, device=CPU)
 
 
 @lru_cache(maxsize=256)
-def source_of(C: int, size: tuple[int, int, int]) -> Tensor:
-    """The sizes of contiguous images along n, d, h, w, c, whatever n is, and the strides: `(2, 5)`."""
+def source_of(N: int, C: int, size: tuple[int, int, int]) -> Tensor:
+    """The sizes of contiguous images along n, d, h, w, c, and the strides: `(2, 5)`."""
     volume = prod(size)
-    return torch.tensor([[0, *size, C], [C * volume, size[1] * size[2], size[2], 1, volume]], device=CPU)
+    return torch.tensor([[N, *size, C], [C * volume, size[1] * size[2], size[2], 1, volume]], device=CPU)
 
 
 def padded_size(geometry: Geometry, size: Sequence[int]) -> tuple[int, ...]:

@@ -115,17 +115,14 @@ def weight_gradient(lo, hi, gy, x, groups, grid, order, bounds, gw):
     window, gradients = np.empty((GC, TU, V), x.dtype), gw.reshape(Q, GO, C * TU * V)
     rows = window.reshape(groups, C * TU * V)
     for q in range(lo, hi):
+        gradients[q] = 0
         for i in range(bounds[q] * N, bounds[q + 1] * N):
             p, n = order[i // N], i % N
             gather_window(x[n], p, grid, window)
             for o in range(GO):
                 g, pixels, gradient = gy[n, o, p], rows[o // O], gradients[q, o]
-                if i == bounds[q] * N:
-                    for k in range(pixels.size):
-                        gradient[k] = g * pixels[k]
-                else:
-                    for k in range(pixels.size):
-                        gradient[k] += g * pixels[k]
+                for k in range(pixels.size):
+                    gradient[k] += g * pixels[k]
 
 
 # ---- Many images and channels ------------------------------------------------------------------------------------------------------------
@@ -180,8 +177,8 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
     along, place, zeros = np.arange(K), cell * width, np.zeros(width, w.dtype)
     part = np.empty((BLOCK + 1) * GO * width, w.dtype)
     for unit in range(lo, hi):
-        n, first = unit // blocks, unit % blocks * BLOCK
-        count = min(BLOCK, P - first)
+        n, first = unit // blocks, unit % blocks * P // blocks
+        count = (unit % blocks + 1) * P // blocks - first
         for p in range(count * GO):
             part[p * width : (p + 1) * width] = b[p % GO, sets[first + p // GO] % b.shape[1]] if b.size else 0
         for p in range(count):
@@ -196,8 +193,7 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
                                 prefetch(weights, ((after * groups + g) * O + r) * K + next_)
                         tile_of(V, weights, base, row, o, along, k, min(K, k + SHORT), pixels, panel, place, part, to, out, zeros, 0, 1)
         for o in range(GO):
-            to = (n * width * GO + o) * P + first
-            transpose(part, o * width, GO * width, result, to, GO * P, min(width, N - n * width), count)
+            transpose(part, o * width, GO * width, result, (n * width * GO + o) * P + first, GO * P, min(width, N - n * width), count)
 
 
 @loop
@@ -217,8 +213,7 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
         for first in range(0, P, BLOCK):
             count = min(BLOCK, P - first)
             for o in range(low // each * O, ((high - 1) // each + 1) * O):
-                at = (n * width * GO + o) * P + first
-                transpose(upstream, at, GO * P, rows, o * width, GO * width, count, min(width, N - n * width))
+                transpose(upstream, (n * width * GO + o) * P + first, GO * P, rows, o * width, GO * width, count, min(width, N - n * width))
             for g in range(low // each, (high - 1) // each + 1):
                 begin, end = max(low - g * each, 0) * cells, min(high - g * each, each) * cells
                 row = np.minimum(np.arange(begin, end + R), end - 1)  # rows that are too many compute the last cell again
@@ -246,54 +241,60 @@ def in_order(cell, low, high, C, GC, volume, width, row, out):
     return found
 
 
+@step
+def bring(m, images, band, corner, box, x, source, image, gy, P, upstream):
+    """Bring what a band needs of images m to m + images - 1 in order: their pixels and output gradients, channels last."""
+    first, run, runs, hop, GC, GO = band[2], band[3], band[4], band[5], source[0, 4], gy.size // (source[0, 0] * P)
+    for n in range(images):
+        fill(x, source, m + n, corner[0], corner[1], corner[2], box, image, n * box[0] * box[1] * box[2] * GC)
+    for i in range(images * runs):
+        transpose(gy, (m + i // runs) * GO * P + first + i % runs * hop, P, upstream, i * run * GO, GO, run, GO)
+
+
 @loop
-def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bounds, start, cell, V, parts, gw):
+def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bounds, start, cell, V, parts, images, gw):
     """The gradient of the weight: `gy (N, G*O, P), x (numbers) -> gw (Q, G*O, K)`; bands of sets, and of each parts of the cells.
 
     `bands (B, 8)` holds of each the first set and the one behind the last; the first position, how many are neighbours, how often, and how
     far apart; and along `axis` the first pixel and their number. A thread brings them into its own memory, channels last and with zeros
-    around. `source (2, 5)` says where the pixels of x are. `order` lists the positions set by set, those of set q from bounds[q] to
-    bounds[q + 1]. A sum runs over the images and the positions of a set.
+    around, of so many images at a time; sums of a band begin with the first of them and end with the last. `source (2, 5)` says where the
+    pixels of x are. `order` lists the positions set by set, those of set q from bounds[q] to bounds[q + 1].
     """
-    (_, GO, K), (N, _, P), GC, result = gw.shape, gy.shape, source[0, 4], gw.reshape(gw.size)
-    R, lanes, O = rows_of(V), REGISTER // gw.itemsize, GO // groups
-    width, zeros = V * lanes, np.zeros(V * lanes, gw.dtype)
-    corner, box = np.empty(3, np.int64), np.empty(3, np.int64)
+    (_, GO, K), (N, _, P), GC, result, upstream_ = gw.shape, gy.shape, source[0, 4], gw.reshape(gw.size), gy.reshape(gy.size)
+    R, lanes, O, C = rows_of(V), REGISTER // gw.itemsize, GO // groups, GC // groups
+    width, zeros, corner, box = V * lanes, np.zeros(V * lanes, gw.dtype), np.empty(3, np.int64), np.empty(3, np.int64)
     for side in range(3):
         corner[side], box[side] = -grid[2, side], padded(grid, side)
-    volume, plane = box[0] * box[1] * box[2], box[0] * box[1] * box[2] // box[axis]
-    row, out, C = np.empty(K + R, np.int64), np.empty(K + R, np.int64), GC // groups
-    most = np.max(bounds[1:] - bounds[:-1]) * N
-    pixel, place, part = np.empty(most, np.int64), np.empty(most, np.int64), np.empty((K + R + lanes) * width, gw.dtype)
-    image = np.empty(N * np.max(bands[:, 7]) * plane * GC, x.dtype)
-    upstream = np.empty(N * np.max(bands[:, 3] * bands[:, 4]) * GO + width, gy.dtype)
-    known = -1
+    volume, plane, wide = box[0] * box[1] * box[2], box[0] * box[1] * box[2] // box[axis], (O + width - 1) // width * width
+    most, sets = np.max(bounds[1:] - bounds[:-1]) * images, np.max(bands[:, 1] - bands[:, 0])
+    row, out, pixel, place = np.empty(K + R, np.int64), np.empty(K + R, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
+    part = np.empty((sets * groups * wide if images < N else width) * (K + R) + lanes * width, gw.dtype)
+    image = np.empty(images * np.max(bands[:, 7]) * plane * GC, x.dtype)
+    upstream = np.empty(images * np.max(bands[:, 3] * bands[:, 4]) * GO + width, gy.dtype)
     for unit in range(lo, hi):
-        band, low, high = unit // parts, unit % parts * K // parts, (unit % parts + 1) * K // parts
-        first, run, runs, hop, pixels = bands[band, 2], bands[band, 3], bands[band, 4], bands[band, 5], bands[band, 7] * plane
-        if band != known:
-            known, corner[axis], box[axis] = band, bands[band, 6], bands[band, 7]
-            for n in range(N):
-                fill(x, source, n, corner[0], corner[1], corner[2], box, image, n * pixels * GC)
-            for i in range(N * runs):
-                at = i // runs * GO * P + first + i % runs * hop
-                transpose(gy.reshape(gy.size), at, P, upstream, i * run * GO, GO, run, GO)
+        band, low, high = bands[unit // parts], unit % parts * K // parts, (unit % parts + 1) * K // parts
+        first, run, runs, hop, corner[axis], box[axis] = band[2], band[3], band[4], band[5], band[6], band[7]
         found = in_order(cell, low, high, C, GC, volume, width, row, out)
-        for q in range(bands[band, 0], bands[band, 1]):
-            count, sums_ = bounds[q + 1] - bounds[q], N * (bounds[q + 1] - bounds[q])
-            for i in range(count):
-                p = order[bounds[q] + i]
-                to = (p - first) // hop * run + (p - first) % hop
-                for n in range(N):
-                    pixel[n * count + i], place[n * count + i] = (n * pixels + start[p] - start[first]) * GC, (n * run * runs + to) * GO
-            for g in range(groups):
-                for o in range(0, O, width):
-                    base, panel = g * C, g * O + o
+        for m in range(0, N, images):
+            many = min(images, N - m)
+            if images < N or unit == lo or unit % parts == 0:  # else they are there
+                bring(m, many, band, corner, box, x, source, image, upstream_, P, upstream)
+            for q in range(band[0], band[1]):
+                count, sums_ = bounds[q + 1] - bounds[q], many * (bounds[q + 1] - bounds[q])
+                for i in range(count):
+                    p = order[bounds[q] + i]
+                    pixel_, place_ = start[p] - start[first], (p - first) // hop * run + (p - first) % hop
+                    for n in range(many):
+                        pixel[n * count + i], place[n * count + i] = (n * box[axis] * plane + pixel_) * GC, (n * run * runs + place_) * GO
+                for o in range(0, groups * wide, width):
+                    g, to = o // wide, (q * GO + o // wide * O + o % wide) * K + low
+                    base, panel, outputs = g * C, g * O + o % wide, min(width, O - o % wide)
+                    slot = ((q - band[0]) * groups * wide + o) * (K + R) if images < N else 0
                     for i in range(0, sums_, SHORT):
-                        stop = min(sums_, i + SHORT)
                         for k in range(0, found - R, R):
-                            for c in range(o, min(O, o + width) if i == 0 and k % lanes < R else 0):
-                                prefetch(result, (q * GO + g * O + c) * K + low + k)
-                            tile_of(V, image, base, row, k, pixel, i, stop, upstream, panel, place, part, 0, out, zeros, 0, i)
-                    to = (q * GO + g * O + o) * K + low
-                    transpose(part, low * width, width, result, to, K, min(width, O - o), high - low)
+                            for c in range(outputs if i == 0 and m + many == N and k % lanes < R else 0):
+                                prefetch(result, to + c * K + k)
+                            stop, more = min(sums_, i + SHORT), m + i
+                            tile_of(V, image, base, row, k, pixel, i, stop, upstream, panel, place, part, slot, out, zeros, 0, more)
+                    if m + many == N:
+                        transpose(part, slot + low * width, width, result, to, K, outputs, high - low)
