@@ -153,16 +153,17 @@ def test_half_precision_is_rounded_once():
     assert low_rank_local(1, torch.full((1, 1, 1), 200.0).half(), weight, mixing, None, 1, 0, 1, 1).item() == 0
 
 
-@pytest.mark.parametrize("algorithm", ["matmul", "sweep"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rank", [1, 3])
-def test_every_algorithm_mixes_the_same(algorithm, rank):
-    """The coefficients are one tensor for all outputs, expanded and not copied."""
-    layer, x = built(2, rank, size=9)
-    found = {}
-    for name in (algorithm, "definition"):
+def test_loops_mix_as_the_definition_does(rank, bias, memory_format):
+    layer, x = built(2, rank, size=9, bias=bias)
+    layer, x, found = layer.float(), x.float().to(memory_format=memory_format), {}
+    for name in ("default", "definition"):
         image = x.clone().requires_grad_()
-        with use(name):
+        with use("definition") if name == "definition" else torch.enable_grad():
             y = layer(image)
             found[name] = y, *torch.autograd.grad(y.sin().sum(), [image, *layer.parameters()])
-    for mine, expected in zip(found[algorithm], found["definition"], strict=True):
+        assert y.is_contiguous(memory_format=memory_format)
+    for mine, expected in zip(found["default"], found["definition"], strict=True):
         torch.testing.assert_close(mine, expected)

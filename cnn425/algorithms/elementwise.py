@@ -1,4 +1,4 @@
-"""Activations and losses, two ways: the loops of `cnn425.kernels.elementwise`, and the definition in plain PyTorch for everything else.
+"""Activations, losses and mixtures, two ways: the loops of `cnn425.kernels.elementwise`, and for everything else the definition.
 
 Loops take float32 (the rectifier's gate also float64) in one stretch of memory; exponentials of float64 are torch's.
 """
@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from cnn425.algorithms import layout
 from cnn425.kernels import elementwise as loops
 from cnn425.kernels.threads import loops_run, memory
 
@@ -151,3 +152,50 @@ def dropped(target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
     target = target.unsqueeze(1)
     drop = target == ignored
     return drop, target.masked_fill(drop, 0)
+
+
+def mixture(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
+    """`y[n,o,p] = b[o] + sum over r of m[r,p] * a[n,o,r,p]`: `(N, O*R, *positions), (R, *positions), (O,) -> (N, O, *positions)`."""
+    if not is_mixed_by_loops(a, m):
+        return layout.stored(mixture_by_definition(a, m, b), layout.like(a))
+    (N, OR), (R, *positions), order = a.shape[:2], m.shape, layout.like(a)
+    a, m, P, O = a.contiguous(), m.contiguous(), prod(positions), OR // R
+    y, b = a.new_empty(N, O, *positions), a.new_zeros(1) if b is None else b.contiguous()
+    loops.mix(N * O, a.numel(), memory(a, N, OR, P), memory(m, 1, R, P), memory(b, len(b), 1), O, memory(y, N, O, P))
+    return layout.stored(y, order)
+
+
+def mixture_input_gradient(gy: Tensor, m: Tensor, recorded: bool) -> Tensor:
+    """`ga[n,o,r,p] = m[r,p] * gy[n,o,p]`: `(N, O, *positions), (R, *positions) -> (N, O*R, *positions)`.
+
+    If autograd records them, its operations are torch's, which have derivatives.
+    """
+    if recorded or not is_mixed_by_loops(gy, m):
+        return (gy.unsqueeze(2) * m.conj()).reshape(gy.shape[0], -1, *m.shape[1:])
+    (N, O), (R, *positions), order = gy.shape[:2], m.shape, layout.like(gy)
+    gy, m, P = gy.contiguous(), m.contiguous(), prod(positions)
+    ga, zero = gy.new_empty(N, O * R, *positions), gy.new_zeros(1)
+    loops.mix(N * O * R, ga.numel(), memory(gy, N, O, P), memory(m, R, 1, P), memory(zero, 1, 1), O, memory(ga, N, O * R, P))
+    return layout.stored(ga, order)
+
+
+def mixture_weight_gradient(gy: Tensor, a: Tensor, recorded: bool) -> Tensor:
+    """`gm[r,p] = sum over n, o of gy[n,o,p] * a[n,o,r,p]`: `(N, O, *positions), (N, O*R, *positions) -> (R, *positions)`."""
+    if recorded or not is_mixed_by_loops(gy, a):
+        return (gy.unsqueeze(2) * a.conj().reshape(*gy.shape[:2], -1, *gy.shape[2:])).sum((0, 1))
+    (N, O, *positions), R = gy.shape, a.shape[1] // gy.shape[1]
+    gy, a, gm, P = gy.contiguous(), a.contiguous(), gy.new_empty(R, *positions), prod(positions)
+    units = R * -(-P // loops.LINE)
+    loops.mix_weights(units, a.numel(), memory(gy, N * O, 1, P), memory(a, N * O, R, P), 1, memory(gm, 1, R, P))
+    return gm
+
+
+def mixture_by_definition(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
+    """`mixture` in operations that have derivatives of their own."""
+    y = (a.reshape(a.shape[0], -1, *m.shape) * m).sum(2)  # a legacy vmap has no flatten and unflatten
+    return y if b is None else y + b.view(-1, *(1,) * (m.ndim - 1))
+
+
+def is_mixed_by_loops(a: Tensor, b: Tensor) -> bool:
+    """Whether loops compute a map of mixtures of `a` and `b`."""
+    return a.dtype in FLOATS and a.dtype == b.dtype and loops_run(a, b) and 0 not in (a.numel(), b.numel())

@@ -205,7 +205,7 @@ class Plan:
         V, (start, cell) = registers(len(x), x), self.windows
         image, pixels, low = self.interleaved(x, V)
         loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(x), low, pixels)
-        b = y.new_empty(0, 0) if bias is None else bias.reshape(self.outputs, -1).contiguous()
+        b = y.new_zeros(self.outputs, 1) if bias is None else bias.reshape(self.outputs, -1).contiguous()
         weight = memory(w, self.Q, self.outputs, self.cells), memory(b, *b.shape), self.groups, self.where[1]
         units, where = image.shape[0] * -(-self.P // loops.BLOCK), (memory(start, self.P), memory(cell, self.cells), V)
         loops.multiply(units, y.numel() * self.cells, pixels, *weight, *where, self.output(y))

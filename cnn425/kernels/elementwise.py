@@ -7,8 +7,8 @@
     mix               y[n,o,p] = b[o,p] + sum over c of x[n,c,p] * w[o,c,p]               gw[o,c,p] = sum over n of gy[n,o,p] * x[n,c,p]
 
 Numbers come as one row, and the classes c as the second of three dimensions `(B, C, K)`, K neighbours in memory. A mixture is a local layer
-whose windows have one cell; its positions p are neighbours in memory. The exponential is a polynomial (range reduction and coefficients of
-Cephes), because the compiler has none for vector registers; its largest relative error is 1.3 unit roundoffs.
+whose windows have one cell, or one of low rank; its positions p are neighbours in memory. The exponential is a polynomial (range reduction
+and coefficients of Cephes), because the compiler has none for vector registers; its largest relative error is 1.3 unit roundoffs.
 """
 
 import numpy as np
@@ -256,19 +256,19 @@ def cross_entropy_gradient(lo, hi, gy, p, target, ignored, gx):
 def mix(lo, hi, x, w, b, groups, y):
     """y[n,o,p] = b[o,p] + sum over c of x[n,c,p] * w[o,c,p]: `x (N, G*C, P), w (G*O, C, P), b (G*O, P or 1)`; outputs are shared out.
 
-    With gy, and with the letters of the weight exchanged, it is the gradient of x.
+    With gy, and with the letters of the weight exchanged, it is the gradient of x. Weights and biases that are fewer serve in turn.
     """
-    GO, C, P = w.shape
+    (_, GO, P), C = y.shape, w.shape[1]
     for unit in range(lo, hi):
         n, o = unit // GO, unit % GO
         for p in range(0, P, LINE):
             line = y[n, o, p : p + LINE]
             if b.shape[1] == 1:
-                line[:] = b[o, 0]
+                line[:] = b[o % b.shape[0], 0]
             else:
-                line[:] = b[o, p : p + LINE]
+                line[:] = b[o % b.shape[0], p : p + LINE]
             for c in range(C):
-                pixels, weights = x[n, o // (GO // groups) * C + c, p : p + LINE], w[o, c, p : p + LINE]
+                pixels, weights = x[n, o // (GO // groups) * C + c, p : p + LINE], w[o % w.shape[0], c, p : p + LINE]
                 for i in range(line.size):
                     line[i] += pixels[i] * weights[i]
 

@@ -165,10 +165,9 @@ def separate(lo, hi, image, low, x):
 
 @loop
 def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
-    """The output: `image (B, C, D, H, W, width), w (Q, G*O, K), b (G*O, Q or 1) or (0, 0) -> y (N, G*O, P)`.
+    """The output: `image (B, C, D, H, W, width), w (Q, G*O, K), b (G*O, Q or 1) -> y (N, G*O, P)`; blocks of positions.
 
-    `sets (P)` is the set of weights of every position, `start (P)` the pixel of its window's first cell, `cell (K)` the pixels from there
-    to the others. Units are blocks of positions.
+    `sets (P)` is each position's set of weights, `start (P)` the pixel of its first cell, `cell (K)` the pixels from there to its others.
     """
     (_, GO, K), (N, _, P), (_, C, D, H, W, width) = w.shape, y.shape, image.shape
     R, lanes, O, total = rows_of(V), REGISTER // w.itemsize, GO // groups, C * D * H * W
@@ -179,9 +178,10 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
     for unit in range(lo, hi):
         n, first = unit // blocks, unit % blocks * P // blocks
         count = (unit % blocks + 1) * P // blocks - first
-        for p in range(count * GO):
-            part[p * width : (p + 1) * width] = b[p % GO, sets[first + p // GO] % b.shape[1]] if b.size else 0
         for p in range(count):
+            q = sets[first + p] % b.shape[1]
+            for o in range(GO):
+                part[(p * GO + o) * width : (p * GO + o + 1) * width] = b[o, q]
             after = sets[min(first + p + 1, P - 1)]
             for g in range(groups):
                 panel = (n * total + g * (C // groups) * D * H * W + start[first + p]) * width

@@ -14,18 +14,62 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425 import compat
+from cnn425.algorithms import elementwise as algorithm
 from cnn425.algorithms.layout import HALF
 from cnn425.layers.activation import softmax
-from cnn425.layers.bilinear import output
+from cnn425.layers.bilinear import bias_gradient, output
+from cnn425.layers.function import is_not_differentiated, operation
 from cnn425.layers.local import LOCAL, LocallyConnected
 from cnn425.layers.local_conversion import copy_parameters, shared, unshared
 from cnn425.layers.local_shared import prepared
-from cnn425.windows import POSITIONS, Geometry, each_its_own
+from cnn425.windows import POSITIONS
 
 NORMALISED = ("softmax", "norm", None)
+
+
+class Mixture(Function):
+    """`y[n,o,p] = b[o] + sum over r of m[r,p] * a[n,o,r,p]`: `(N, O*R, *positions), (R, *positions), (O,) -> (N, O, *positions)`.
+
+    a[n,o,r,p] is output o of convolution r, and m[r,p] its coefficient at position p.
+    """
+
+    @staticmethod
+    def forward(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
+        return algorithm.mixture(a, m, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        a, m = ctx.saved_tensors
+        needs_a, needs_m, needs_b = ctx.needs_input_grad
+        recorded = not is_not_differentiated(gy, a, m)
+        ga = algorithm.mixture_input_gradient(gy, m, recorded) if needs_a else None
+        gm = algorithm.mixture_weight_gradient(gy, a, recorded) if needs_m else None
+        return ga, gm, bias_gradient(gy, None) if needs_b else None
+
+    @staticmethod
+    def jvp(ctx: Any, da: Tensor, dm: Tensor, db: Tensor | None) -> Tensor:
+        a, m = ctx.saved_tensors
+        return algorithm.mixture_by_definition(da, m, db) + algorithm.mixture_by_definition(a, dm, None)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, a: Tensor, m: Tensor, b: Tensor | None) -> tuple[Tensor, int]:
+        a, m = (t.unsqueeze(0) if dim is None else t.movedim(dim, 0) for t, dim in zip((a, m), in_dims[:2], strict=True))
+        y = (a.unflatten(2, (-1, m.shape[1])) * m[:, None, None]).sum(3)
+        if b is not None:
+            y = y + (b.unsqueeze(0) if in_dims[2] is None else b.movedim(in_dims[2], 0)).unflatten(1, (1, -1, *(1,) * (m.ndim - 2)))
+        return y, 0
+
+
+mix = operation(Mixture)
 
 
 def low_rank_local(dimensions: int, input: Tensor, weight: Tensor, mixing: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
@@ -42,10 +86,7 @@ def low_rank_local(dimensions: int, input: Tensor, weight: Tensor, mixing: Tenso
     if dtype in HALF:  # rounded once, at the end, and not between convolution and mixture
         x, w, b = x.float(), w.float(), None if b is None else b.float()
     apart = output(x, w.transpose(0, 1).flatten(0, 1), geometry, groups, None, None)  # outputs in the order o, r
-    one = (1,) * dimensions
-    m = mixing.to(apart.dtype).movedim(0, dimensions).reshape(*mixing.shape[1:], 1, -1, *one)
-    m = m.expand(*mixing.shape[1:], w.shape[1], -1, *one)  # each output is mixed from r channels of its own
-    y = output(apart, m, Geometry(one, one, ((0, 0),) * dimensions, one), w.shape[1], each_its_own(dimensions), b).to(dtype)
+    y = mix(apart, mixing.to(apart.dtype), b).to(dtype)
     return y.squeeze(0) if input.ndim == dimensions + 1 else y
 
 
@@ -123,16 +164,14 @@ class LowRankLocal(LocallyConnected):
 
     def coefficients(self) -> Tensor:
         """The mixing coefficients of each position, `(R, *positions)`, normalised."""
-        names, d = self.mixing_names, self.dimensions
-        m = getattr(self, names[0])
-        if self.mixed_by == "sides":
-            shapes = [(1,) * side + (-1,) + (1,) * (d - 1 - side) + (self.rank,) for side in range(d)]
-            m = sum(getattr(self, name).view(shape) for name, shape in zip(names, shapes, strict=True))
+        first, *names = self.mixing_names
+        m = getattr(self, first)
+        for name in names:
+            m = m.unsqueeze(-2) + getattr(self, name)
+        m = m.movedim(m.ndim - 1, 0)  # counted from the front: the older ONNX exporter writes -1 down
         if self.normalise == "softmax":
-            m = softmax(m, -1)
-        elif self.normalise == "norm":
-            m = m / m.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
-        return m.movedim(m.ndim - 1, 0)  # counted from the front: the older ONNX exporter writes -1 down
+            return softmax(m, 0)
+        return m / m.square().sum(0, keepdim=True).clamp(min=1e-12).sqrt() if self.normalise == "norm" else m
 
     def connect(self, input: Tensor, padding: Any) -> Tensor:
         """The layer's output for an image that has the right size and, unless it is zeros, its padding."""
