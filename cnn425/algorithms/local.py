@@ -223,10 +223,8 @@ class Plan:
 
     def multiply_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
         """Write `gw`."""
-        V, (start, cell), (_, order, bounds), threads = registers(self.O, x), self.windows, self.sets, torch.get_num_threads()
-        together, images = share_of_cache(self, x)
-        bands = bands_of(self.geometry, self.sharing, self.positions, together, threads)
-        parts = min(self.cells, threads // gcd(len(bands), threads) if self.sharing.tile else -(-threads // len(bands)))
+        V, (start, cell), (_, order, bounds) = registers(self.O, x), self.windows, self.sets
+        bands, parts, images = bands_of(self, len(x), x.itemsize, torch.get_num_threads())
         tables = memory(order, self.P), memory(bounds, self.Q + 1), memory(start, self.P), memory(cell, self.cells)
         source = memory(source_of(len(x), x.shape[1], self.size), 2, 5), self.groups
         where = self.where[0], memory(bands, *bands.shape), 3 - self.geometry.dimensions
@@ -243,31 +241,30 @@ def registers(count: int, x: Tensor, most: int = 4) -> int:
     return min((v for v in (4, 2, 1) if v <= min(most, WIDEST[0])), key=lambda v: -(-count // (v * lanes)) * v)
 
 
-def share_of_cache(plan: Plan, x: Tensor) -> tuple[int, int]:
-    """How many rows of sets make a band, and of how many images at a time: a cache holds what their sums need, and the sums."""
-    (rows, *others), tile = plan.sharing.sets(plan.positions), plan.sharing.tile
-    numbers, sums = plan.outputs * plan.P // rows + x[0].numel() // (1 if tile else rows), prod(others) * plan.outputs * plan.cells
-    images = max(1, BAND // (numbers * x.itemsize))
-    return 1 if tile else max(1, images // len(x)), len(x) if sums * x.itemsize > BAND else min(images, len(x))
-
-
 @lru_cache(maxsize=1024)
-def bands_of(geometry: Geometry, sharing: Sharing, positions: tuple[int, ...], together: int, threads: int) -> Tensor:
-    """Bands of sets of weights, of so many rows at most, as loops want them, `(B, 8)`: see `kernels.local.multiply_weights`."""
-    (rows, *others), (A, *size), (low, _), step = sharing.sets(positions), positions, geometry.padding[0], geometry.stride[0]
-    bands, row, each, (_, _, bounds) = [], prod(size), prod(others), sets_of(sharing, positions)
-    per = -(-rows // (threads * together))  # a thread has as many positions as another, and whole rows of sets but for its ends
+def bands_of(plan: Plan, N: int, itemsize: int, threads: int) -> tuple[Tensor, int, int]:
+    """What is computed at a time of the weight gradient of N images: bands of sets, `(B, 8)`, the parts of each, and so many images.
+
+    A cache holds what their sums need. See `kernels.local.multiply_weights`.
+    """
+    sharing, step, (low, _), (A, *size) = plan.sharing, plan.geometry.stride[0], plan.geometry.padding[0], plan.positions
+    (rows, *others), tile, bounds, row = sharing.sets(plan.positions), sharing.tile is not None, plan.sets[2], prod(size)
+    pixels, sums, each = plan.groups * plan.C * prod(plan.size), prod(others) * plan.outputs * plan.cells, prod(others)
+    images = max(1, BAND // ((plan.outputs * plan.P // rows + pixels // (1 if tile else rows)) * itemsize))
+    per = -(-rows // (threads * max(1, images // N)))  # a thread has as many positions as another, and whole rows of sets but for its ends
     equal = torch.searchsorted(bounds, bounds[-1] * torch.arange(threads * per + 1, device=CPU) // (threads * per)).tolist()
-    ends = sorted({q if i % per == 0 else round(q / each) * each for i, q in enumerate(equal)})
-    for begin, end in pairwise(range(0, rows * each + 1, each) if sharing.tile else ends):
+    ends = range(0, rows * each + 1, each) if tile else sorted({q if i % per == 0 else round(q / each) * each for i, q in enumerate(equal)})
+    bands = []
+    for begin, end in pairwise(ends):
         first, last, runs = begin // each * sharing.share[0], min(-(-end // each) * sharing.share[0], A) - 1, 1
         run = hop = (last - first + 1) * row
-        if sharing.tile:
+        if tile:
             first, runs, run, hop = begin // each, -(-(A - begin // each) // rows), row, rows * row
             last = first + (runs - 1) * rows
-        pixels = first * step - low, (last - first) * step + geometry.extent[0]
-        bands.append([begin, end, first * row, run, runs, hop, *pixels])
-    return torch.tensor(bands, device=CPU)
+        seen = first * step - low, (last - first) * step + plan.geometry.extent[0]
+        bands.append([begin, end, first * row, run, runs, hop, *seen])
+    parts = min(plan.cells, threads // gcd(len(bands), threads) if tile else -(-threads // len(bands)))
+    return torch.tensor(bands, device=CPU), parts, N if sums * itemsize > BAND else min(images, N)
 
 
 @lru_cache(maxsize=256)
