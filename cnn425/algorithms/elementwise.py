@@ -171,7 +171,7 @@ def mixture_input_gradient(gy: Tensor, m: Tensor, recorded: bool) -> Tensor:
     If autograd records them, its operations are torch's, which have derivatives.
     """
     if recorded or not is_mixed_by_loops(gy, m):
-        return (gy.unsqueeze(2) * m.conj()).reshape(gy.shape[0], -1, *m.shape[1:])
+        return (gy.unsqueeze(2) * m.conj()).reshape(gy.shape[0], gy.shape[1] * m.shape[0], *m.shape[1:])
     (N, O), (R, *positions), order = gy.shape[:2], m.shape, layout.like(gy)
     gy, m, P = gy.contiguous(), m.contiguous(), prod(positions)
     ga, zero = gy.new_empty(N, O * R, *positions), gy.new_zeros(1)
@@ -179,11 +179,11 @@ def mixture_input_gradient(gy: Tensor, m: Tensor, recorded: bool) -> Tensor:
     return layout.stored(ga, order)
 
 
-def mixture_weight_gradient(gy: Tensor, a: Tensor, recorded: bool) -> Tensor:
+def mixture_weight_gradient(gy: Tensor, a: Tensor, R: int, recorded: bool) -> Tensor:
     """`gm[r,p] = sum over n, o of gy[n,o,p] * a[n,o,r,p]`: `(N, O, *positions), (N, O*R, *positions) -> (R, *positions)`."""
     if recorded or not is_mixed_by_loops(gy, a):
-        return (gy.unsqueeze(2) * a.conj().reshape(*gy.shape[:2], -1, *gy.shape[2:])).sum((0, 1))
-    (N, O, *positions), R = gy.shape, a.shape[1] // gy.shape[1]
+        return (gy.unsqueeze(2) * a.conj().reshape(*gy.shape[:2], R, *gy.shape[2:])).sum((0, 1))
+    N, O, *positions = gy.shape
     gy, a, gm, P = gy.contiguous(), a.contiguous(), gy.new_empty(R, *positions), prod(positions)
     units = R * -(-P // loops.LINE)
     loops.mix_weights(units, a.numel(), memory(gy, N * O, 1, P), memory(a, N * O, R, P), 1, memory(gm, 1, R, P))
@@ -192,7 +192,7 @@ def mixture_weight_gradient(gy: Tensor, a: Tensor, recorded: bool) -> Tensor:
 
 def mixture_by_definition(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
     """`mixture` in operations that have derivatives of their own."""
-    y = (a.reshape(a.shape[0], -1, *m.shape) * m).sum(2)  # a legacy vmap has no flatten and unflatten
+    y = (a.reshape(a.shape[0], a.shape[1] // m.shape[0], *m.shape) * m).sum(2)  # a legacy vmap has no flatten and unflatten
     return y if b is None else y + b.view(-1, *(1,) * (m.ndim - 1))
 
 

@@ -52,7 +52,7 @@ class Mixture(Function):
         needs_a, needs_m, needs_b = ctx.needs_input_grad
         recorded = not is_not_differentiated(gy, a, m)
         ga = algorithm.mixture_input_gradient(gy, m, recorded) if needs_a else None
-        gm = algorithm.mixture_weight_gradient(gy, a, recorded) if needs_m else None
+        gm = algorithm.mixture_weight_gradient(gy, a, m.shape[0], recorded) if needs_m else None
         return ga, gm, bias_gradient(gy, None) if needs_b else None
 
     @staticmethod
@@ -63,9 +63,9 @@ class Mixture(Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, a: Tensor, m: Tensor, b: Tensor | None) -> tuple[Tensor, int]:
         a, m = (t.unsqueeze(0) if dim is None else t.movedim(dim, 0) for t, dim in zip((a, m), in_dims[:2], strict=True))
-        y = (a.unflatten(2, (-1, m.shape[1])) * m[:, None, None]).sum(3)
+        y = (a.unflatten(2, (a.shape[2] // m.shape[1], m.shape[1])) * m[:, None, None]).sum(3)
         if b is not None:
-            y = y + (b.unsqueeze(0) if in_dims[2] is None else b.movedim(in_dims[2], 0)).unflatten(1, (1, -1, *(1,) * (m.ndim - 2)))
+            y = y + (b.unsqueeze(0) if in_dims[2] is None else b.movedim(in_dims[2], 0)).unflatten(1, (1, y.shape[2], *(1,) * (m.ndim - 2)))
         return y, 0
 
 
