@@ -207,8 +207,9 @@ class Plan:
         loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(x), low, pixels)
         b = y.new_zeros(self.outputs, 1) if bias is None else bias.reshape(self.outputs, -1).contiguous()
         weight = memory(w, self.Q, self.outputs, self.cells), memory(b, *b.shape), self.groups, self.where[1]
-        units, where = image.shape[0] * -(-self.P // loops.BLOCK), (memory(start, self.P), memory(cell, self.cells), V)
-        loops.multiply(units, y.numel() * self.cells, pixels, *weight, *where, self.output(y))
+        threads = torch.get_num_threads()
+        blocks, where = -(-self.P // (loops.BLOCK * threads)) * threads, (memory(start, self.P), memory(cell, self.cells), V)
+        loops.multiply(image.shape[0] * blocks, y.numel() * self.cells, pixels, *weight, *where, blocks, self.output(y))
 
     def multiply_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
         """Write `gx`."""

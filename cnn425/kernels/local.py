@@ -164,14 +164,14 @@ def separate(lo, hi, image, low, x):
 
 
 @loop
-def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, y):
-    """The output: `image (B, C, D, H, W, width), w (Q, G*O, K), b (G*O, Q or 1) -> y (N, G*O, P)`; blocks of positions.
+def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, blocks, y):
+    """The output: `image (B, C, D, H, W, width), w (Q, G*O, K), b (G*O, Q or 1) -> y (N, G*O, P)`; `blocks` of positions.
 
     `sets (P)` is each position's set of weights, `start (P)` the pixel of its first cell, `cell (K)` the pixels from there to its others.
     """
     (_, GO, K), (N, _, P), (_, C, D, H, W, width) = w.shape, y.shape, image.shape
     R, lanes, O, total = rows_of(V), REGISTER // w.itemsize, GO // groups, C * D * H * W
-    weights, pixels, result, blocks = w.reshape(w.size), image.reshape(image.size), y.reshape(y.size), (P + BLOCK - 1) // BLOCK
+    weights, pixels, result = w.reshape(w.size), image.reshape(image.size), y.reshape(y.size)
     row, out = np.minimum(np.arange(O + R), O - 1) * K, np.minimum(np.arange(O + R), O - 1) * width
     along, place, zeros = np.arange(K), cell * width, np.zeros(width, w.dtype)
     part = np.empty((BLOCK + 1) * GO * width, w.dtype)
