@@ -4,12 +4,10 @@
     gradient of x           gx[n,c,d,h,w]     = sum over o and the cells (p, t, u, v) that show the pixel  of  gy[n,o,p] * w[q,o,c,t,u,v]
     gradient of w           gw[q,o,c,t,u,v]   = sum over n and the positions p of the set  of  gy[n,o,p] * x[n,c, window p, cell t,u,v]
 
-for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` holds the geometry, one row each for the
-numbers of cells, the strides s, the low paddings p, the dilations d, the positions and the pixels, in three columns. The channels of group
-g are those from g*C/G on, so C below counts the channels of a group. `sets (P)` is the q of each position. For few images a window is
-copied to where its cells are neighbours, as its weights are. For many images the sums are matrix products by the tiles of
-`cnn425.kernels.tile`: one per position, with images side by side in the vector registers, and for the gradient of the weight one per set,
-with outputs in the registers.
+for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` holds the geometry (`rows_of_grid`). The
+channels of group g are those from g*C/G on, so C below counts the channels of a group. `sets (P)` is the q of each position. For few images
+a window is copied to where its cells are neighbours, as its weights are. For many the sums are matrix products by `cnn425.kernels.tile`: one
+per position, with images side by side in the vector registers, and for the gradient of the weight one per set, with outputs in them.
 """
 
 import numpy as np
@@ -115,14 +113,17 @@ def weight_gradient(lo, hi, gy, x, groups, grid, order, bounds, gw):
     window, gradients = np.empty((GC, TU, V), x.dtype), gw.reshape(Q, GO, C * TU * V)
     rows = window.reshape(groups, C * TU * V)
     for q in range(lo, hi):
-        gradients[q] = 0
         for i in range(bounds[q] * N, bounds[q + 1] * N):
             p, n = order[i // N], i % N
             gather_window(x[n], p, grid, window)
             for o in range(GO):
                 g, pixels, gradient = gy[n, o, p], rows[o // O], gradients[q, o]
-                for k in range(pixels.size):
-                    gradient[k] += g * pixels[k]
+                if i == bounds[q] * N:
+                    for k in range(pixels.size):
+                        gradient[k] = g * pixels[k]
+                else:
+                    for k in range(pixels.size):
+                        gradient[k] += g * pixels[k]
 
 
 # ---- Many images and channels ------------------------------------------------------------------------------------------------------------
@@ -179,10 +180,9 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, blocks, y):
         n, first = unit // blocks, unit % blocks * P // blocks
         count = (unit % blocks + 1) * P // blocks - first
         for p in range(count):
-            q = sets[first + p] % b.shape[1]
+            q, after = sets[first + p] % b.shape[1], sets[min(first + p + 1, P - 1)]
             for o in range(GO):
                 part[(p * GO + o) * width : (p * GO + o + 1) * width] = b[o, q]
-            after = sets[min(first + p + 1, P - 1)]
             for g in range(groups):
                 panel = (n * total + g * (C // groups) * D * H * W + start[first + p]) * width
                 base, to = (sets[first + p] * GO + g * O) * K, (p * GO + g * O) * width
