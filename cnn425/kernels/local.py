@@ -6,8 +6,8 @@
 
 for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` holds the geometry (`rows_of_grid`). The
 channels of group g are those from g*C/G on, so C below counts the channels of a group. `sets (P)` is the q of each position. For few images
-a window is copied to where its cells are neighbours, as its weights are. For many the sums are matrix products by `cnn425.kernels.tile`: one
-per position, with images side by side in the vector registers, and for the gradient of the weight one per set, with outputs in them.
+a window is copied to where its cells are neighbours, as its weights are. For many the sums are products by `cnn425.kernels.tile`: one per
+position, with images side by side in the vector registers, and for the gradient of the weight one per set, with outputs in them.
 """
 
 import numpy as np
