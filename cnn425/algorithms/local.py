@@ -248,24 +248,28 @@ def bands_of(plan: Plan, N: int, itemsize: int, threads: int) -> tuple[Tensor, i
 
     A cache holds what their sums need. See `kernels.local.multiply_weights`.
     """
-    sharing, step, (low, _), (A, *size) = plan.sharing, plan.geometry.stride[0], plan.geometry.padding[0], plan.positions
-    (rows, *others), tile, bounds, row = sharing.sets(plan.positions), sharing.tile is not None, plan.sets[2], prod(size)
-    pixels, sums, each = plan.groups * plan.C * prod(plan.size), prod(others) * plan.outputs * plan.cells, prod(others)
-    images = max(1, BAND // ((plan.outputs * plan.P // rows + pixels // (1 if tile else rows)) * itemsize))
-    per = -(-rows // (threads * max(1, images // N)))  # a thread has as many positions as another, and whole rows of sets but for its ends
-    equal = torch.searchsorted(bounds, bounds[-1] * torch.arange(threads * per + 1, device=CPU) // (threads * per)).tolist()
+    sharing, (A, *size), tile = plan.sharing, plan.positions, plan.sharing.tile is not None
+    rows, *others = sharing.sets(plan.positions)
+    row, each = prod(size), prod(others)  # positions, and sets, of a row
+    pixels = plan.groups * plan.C * prod(plan.size) // (1 if tile else rows)  # of an image, that a row of sets sees
+    images = max(1, BAND // ((plan.outputs * plan.P // rows + pixels) * itemsize))
+    per = -(-rows // (threads * max(1, images // N)))  # bands of a thread: it has as many positions as another, and whole rows inside
+    equal = torch.searchsorted(plan.sets[2], plan.P * torch.arange(threads * per + 1, device=CPU) // (threads * per)).tolist()
     ends = range(0, rows * each + 1, each) if tile else sorted({q if i % per == 0 else round(q / each) * each for i, q in enumerate(equal)})
     bands = []
     for begin, end in pairwise(ends):
-        first, last, runs = begin // each * sharing.share[0], min(-(-end // each) * sharing.share[0], A) - 1, 1
-        run = hop = (last - first + 1) * row
         if tile:
             first, runs, run, hop = begin // each, -(-(A - begin // each) // rows), row, rows * row
             last = first + (runs - 1) * rows
+        else:
+            first, last, runs = begin // each * sharing.share[0], min(-(-end // each) * sharing.share[0], A) - 1, 1
+            run = hop = (last - first + 1) * row
+        step, (low, _) = plan.geometry.stride[0], plan.geometry.padding[0]
         seen = first * step - low, (last - first) * step + plan.geometry.extent[0]
         bands.append([begin, end, first * row, run, runs, hop, *seen])
     parts = min(plan.cells, threads // gcd(len(bands), threads) if tile else -(-threads // len(bands)))
-    return torch.tensor(bands, device=CPU), parts, N if sums * itemsize > BAND else min(images, N)
+    sums = each * plan.outputs * plan.cells * itemsize  # bytes that are kept from images to images
+    return torch.tensor(bands, device=CPU), parts, min(images, N) if sums <= BAND else N
 
 
 @lru_cache(maxsize=256)
