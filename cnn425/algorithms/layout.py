@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cnn425.compat import tracing_state
 from cnn425.windows import Geometry
 
 HALF = (torch.bfloat16, torch.float16)
@@ -73,7 +74,7 @@ def strides_of(shape: Sequence[int], order: torch.memory_format) -> tuple[int, .
 
 def stored(x: Tensor, order: torch.memory_format) -> Tensor:
     """`x` in the memory order of a result, with the strides that torch gives along dimensions of size 1 too."""
-    if 1 not in x.shape:
+    if 1 not in x.shape or tracing_state() is not None:  # ONNX has no strides
         return x.contiguous(memory_format=order)
     strides = strides_of(x.shape, order)
     return x if x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)
