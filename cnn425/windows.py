@@ -128,7 +128,7 @@ class Sharing(NamedTuple):
 
     def sets(self, positions: tuple[int, ...]) -> tuple[int, ...]:
         """The number of sets along each side."""
-        return self.tile or tuple(-(-p // s) for p, s in zip(positions, self.share, strict=True))
+        return self.tile or tuple((p + s - 1) // s for p, s in zip(positions, self.share, strict=True))
 
     def table(self, side: int, positions: int, device: torch.device | None = None) -> Tensor:
         """The set of each position along a side."""
@@ -158,7 +158,7 @@ class Sharing(NamedTuple):
         d = len(self.share)
         positions = tuple(t.shape[before : before + d])
         sets, after = self.sets(positions), t.ndim - before - d
-        most = [-(-p // q) for p, q in zip(positions, sets, strict=True)] if self.tile else self.share
+        most = [(p + q - 1) // q for p, q in zip(positions, sets, strict=True)] if self.tile else self.share  # ONNX cannot round down
         t = pad(t, [(0, q * m - p) for p, q, m in zip(positions, sets, most, strict=True)] + [(0, 0)] * after)
         for side in reversed(range(d)):
             sizes = (most[side], sets[side]) if self.tile else (sets[side], most[side])
