@@ -161,6 +161,9 @@ class Sharing(NamedTuple):
         most = [(p + q - 1) // q for p, q in zip(positions, sets, strict=True)] if self.tile else self.share  # ONNX cannot round down
         t = pad(t, [(0, q * m - p) for p, q, m in zip(positions, sets, most, strict=True)] + [(0, 0)] * after)
         for side in reversed(range(d)):
+            if self.each:  # ONNX would take the sizes of other dimensions for constants
+                t = t.unsqueeze(before + side + 1)
+                continue
             sizes = (most[side], sets[side]) if self.tile else (sets[side], most[side])
             t = t.reshape(*t.shape[: before + side], *sizes, *t.shape[before + side + 1 :])  # a legacy vmap has no unflatten
         first, second = range(before, before + 2 * d, 2), range(before + 1, before + 2 * d, 2)

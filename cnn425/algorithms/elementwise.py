@@ -192,7 +192,7 @@ def mixture_weight_gradient(gy: Tensor, a: Tensor, R: int, recorded: bool) -> Te
 
 def mixture_by_definition(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
     """`mixture` in operations that have derivatives of their own."""
-    y = (a.reshape(a.shape[0], a.shape[1] // m.shape[0], *m.shape) * m).sum(2)  # a legacy vmap has no flatten and unflatten
+    y = (a.reshape(-1, a.shape[1] // m.shape[0], *m.shape) * m).sum(2)  # a legacy vmap has no unflatten
     return y if b is None else y + b.view(-1, *(1,) * (m.ndim - 1))
 
 
