@@ -207,6 +207,20 @@ def test_every_algorithm_is_the_definition_for_a_weight_of_any_strides(algorithm
 
 
 @pytest.mark.parametrize("algorithm", [None, "matmul", "sweep"])
+def test_windows_of_one_cell_with_one_weight_for_all_groups(algorithm):
+    """A weight that is expanded, and nowhere written down for each group; small whole numbers, so that sums are exact."""
+    one, x = (1, 1), torch.randint(-4, 5, (5, 8, 9, 9)).float()
+    w = torch.randint(-4, 5, (9, 9, 1, 2, 1, 1)).float().expand(9, 9, 4, 2, 1, 1)
+    settings = Geometry(one, one, ((0, 0),) * 2, one), 4, Sharing(one)
+    with use(algorithm) if algorithm else contextlib.nullcontext():
+        y = algorithms.output(x, w, *settings)
+        gx = algorithms.input_gradient(y, w, *settings, (9, 9))
+    with use("definition"):
+        assert torch.equal(y, algorithms.output(x, w, *settings))
+        assert torch.equal(gx, algorithms.input_gradient(y, w, *settings, (9, 9)))
+
+
+@pytest.mark.parametrize("algorithm", [None, "matmul", "sweep"])
 def test_more_windows_than_are_kept_at_a_time(algorithm):
     """Positions come in blocks; the last one is smaller, and windows of two blocks overlap."""
     (x, w, b), arguments, _ = problem(2, n=3, inputs=6, outputs=2, size=61, kernel=7, groups=2, stride=(1, 2), padding=2)

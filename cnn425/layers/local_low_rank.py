@@ -62,10 +62,7 @@ class Mixture(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, a: Tensor, m: Tensor, b: Tensor | None) -> tuple[Tensor, int]:
-        a, m = (t.unsqueeze(0) if dim is None else t.movedim(dim, 0) for t, dim in zip((a, m), in_dims[:2], strict=True))
-        y = (a.unflatten(2, (a.shape[2] // m.shape[1], m.shape[1])) * m[:, None, None]).sum(3)
-        if b is not None:
-            y = y + (b.unsqueeze(0) if in_dims[2] is None else b.movedim(in_dims[2], 0)).unflatten(1, (1, y.shape[2], *(1,) * (m.ndim - 2)))
+        y: Tensor = torch.vmap(algorithm.mixture_by_definition, in_dims)(a, m, b)
         return y, 0
 
 
