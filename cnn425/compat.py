@@ -31,6 +31,9 @@ is_view = torch.Tensor._is_view
 # Forward mode keeps its level in a variable of this module: -1 when it is off. (A function for it would be one more file to pass through.)
 forward_mode = forward_ad
 
+# Torch turns forward mode off in the `jvp` of a Function. What turns it on again, so that there are tangents of tangents.
+set_forward_mode = forward_ad._set_fwd_grad_enabled
+
 # The names of reductions and the warnings about their old spelling.
 reduction = _reduction
 

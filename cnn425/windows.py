@@ -17,6 +17,7 @@ Every layer takes its number of windows from here; `layers.conv_transpose` inver
 
 import functools
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -180,8 +181,8 @@ class Sharing(NamedTuple):
     def mean(self, t: Tensor, positions: tuple[int, ...]) -> Tensor:
         """The mean over all positions of `t`, whose first dimensions are sets: the mean over the sets, each as often as it is used."""
         for side, count in enumerate(positions):
-            share = self.table(side, count, t.device).bincount(minlength=t.shape[0]) / count
-            t = torch.tensordot(share.to(t.dtype), t, 1)
+            times = self.table(side, count, t.device).bincount(minlength=t.shape[0])
+            t = torch.tensordot(times.to(t.dtype), t, 1) / count
         return t
 
 
@@ -233,7 +234,11 @@ def windows(x: Tensor, geometry: Geometry, fill: float = 0) -> Tensor:
     x = pad(x, [(low, high + more) for (low, high), more in zip(geometry.padding, hanging, strict=True)], fill)
     if tracing_state() is not None:  # torch.jit.trace takes strides for constants, and ONNX has none
         return _looked_up(x, geometry, size)
-    strides = x.stride()
+    if torch.compiler.is_compiling():  # which cannot tell the strides of a tensor two of whose sizes are variable and equal
+        x = x.contiguous()
+        strides = tuple(prod(x.shape[dim + 1 :]) for dim in range(x.ndim))
+    else:
+        strides = x.stride()
     batch, steps = strides[: x.ndim - d], strides[x.ndim - d :]
     return x.as_strided(
         (*x.shape[: x.ndim - d], *geometry.positions(size), *geometry.kernel),

@@ -147,3 +147,15 @@ def test_refusals_are_torchs(which):
         call(TF)
     with pytest.raises(error, match=words):
         call(adaptive)
+
+
+@pytest.mark.parametrize("output", [1, (2, 3)])
+def test_a_compiled_average_learns_from_images_of_any_size(output):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: adaptive.adaptive_avg_pool2d(x, output), fullgraph=True, backend="aot_eager")
+    for height in (9, 10, 12):
+        x = image((height, 7)).requires_grad_()
+        mine, eager = (
+            torch.autograd.grad(f(x).square().sum(), x)[0] for f in (compiled, lambda x: adaptive.adaptive_avg_pool2d(x, output))
+        )
+        torch.testing.assert_close(mine, eager)

@@ -107,6 +107,16 @@ def test_forward_mode_has_a_level():
         assert compat.forward_mode._current_level == 0
 
 
+def test_forward_mode_can_be_turned_off_and_on_again():
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(X, X)
+        with compat.set_forward_mode(False):
+            off = forward_ad.unpack_dual(2 * x).tangent
+            with compat.set_forward_mode(True):
+                assert torch.equal(forward_ad.unpack_dual(2 * x).tangent, 2 * X)
+        assert off is None
+
+
 def test_reductions_have_names():
     assert [compat.reduction.get_enum(name) for name in ("none", "mean", "sum")] == [0, 1, 2]
     with pytest.warns(UserWarning, match="reduction='sum'"):

@@ -215,3 +215,8 @@ def test_results_and_gradients_are_stored_as_torch_stores_them_whatever_the_layo
         gy = torch.ones_like(y, memory_format=order if upstream_last else torch.contiguous_format)
         strides.append([t.stride() for t in (y, *torch.autograd.grad(y, leaves, gy))])
     assert strides[0] == strides[1]
+
+
+def test_the_module_is_traced_by_fx():
+    layer, x = nn.ConvTranspose2d(3, 4, 3, stride=2), torch.randn(1, 3, 4, 4)
+    assert torch.equal(torch.fx.symbolic_trace(torch.nn.Sequential(layer))(x), layer(x))

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as builtin
 from torch.autograd import Function, forward_ad
-from torch.func import grad, jvp, vmap
+from torch.func import functional_call, grad, jvp, vmap
 
+import cnn425.nn.functional as F
+from cnn425 import nn
 from cnn425.layers.function import autocast_dtype, cast_for_autocast, is_not_differentiated, is_recorded, operation, without_autocast
 
 X = torch.tensor([1.0, 2.0, 3.0])
@@ -70,6 +73,66 @@ def test_transforms():
     assert torch.equal(vmap(square)(X), X * X)
     assert torch.equal(jvp(square, (X,), (torch.ones(3),))[1], 2 * X)
     assert torch.equal(vmap(grad(square))(X), 2 * X)
+
+
+# ---- tangents of tangents
+
+W, SCORES, IMAGE = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 2, 3, 3), (4, 3), (2, 2, 5, 5)))
+NESTED = {
+    "linear": (lambda f, x: f.linear(x, W[0, 0] * x[:3]), SCORES),
+    "conv2d": (lambda f, x: f.conv2d(x, W * x[0, 0, :3, :3]), IMAGE),
+    "conv_transpose2d": (lambda f, x: f.conv_transpose2d(x, W * x[0, 0, :3, :3]), IMAGE),
+    "max_pool2d": (lambda f, x: f.max_pool2d(x.sin(), 2), IMAGE),
+    "adaptive_avg_pool2d": (lambda f, x: f.adaptive_avg_pool2d(x.sin(), 2), IMAGE),
+    "lp_pool2d": (lambda f, x: f.lp_pool2d(x.abs() + 1, 3.0, 2), IMAGE),
+    "unfold": (lambda f, x: f.unfold(x.sin(), 2), IMAGE),
+    "relu": (lambda f, x: f.relu(x) ** 2, SCORES),
+    "sigmoid": (lambda f, x: f.sigmoid(x), SCORES),
+    "softmax": (lambda f, x: f.softmax(x, 1), SCORES),
+    "cross_entropy": (lambda f, x: f.cross_entropy(x, torch.tensor([0, 1, 2, 1])), SCORES),
+    "cross_entropy, smoothed": (lambda f, x: f.cross_entropy(x, torch.tensor([0, 1, 2, 1]), label_smoothing=0.1), SCORES),
+}
+
+
+def tangent(f, direction):
+    """The function whose value is the tangent of `f`."""
+    return lambda x: jvp(f, (x,), (direction,))[1]
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_tangents_have_tangents(name):
+    function, x = NESTED[name]
+    u, v, w = (torch.randn_like(x) for _ in range(3))
+    nested = {
+        "twice": lambda f: tangent(tangent(f, u), v)(x),
+        "three times": lambda f: tangent(tangent(tangent(f, u), v), w)(x),
+        "the gradient of a tangent's": lambda f: grad(lambda x: tangent(tangent(f, u), v)(x).sum())(x),
+        "over a batch": lambda f: tangent(vmap(tangent(f, u)), torch.stack((v, w)))(torch.stack((x, x.cos()))),
+    }
+    for transform in nested.values():
+        ours, theirs = (transform(lambda x, f=f: function(f, x)) for f in (F, builtin))
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["local", "transposed", "low rank"])
+def test_tangents_of_local_layers_have_tangents(kind):
+    u, v, layer = torch.randn_like(IMAGE), torch.randn_like(IMAGE), nn.LowRankLocal2d(2, 2, 5, 3, rank=2).double()
+
+    def weight(x):
+        return W * x[0, 0, :3, :3]
+
+    ours, same = {
+        "local": (lambda x: F.locally_connected2d(x, weight(x).expand(3, 3, 2, 2, 3, 3)), lambda x: builtin.conv2d(x, weight(x))),
+        "transposed": (
+            lambda x: F.locally_connected_transpose2d(x, weight(x).expand(5, 5, 2, 2, 3, 3)),
+            lambda x: builtin.conv_transpose2d(x, weight(x)),
+        ),
+        "low rank": (  # its coefficients start as a half
+            lambda x: functional_call(layer, {"weight": torch.stack((weight(x), weight(x) ** 2))}, (x,)),
+            lambda x: builtin.conv2d(x, (weight(x) + weight(x) ** 2) / 2, layer.bias.detach()),
+        ),
+    }[kind]
+    torch.testing.assert_close(tangent(tangent(ours, u), v)(IMAGE), tangent(tangent(same, u), v)(IMAGE))
 
 
 def test_forward_mode():

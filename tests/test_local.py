@@ -424,6 +424,22 @@ def test_the_module_compiles_for_any_batch_in_one_graph(d):
         torch.testing.assert_close(mine, eager)
 
 
+@pytest.mark.parametrize("kind", ["LocallyConnected1d", "LocallyConnected2d", "share", "LowRankLocal2d"])
+def test_the_module_compiles_for_as_many_images_as_channels_or_pixels(kind):
+    layer = {
+        "LocallyConnected1d": lambda: nn.LocallyConnected1d(3, 4, 8, 2),
+        "LocallyConnected2d": lambda: nn.LocallyConnected2d(3, 4, 8, 3),
+        "share": lambda: nn.LocallyConnected2d(3, 4, 8, 3, share=2),
+        "LowRankLocal2d": lambda: nn.LowRankLocal2d(3, 4, 8, 3, rank=2),
+    }[kind]()
+    for n in (3, 8):
+        torch._dynamo.reset()
+        compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+        x = torch.randn(n, 3, *[8] * layer.dimensions, requires_grad=True)
+        mine, eager = (torch.autograd.grad(f(x).square().sum(), (x, *layer.parameters())) for f in (compiled, layer))
+        torch.testing.assert_close(mine, eager, rtol=1e-4, atol=1e-4)
+
+
 def test_exports():
     layer, x = nn.LocallyConnected2d(2, 4, 5, 2).double(), torch.randn(2, 2, 5, 5, **float64)
     program = torch.export.export(layer, (x,), strict=True, dynamic_shapes={"input": {0: torch.export.Dim("n")}})

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as builtin
@@ -379,3 +380,22 @@ def test_a_loss_and_a_penalty_on_its_gradient_have_one_gradient(reduction):
         return torch.autograd.grad(loss + slope.pow(2).sum(), x)[0]
 
     torch.testing.assert_close(gradient(F.cross_entropy), gradient(torch.nn.functional.cross_entropy))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_mean_over_no_weight_is_nan(reduction):
+    arguments = torch.tensor([[0.5, 0.2]]), torch.tensor([0]), torch.tensor([0.0, 1.0])
+    for smoothing in (0.0, 0.1):
+        ours, theirs = (f.cross_entropy(*arguments, reduction=reduction, label_smoothing=smoothing) for f in (F, builtin))
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+def test_options_may_be_numbers_of_other_kinds():
+    x, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    for options in (
+        {"ignore_index": np.int64(1)},
+        {"ignore_index": torch.tensor(1)},
+        {"label_smoothing": np.int64(1)},
+        {"label_smoothing": True},
+    ):
+        torch.testing.assert_close(F.cross_entropy(x, target, **options), builtin.cross_entropy(x, target, **options))

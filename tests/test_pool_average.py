@@ -24,3 +24,11 @@ def test_the_gradient_of_overlapping_windows_adds_up():
     x = X.clone().requires_grad_()
     F.avg_pool2d(x, 2, stride=1).backward(torch.tensor([[[4.0, 8], [12, 16]]]))
     assert x.grad.tolist() == [[[1, 3, 2], [4, 10, 6], [3, 7, 4]]]
+
+
+def test_the_divisor_may_be_a_tensor():
+    x = X.clone().requires_grad_()
+    y = F.avg_pool2d(x, 2, 1, divisor_override=torch.tensor(3))
+    y.sum().backward()
+    torch.testing.assert_close(y, torch.tensor([[[12.0, 16], [24, 28]]]) / 3)
+    torch.testing.assert_close(x.grad, torch.tensor([[[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]]) / 3)

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from cnn425 import nn
 from cnn425.nn.sharing import sets_of_positions
@@ -103,3 +104,22 @@ def test_which_set_each_position_uses():
     assert sets(share=2) == [0, 0, 1, 1, 2]
     assert sets(tile=2) == [0, 1, 0, 1, 0]
     assert sets_of_positions(nn.LocallyConnected2d(1, 1, 4, 2, share=(2, 1))).tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5]]
+
+
+def test_means_are_as_exact_as_the_weights():
+    conv = torch.nn.Conv1d(1, 1, 3, dtype=torch.float64)
+    torch.testing.assert_close(nn.LocallyConnected1d.from_conv(conv, 9).to_conv().weight, conv.weight, rtol=1e-15, atol=0)
+    layer = built("tiles")
+    mean = filters(layer).flatten(0, 1).mean(0)
+    nn.share_(layer)
+    torch.testing.assert_close(layer.weight.flatten(3)[0, 0], mean, rtol=1e-14, atol=1e-16)
+
+
+@pytest.mark.parametrize(
+    "computed",
+    [torch.nn.utils.parametrizations.weight_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.3)],
+    ids=["parametrized", "pruned"],
+)
+def test_a_weight_that_is_computed_is_not_shared(computed):
+    with pytest.raises(RuntimeError, match="share_: weight of layer is computed from other tensors"):
+        nn.share_(computed(built("local")))

@@ -31,7 +31,7 @@ from cnn425.algorithms import definition, layout
 from cnn425.algorithms.layout import HALF
 from cnn425.kernels import elementwise as pointwise
 from cnn425.kernels import local as loops
-from cnn425.kernels.box import REGISTER
+from cnn425.kernels.box import REGISTER, padded
 from cnn425.kernels.threads import forced, is_traced, loops_run, memory
 from cnn425.kernels.tile import WIDEST
 from cnn425.windows import Geometry, Sharing
@@ -124,7 +124,7 @@ class Plan:
         one = (1,) * d
         self.pointwise = sharing is not None and sharing.each and self.O <= FEW and geometry == Geometry(one, one, ((0, 0),) * d, one)
         self.grid, self.sets = grid(geometry, tuple(image[1:])), sets_of(self.sharing, self.positions)
-        self.padded = padded_size(self.geometry, self.size)
+        self.padded = padded_size(self.grid.tolist())
         self.where = memory(self.grid, 6, 3), memory(self.sets[0], self.P)  # the geometry and the set of each position, for loops
         self.low = memory(self.grid[2], 3)  # the zeros in front of an image, for loops
 
@@ -279,21 +279,20 @@ def source_of(N: int, C: int, size: tuple[int, int, int]) -> Tensor:
     return torch.tensor([[N, *size, C], [C * volume, size[1] * size[2], size[2], 1, volume]], device=CPU)
 
 
-def padded_size(geometry: Geometry, size: Sequence[int]) -> tuple[int, ...]:
-    """The size of an image along d, h, w with zeros around, as far as windows see it."""
-    sides = grid(geometry, tuple(size[3 - geometry.dimensions :])).t().tolist()
-    return tuple(max(low + n, (P - 1) * s + (k - 1) * d + 1) for k, s, low, d, P, n in sides)
+def padded_size(rows: list[list[int]]) -> tuple[int, ...]:
+    """The size along d, h, w of an image with zeros around, as far as windows reach; `rows` are those of `grid`."""
+    return tuple(padded(rows, side) for side in range(3))
 
 
 @lru_cache(maxsize=256)
 def cells_of(geometry: Geometry, size: tuple[int, ...], C: int) -> tuple[Tensor, Tensor]:
     """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its C*T*U*V cells."""
-    ones = (1,) * (3 - len(size))
-    padded, (kernel, stride, _, dilation, positions, _) = padded_size(geometry, (*ones, *size)), grid(geometry, size).tolist()
-    volume = prod(padded)
+    kernel, stride, _, dilation, positions, _ = rows = grid(geometry, size).tolist()
+    _, height, width = around = padded_size(rows)
+    volume = prod(around)
 
     def pixels(counts: Sequence[int], steps: Sequence[int]) -> Tensor:
         t, u, v = (torch.arange(n, device=CPU) * s for n, s in zip(counts, steps, strict=True))
-        return ((t[:, None, None] * padded[1] + u[:, None]) * padded[2] + v).flatten()
+        return ((t[:, None, None] * height + u[:, None]) * width + v).flatten()
 
     return pixels(positions, stride), (torch.arange(C, device=CPU)[:, None] * volume + pixels(kernel, dilation)).flatten()

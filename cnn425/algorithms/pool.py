@@ -88,13 +88,12 @@ def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bo
     """The adjoint of `average`: `(*batch, *positions) -> (*batch, *size)`."""
     if g.dtype in HALF:
         return share_out(g.float(), windows, last, divisor, padding, size).to(g.dtype)
-    if not loops_run(g) or g.dtype not in FLOATS or g.numel() == 0 or whole(windows):
+    shape = (*g.shape[: g.ndim - len(size)], *size)
+    if not loops_run(g) or g.dtype not in FLOATS or whole(windows) or (plan := known_adjoint_plan(windows, shape, last)) is None:
         return share_out_by_definition(g, windows, last, divisor, padding, size)
     cells = divisor or known_cells(windows, tuple(size), padding)
     if isinstance(cells, Tensor):
         g, cells = g / cells, 1
-    plan = known_adjoint_plan(windows, (*g.shape[: g.ndim - len(size)], *size), last)
-    assert plan is not None
     return summed(g, plan, last, cells)
 
 

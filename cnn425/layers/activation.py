@@ -19,7 +19,7 @@ from cnn425 import compat
 from cnn425.algorithms import elementwise as algorithm
 from cnn425.algorithms.layout import HALF
 from cnn425.kernels.threads import is_traced
-from cnn425.layers.arguments import check_dense, dtype_name
+from cnn425.layers.arguments import check_dense, dtype_name, integer, is_int
 from cnn425.layers.function import FromOutput, autocast_dtype, is_not_differentiated, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
@@ -36,9 +36,7 @@ class Rectifier(FromOutput):
     def backward(ctx: Any, gy: Tensor) -> Tensor:
         return gate(gy, *ctx.saved_tensors)
 
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor) -> Tensor:
-        return gate(dx, *ctx.saved_tensors)
+    jvp = backward  # the Jacobian is diagonal
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
@@ -221,8 +219,9 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
         return handle_torch_function(softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
     if dim is None:
         dim = _implicit_dim(input.dim(), _stacklevel)
-    if not isinstance(dim, (int, torch.SymInt)) or isinstance(dim, bool):
+    if not is_int(dim):
         raise TypeError(f"softmax(): argument 'dim' (position 1) must be int, not {type(dim).__name__}")
+    dim = integer(dim)
     if not -max(1, input.ndim) <= dim < max(1, input.ndim):
         bound = max(1, input.ndim)
         raise IndexError(f"Dimension out of range (expected to be in range of [{-bound}, {bound - 1}], but got {dim})")

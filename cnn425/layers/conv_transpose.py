@@ -54,11 +54,9 @@ def transposed(
     x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None, size: tuple[int, ...], b: Tensor | None
 ) -> Tensor:
     """`InputGradient` and a bias, `(O,)` or `(O, *size)`; in a precision that torch can compute in, rounded once."""
-    wider = {torch.complex32: torch.complex64}
-    if b is not None:
-        wider |= dict.fromkeys((torch.float16, torch.bfloat16), torch.float32)
-    if x.dtype in wider:
-        x_, w_, b_ = (None if t is None else t.to(wider[x.dtype]) for t in (x, w, b))
+    if x.dtype == torch.complex32 or (b is not None and x.dtype in layout.HALF):
+        wide = torch.complex64 if x.is_complex() else torch.float32
+        x_, w_, b_ = (None if t is None else t.to(wide) for t in (x, w, b))
         return transposed(x_, w_, geometry, groups, sharing, size, b_).to(x.dtype)  # type: ignore[arg-type]
     y: Tensor = input_gradient(x, w, geometry, groups, sharing, size, layer_order(x, w, geometry, groups, sharing), True)
     if b is None:
@@ -214,7 +212,7 @@ class _Transposed(compat.ConvTransposeNd):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The transposed convolution of `input`; `output_size`, pixels along each dimension, chooses among the sizes that fit."""
-        d = self.weight.ndim - 2
+        d = len(self.kernel_size)
         sizes: Any = (self.stride, self.padding, self.kernel_size, d, self.dilation)
         extra = self._output_padding(input, output_size, *sizes)  # type: ignore[arg-type]
         return _conv_transpose(d, input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation)

@@ -38,18 +38,18 @@ def operation(function: type[Function]) -> Callable[..., Any]:
         return output
 
     plain: Callable[..., Any] = function.forward
+    linear = issubclass(function, LinearMap)  # compilers lose a size that only `backward` uses, and differentiate these themselves
     single = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
     eager: Any = type(function.__name__, (function,), single)
+    nested: Any = type(function.__name__, (function,), {"jvp": staticmethod(at_every_level(function.jvp))})
     copying = {"forward": staticmethod(unwritten(function.forward))} if OLDER_COMPILER else {}
     traced: Any = type(function.__name__, (function,), {"jvp": staticmethod(Function.jvp), **copying})
 
     def apply(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return traced.apply(*args)
         if is_traced():
-            return plain(*args)
+            return traced.apply(*args) if torch.compiler.is_compiling() and not linear else plain(*args)
         if compat.are_transforms_active():
-            return function.apply(*args)
+            return nested.apply(*args)
         return eager.apply(*args) if is_recorded(args) else owned(plain(*args), args)
 
     return apply
@@ -60,6 +60,27 @@ def owned(output: Any, args: Sequence[Any]) -> Any:
     if isinstance(output, tuple):
         return tuple(owned(part, args) for part in output)
     return output.detach() if compat.is_view(output) and output is not args[0] else output
+
+
+def at_every_level(jvp: Callable[..., Any]) -> Callable[..., Any]:
+    """`jvp` with forward mode on, for `torch.func.jvp` inside another: torch turns it off, and a tangent would have no tangent."""
+
+    def with_forward_mode(ctx: Any, *tangents: Any) -> Any:
+        with compat.set_forward_mode(True):
+            return jvp(Primals(ctx), *tangents)
+
+    return with_forward_mode
+
+
+class Primals:
+    """The context of a `jvp`, its saved tensors without their tangents of this level: `jvp` has these as arguments."""
+
+    def __init__(self, ctx: Any) -> None:
+        self.ctx, self.saved_tensors = ctx, tuple(compat.forward_mode.unpack_dual(t).primal for t in ctx.saved_tensors)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else."""
+        return getattr(self.ctx, name)
 
 
 def unwritten(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,6 +150,20 @@ class LinearMap(Function):
 def others(ctx: Any) -> tuple[Any, ...]:
     """The arguments of a linear map after the first."""
     return ctx.size, *ctx.saved_tensors, *ctx.rest
+
+
+def linear_map(function: type[LinearMap]) -> Callable[..., Any]:
+    """`operation` of a linear map: its tangent is the map itself, and an extra batch joins that of the images."""
+
+    def jvp(ctx: Any, dx: Tensor, *_: None) -> Tensor:
+        return apply(dx, *others(ctx))
+
+    def vmap(info: Any, in_dims: Any, x: Tensor, size: tuple[int, ...], *rest: Any) -> tuple[Tensor, int]:
+        return over_batch(apply, len(size) + 2, info, in_dims, x, size, *rest), 0
+
+    function.jvp, function.vmap = staticmethod(jvp), staticmethod(vmap)  # type: ignore[method-assign]
+    apply = operation(function)
+    return apply
 
 
 def over_batch(function: Callable[..., Any], dimensions: int, info: Any, in_dims: Any, *args: Any) -> Any:

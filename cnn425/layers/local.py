@@ -258,7 +258,7 @@ class LocallyConnected(torch.nn.Module):
             text += ", bias=False"
         elif self.bias.ndim == 1:
             text += ", bias='channel'"
-        owned = [parameter for parameter in (self.weight, self.bias) if parameter is not None]
+        owned = list(self.parameters())
         memory = sum(parameter.numel() * parameter.element_size() for parameter in owned)
         return f"{text}, parameters={sum(parameter.numel() for parameter in owned):,}, memory={memory / 2**20:.3g} MiB"
 

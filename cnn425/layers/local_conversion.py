@@ -8,16 +8,14 @@ import torch
 from cnn425.compat import ConvNd
 from cnn425.windows import Sharing
 
+SETTINGS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+
 
 def copied_from(conv: ConvNd, local_type: Any, dimensions: int, input_size: int | Sequence[int], **more: Any) -> Any:
     """The `local_type` that computes what `conv` does on images of `input_size` pixels."""
     if not isinstance(conv, getattr(torch.nn, f"Conv{dimensions}d")):
         raise TypeError(f"{local_type.__name__}.from_conv: conv must be a Conv{dimensions}d, but got {type(conv).__name__}")
-    local = torch.nn.utils.skip_init(
-        local_type, conv.in_channels, conv.out_channels, input_size, conv.kernel_size, conv.stride, conv.padding,
-        conv.dilation, conv.groups,
-        "channel" if conv.bias is not None else False, conv.padding_mode, device=conv.weight.device, dtype=conv.weight.dtype, **more,
-    )  # fmt: skip
+    local = empty(local_type, conv, input_size=input_size, bias=False if conv.bias is None else "channel", **more)
     copy_parameters(conv, local, conv.weight, conv.bias)
     return local
 
@@ -34,11 +32,7 @@ def shared(local: Any, padding: Sequence[tuple[int, int]], weight: torch.Tensor 
         raise ValueError(f"to_conv: a convolution pads both sides alike, but this layer's (low, high) padding is {tuple(padding)}")
     else:
         sides = tuple(low for low, _ in padding)
-    conv = torch.nn.utils.skip_init(
-        getattr(torch.nn, f"Conv{d}d"), local.in_channels, local.out_channels, local.kernel_size, local.stride, sides,
-        local.dilation, local.groups,
-        local.bias is not None, local.padding_mode, device=local.weight.device, dtype=local.weight.dtype,
-    )  # fmt: skip
+    conv: ConvNd = empty(getattr(torch.nn, f"Conv{d}d"), local, padding=sides, bias=local.bias is not None)
     sharing, positions, bias = Sharing(local.share, local.tile), local.output_size, local.bias
     if bias is not None and bias.ndim > 1:
         bias = sharing.mean(bias.movedim(0, -1), positions)
@@ -49,15 +43,17 @@ def shared(local: Any, padding: Sequence[tuple[int, int]], weight: torch.Tensor 
 def unshared(local: Any, kind: Any, weight: torch.Tensor | None = None) -> Any:
     """The local layer of type `kind` that computes what `local` does with weights of its own at each position: copies, or `weight`."""
     sharing, positions, bias = Sharing(local.share, local.tile), local.output_size, local.bias
-    found = torch.nn.utils.skip_init(
-        kind, local.in_channels, local.out_channels, local.input_size, local.kernel_size, local.stride, local.padding,
-        local.dilation, local.groups, False if bias is None else "channel" if bias.ndim == 1 else True, local.padding_mode,
-        device=local.weight.device, dtype=local.weight.dtype,
-    )  # fmt: skip
+    found = empty(kind, local, input_size=local.input_size, bias=False if bias is None else "channel" if bias.ndim == 1 else True)
     if bias is not None and bias.ndim > 1:
         bias = sharing.copied(bias, positions, 1)
     copy_parameters(local, found, sharing.copied(local.weight, positions) if weight is None else weight, bias)
     return found
+
+
+def empty(kind: Any, source: Any, names: Sequence[str] = SETTINGS, **changed: Any) -> Any:
+    """A `kind` with the settings of the layer `source`, except those `changed`; its parameters are not initialised."""
+    settings = {name: getattr(source, name) for name in names} | {"device": source.weight.device, "dtype": source.weight.dtype}
+    return torch.nn.utils.skip_init(kind, **(settings | changed))
 
 
 def copy_parameters(source: Any, target: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -177,13 +177,8 @@ class LowRankLocal(LocallyConnected):
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, the number of parameters and the memory they take."""
-        before, _, _ = super().extra_repr().partition(", parameters=")
-        owned = list(self.parameters())
-        memory = sum(p.numel() * p.element_size() for p in owned)
-        return (
-            f"{before}, rank={self.rank}, mixing={self.mixed_by!r}, normalise={self.normalise!r}, "
-            f"parameters={sum(p.numel() for p in owned):,}, memory={memory / 2**20:.3g} MiB"
-        )
+        more = f"rank={self.rank}, mixing={self.mixed_by!r}, normalise={self.normalise!r}"
+        return super().extra_repr().replace(", parameters=", f", {more}, parameters=", 1)
 
     @classmethod
     def from_conv(cls, conv: compat.ConvNd, input_size: int | Sequence[int], rank: int = 1, **options: Any) -> Self:  # type: ignore[override]

@@ -19,8 +19,10 @@ from cnn425 import compat
 from cnn425.layers import arguments, conv_transpose
 from cnn425.layers.function import cast_for_autocast
 from cnn425.layers.local import LocallyConnected
-from cnn425.layers.local_conversion import copy_parameters
+from cnn425.layers.local_conversion import copy_parameters, empty
 from cnn425.windows import Geometry, each_its_own
+
+SETTINGS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding", "groups", "dilation")
 
 # `settings` are the stride, padding, output_padding, groups and dilation.
 
@@ -194,11 +196,7 @@ class LocallyConnectedTranspose(LocallyConnected):
         """The layer that computes what the transposed convolution `conv` does on images of `input_size` pixels."""
         if not isinstance(conv, getattr(torch.nn, f"ConvTranspose{cls.dimensions}d")):
             raise TypeError(f"{cls.__name__}.from_conv: conv must be a ConvTranspose{cls.dimensions}d, but got {type(conv).__name__}")
-        bias: Any = False if conv.bias is None else "channel"
-        layer = torch.nn.utils.skip_init(
-            cls, conv.in_channels, conv.out_channels, input_size, conv.kernel_size, conv.stride, conv.padding, conv.output_padding,
-            conv.groups, bias, conv.dilation, device=conv.weight.device, dtype=conv.weight.dtype,
-        )  # fmt: skip
+        layer: Self = empty(cls, conv, SETTINGS, input_size=input_size, bias=False if conv.bias is None else "channel")
         copy_parameters(conv, layer, conv.weight, conv.bias)
         return layer
 
@@ -208,11 +206,8 @@ class LocallyConnectedTranspose(LocallyConnected):
 
     def to_conv(self) -> compat.ConvNd:
         """The `torch.nn.ConvTransposeNd` whose weight and bias are this layer's averages over all pixels."""
-        conv = torch.nn.utils.skip_init(
-            getattr(torch.nn, f"ConvTranspose{self.dimensions}d"), self.in_channels, self.out_channels, self.kernel_size, self.stride,
-            self.padding, self.output_padding, self.groups, self.bias is not None, self.dilation,
-            device=self.weight.device, dtype=self.weight.dtype,
-        )  # fmt: skip
+        kind = getattr(torch.nn, f"ConvTranspose{self.dimensions}d")
+        conv: compat.ConvNd = empty(kind, self, SETTINGS, bias=self.bias is not None)
         bias = self.bias if self.bias is None or self.bias.ndim == 1 else self.bias.flatten(1).mean(1)
         copy_parameters(self, conv, self.weight.flatten(0, self.dimensions - 1).mean(0), bias)
         return conv

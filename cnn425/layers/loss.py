@@ -21,7 +21,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from cnn425 import compat
 from cnn425.algorithms import elementwise as algorithm
 from cnn425.algorithms.layout import HALF
-from cnn425.layers.arguments import check_dense, dtype_name
+from cnn425.layers.arguments import check_dense, dtype_name, integer, is_int
 from cnn425.layers.function import FromOutput, autocast_dtype, is_not_differentiated, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
@@ -141,6 +141,7 @@ def cross_entropy(
         reduction = compat.reduction.legacy_get_string(size_average, reduce)
     compat.reduction.get_enum(reduction)  # refuses other names
     _check_types(input, target, weight, ignore_index, label_smoothing)
+    ignore_index, label_smoothing = integer(ignore_index), float(label_smoothing)
     if autocast_dtype(input.device) is not None:  # autocast computes losses in full precision
         input, target, weight = _full(input), _full(target), None if weight is None else _full(weight)
     soft = input.shape == target.shape
@@ -176,7 +177,8 @@ def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, 
     if smoothing > 0:
         evenly = _of_probabilities(x, torch.full((), smoothing / x.shape[1], dtype=x.dtype, device=x.device), weight, 0)[0]
         each = (1 - smoothing) * each + torch.where(keep, evenly, 0)
-    return each, counts.sum()
+    total = counts.sum()
+    return each, total if weight is None else torch.where(total == 0, math.nan, total)
 
 
 def _of_probabilities(x: Tensor, q: Tensor, weight: Tensor | None, smoothing: float) -> tuple[Tensor, Any]:
@@ -199,9 +201,9 @@ def _check_types(input: object, target: object, weight: object, ignore_index: ob
     for position, (name, value) in enumerate((("input", input), ("target", target), ("weight", weight)), 1):
         if not isinstance(value, Tensor) and not (value is None and name == "weight"):
             raise _wrong_type(name, position, "Tensor", value)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, torch.SymInt)):
+    if not is_int(ignore_index):
         raise _wrong_type("ignore_index", 5, "int", ignore_index)
-    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (float, int)):
+    if not (isinstance(label_smoothing, (float, int)) or is_int(label_smoothing)):
         raise _wrong_type("label_smoothing", 6, "float", label_smoothing)
 
 
@@ -265,11 +267,4 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of `input` at `target`."""
-        return cross_entropy(
-            input,
-            target,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-        )
+        return cross_entropy(input, target, self.weight, None, self.ignore_index, None, self.reduction, self.label_smoothing)

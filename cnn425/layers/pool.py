@@ -25,7 +25,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from cnn425.algorithms import pool as algorithm
 from cnn425.layers import pool_arguments as arguments
 from cnn425.layers.arguments import INTEGERS, remembered
-from cnn425.layers.function import LinearMap, computed_by, operation, others, over_batch
+from cnn425.layers.function import LinearMap, computed_by, linear_map, operation, others, over_batch
 from cnn425.windows import Geometry, Windows
 
 # ---- The Functions: mathematics only -----------------------------------------------------------------------------------------------------
@@ -77,14 +77,6 @@ class Pick(LinearMap):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         return route(g, *others(ctx)), None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, dt: Tensor, *_: None) -> Tensor:
-        return pick(dt, *others(ctx))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, t: Tensor, size: tuple[int, ...], *rest: Any) -> tuple[Tensor, int]:
-        return over_batch(pick, len(size) + 2, info, in_dims, t, size, *rest), 0
-
 
 class Route(LinearMap):
     """(gradient of the output, numbers of pixels) -> gradient of the image: `(N, C, *positions) -> (N, C, *size)`, each to its pixel."""
@@ -97,16 +89,8 @@ class Route(LinearMap):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         return pick(g, *others(ctx)), None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, dgy: Tensor, *_: None) -> Tensor:
-        return route(dgy, *others(ctx))
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, gy: Tensor, size: tuple[int, ...], *rest: Any) -> tuple[Tensor, int]:
-        return over_batch(route, len(size) + 2, info, in_dims, gy, size, *rest), 0
-
-
-max_pool, pick, route = map(operation, (MaxPool, Pick, Route))
+max_pool, pick, route = operation(MaxPool), *map(linear_map, (Pick, Route))
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnn425.algorithms.layout import is_channels_last
+from cnn425.algorithms.layout import HALF, is_channels_last
 from cnn425.compat import forward_mode
 from cnn425.kernels.threads import is_traced
 from cnn425.layers.arguments import check_dense, dtype_name, ints, is_int
@@ -71,21 +71,12 @@ def geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding: 
     dilations = for_each_side(function, "dilation", dilation, dimensions)
     if 0 in strides and not (dimensions == 1 and function.startswith("max")):
         raise RuntimeError(f"stride should not be zero: {function}() got stride {list(strides)}")
-    if any(k <= 0 for k in kernels):
-        raise RuntimeError(
-            f"kernel size should be greater than zero, but got {_each('k', kernels)} "
-            f"({function}() kernel_size must be greater than zero, but got {min(kernels)})"
-        )
-    if any(s <= 0 for s in strides):
-        raise RuntimeError(
-            f"stride should be greater than zero, but got {_each('d', strides)} "
-            f"({function}() stride must be greater than zero, but got {min(strides)})"
-        )
-    if any(d <= 0 for d in dilations):
-        raise RuntimeError(
-            f"dilation should be greater than zero, but got {_each('dilation', dilations)} "
-            f"({function}() dilation must be greater than zero, but got {min(dilations)})"
-        )
+    for name, letters, values in (("kernel size", "k", kernels), ("stride", "d", strides), ("dilation", "dilation", dilations)):
+        if any(n <= 0 for n in values):
+            raise RuntimeError(
+                f"{name} should be greater than zero, but got {_each(letters, values)} "
+                f"({function}() {name.replace(' ', '_')} must be greater than zero, but got {min(values)})"
+            )
     for k, p, d in zip(kernels, pads, dilations, strict=True):
         if p < 0:
             raise RuntimeError(f"pad must be non-negative, but got pad: {p} ({function}() padding must be non-negative)")
@@ -180,12 +171,7 @@ def cells(windows: Geometry, padding: bool) -> int:
 
 def upcast(input: Tensor, dimensions: int) -> Tensor:
     """Half-precision volumes in float32 under autocast on the CPU, as in torch; other inputs unchanged."""
-    if (
-        dimensions == 3
-        and input.device.type == "cpu"
-        and input.dtype in (torch.float16, torch.bfloat16)
-        and torch.is_autocast_enabled("cpu")
-    ):
+    if dimensions == 3 and input.device.type == "cpu" and input.dtype in HALF and torch.is_autocast_enabled("cpu"):
         return input.float()
     return input
 
@@ -279,13 +265,7 @@ def equal_cells(positions: Sequence[int], size: Sequence[int]) -> int:
 
 def lp_kernel(function: str, kernel: Any, dimensions: int) -> tuple[Any, ...]:
     """The kernel size per dimension, in the forms that torch's power-average pools take: an int, or one int per dimension."""
-    if (
-        dimensions == 1
-        or isinstance(kernel, (int, float))
-        or kernel is None
-        or not hasattr(kernel, "__iter__")
-        or not hasattr(kernel, "__len__")
-    ):
+    if dimensions == 1 or not (hasattr(kernel, "__iter__") and hasattr(kernel, "__len__")):
         return (kernel,) * dimensions
     if isinstance(kernel, Tensor) and kernel.ndim == 0:
         raise TypeError(f"{function}(): argument 'kernel_size' must be an int or a tuple of ints, not a tensor without dimensions")

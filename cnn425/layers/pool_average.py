@@ -18,8 +18,8 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.algorithms import pool as algorithm
 from cnn425.layers import pool_arguments as arguments
-from cnn425.layers.arguments import remembered, written
-from cnn425.layers.function import LinearMap, computed_by, operation, others, over_batch
+from cnn425.layers.arguments import integer, remembered, written
+from cnn425.layers.function import LinearMap, computed_by, linear_map, others
 from cnn425.windows import Adaptive, Geometry, Windows
 
 # ---- The Functions: mathematics only -----------------------------------------------------------------------------------------------------
@@ -38,14 +38,6 @@ class AveragePool(LinearMap):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         return share_out(gy, *others(ctx)), None, None, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor, *_: None) -> Tensor:
-        return average_pool(dx, *others(ctx))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, size: tuple[int, ...], *rest: Any) -> tuple[Tensor, int]:
-        return over_batch(average_pool, len(size) + 2, info, in_dims, x, size, *rest), 0
-
 
 class ShareOut(LinearMap):
     """Gradient of the output -> gradient of the image: `(N, C, *positions) -> (N, C, *size)`, shared by the cells of each window."""
@@ -61,16 +53,8 @@ class ShareOut(LinearMap):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         return average_pool(g, *others(ctx)), None, None, None, None, None
 
-    @staticmethod
-    def jvp(ctx: Any, dgy: Tensor, *_: None) -> Tensor:
-        return share_out(dgy, *others(ctx))
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, gy: Tensor, size: tuple[int, ...], *rest: Any) -> tuple[Tensor, int]:
-        return over_batch(share_out, len(size) + 2, info, in_dims, gy, size, *rest), 0
-
-
-average_pool, share_out = map(operation, (AveragePool, ShareOut))
+average_pool, share_out = map(linear_map, (AveragePool, ShareOut))
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
 
@@ -99,7 +83,7 @@ def _checked(dimensions: int, size: torch.Size, dtype: torch.dtype, *settings: A
     arguments.check_shape(function, size, dimensions)
     arguments.check_fits(function, size, geometry)
     arguments.check_dtype(function, dtype, (*arguments.FLOATS, torch.int64))
-    return geometry, divisor_override or arguments.cells(geometry, count_include_pad)
+    return geometry, arguments.cells(geometry, count_include_pad) if divisor_override is None else integer(divisor_override)
 
 
 def avg_pool1d(

@@ -8,7 +8,7 @@ Both are linear and each is the adjoint of the other, so each is the other's gra
 unfolding, since a pixel returns once for each window that shows it; hence `fold(unfold(x)) / fold(unfold(1)) = x`.
 """
 
-from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.layers import arguments
-from cnn425.layers.function import LinearMap, computed_by, operation, others, over_batch
+from cnn425.layers.function import LinearMap, computed_by, linear_map
 from cnn425.windows import Geometry, scatter, windows
 
 # ---- The Functions: mathematics only -----------------------------------------------------------------------------------------------------
@@ -31,15 +31,7 @@ class Cut(LinearMap):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return add(g, *others(ctx)), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor, *_: None) -> Tensor:
-        return cut(dx, *others(ctx))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, size: tuple[int, ...], *rest: Any) -> tuple[Tensor, int]:
-        return over_batch(cut, 0, info, in_dims, x, size, *rest), 0
+        return add(g, ctx.size, *ctx.rest), None, None
 
 
 class Add(LinearMap):
@@ -54,15 +46,7 @@ class Add(LinearMap):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return cut(g, *others(ctx)), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dw: Tensor, *_: None) -> Tensor:
-        return add(dw, *others(ctx))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, w: Tensor, size: tuple[int, ...], *rest: Any) -> tuple[Tensor, int]:
-        return over_batch(add, 0, info, in_dims, w, size, *rest), 0
+        return cut(g, ctx.size, *ctx.rest), None, None
 
 
 def order(d: int) -> list[int]:
@@ -71,7 +55,7 @@ def order(d: int) -> list[int]:
     return [0, 1, *kernel, *positions]
 
 
-cut, add = map(operation, (Cut, Add))
+cut, add = map(linear_map, (Cut, Add))
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
 
@@ -122,28 +106,21 @@ def fold(input: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, p
             "Expected 2D or 3D (batch mode) tensor for input with possibly 0 batch size and non-zero dimensions for input, "
             f"but got: {list(shape)}"
         )
-    cells, positions = _product(geometry.kernel), geometry.positions(sizes)
+    cells, positions = prod(geometry.kernel), geometry.positions(sizes)
     if shape[-2] % cells:
         raise RuntimeError(
             "Expected size of input's dimension 1 to be divisible by the product of kernel_size, "
             f"but got input.size(1)={shape[-2]} and kernel_size={geometry.kernel}."
         )
-    if _product(positions) != shape[-1] or min(positions) < 1 or min(sizes) < 1:
+    if prod(positions) != shape[-1] or min(positions) < 1 or min(sizes) < 1:
         raise RuntimeError(
             f"Given output_size={sizes}, {_described(geometry)}, expected size of input's dimension 2 to match the calculated number of "
-            f"sliding blocks {' * '.join(map(str, positions))} = {_product(positions)}, but got input.size(2)={shape[-1]}."
+            f"sliding blocks {' * '.join(map(str, positions))} = {prod(positions)}, but got input.size(2)={shape[-1]}."
         )
     _check_dtype("fold", input.dtype)
     w = input.unsqueeze(0) if len(shape) == 2 else input
     x: Tensor = add(w.reshape(w.shape[0], shape[-2] // cells, *geometry.kernel, *positions), sizes, geometry)
     return x.squeeze(0) if len(shape) == 2 else x
-
-
-def _product(sides: Sequence[int]) -> int:
-    total = 1
-    for n in sides:
-        total *= n
-    return total
 
 
 def _sides(function: str, name: str, value: Any, dimensions: int) -> tuple[int, ...]:

@@ -54,6 +54,8 @@ def share_(layer: LocallyConnected, strength: float = 1.0) -> None:
     """
     if isinstance(layer, LowRankLocal) or not isinstance(layer, LocallyConnected):
         raise TypeError(f"share_: layer must be a LocallyConnectedNd, but got {type(layer).__name__}")
+    if computed := [name for name in ("weight", "bias") if name not in layer._parameters]:
+        raise RuntimeError(f"share_: {computed[0]} of layer is computed from other tensors; remove its parametrization or pruning first")
     with torch.no_grad():
         of, positions = Sharing(layer.share, layer.tile), places(layer)
         layer.weight.lerp_(of.mean(layer.weight, positions).expand_as(layer.weight), strength)
