@@ -7,13 +7,13 @@ from torch.nn import _reduction
 # torch.jit.trace has no public way to tell from inside a layer that it is at work. A state, or None.
 tracing_state = torch._C._get_tracing_state
 
-# Dispatch modes (FlopCounterMode, make_fx, a logger) want to see every operation, and a loop would pass them by. Their number.
+# Dispatch modes (FlopCounterMode, make_fx, a logger) must see every operation; a loop would bypass them. How many are active.
 dispatch_modes = torch._C._len_torch_dispatch_stack
 
 # Transforms of torch.func ask for Functions in the new style, which are slower to call. Whether one is at work.
 are_transforms_active = torch._C._are_functorch_transforms_active
 
-# Tensors of torch.func's transforms have no numbers of their own, and may outlive the transform. Whether a tensor is one.
+# Tensors of torch.func's transforms have no storage of their own, and may outlive the transform. Whether a tensor is one.
 is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
 # Whether autocast is on for any device: one quick question before the slow one about a certain device.

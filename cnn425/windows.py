@@ -1,6 +1,6 @@
 """Windows: all positions of a kernel in an image, as a view of the image.
 
-    windows[n,c,i,j,u,v] = x[n, c, i*s + u*d - p, j*s + v*d - p]        (s stride, d dilation, p padding; outside the image: the fill value)
+    windows[n,c,i,j,u,v] = x[n, c, i*s + u*d - p, j*s + v*d - p]        (s stride, d dilation, p padding; outside the image: zero)
 
 Letters, used in every docstring, einsum string and test of this project (two spatial dimensions; one or three work alike):
 
@@ -215,23 +215,22 @@ class Side(NamedTuple):
         return first, (torch.searchsorted(self.first, pixels, right=True) - first).clamp(min=0)
 
 
-# The fill is 0 and not 0.0: with dynamic shapes a compiler treats floating-point numbers as variables.
-def pad(x: Tensor, overhang: Sequence[tuple[int, int]], fill: float = 0) -> Tensor:
-    """The image with `overhang` (low, high) pixels of `fill` around its last dimensions; negative numbers crop."""
+def pad(x: Tensor, overhang: Sequence[tuple[int, int]]) -> Tensor:
+    """The image with `overhang` (low, high) zeros around its last dimensions; negative numbers crop."""
     if not any(low or high for low, high in overhang):
         return x
     if any(low * high < 0 for low, high in overhang):  # torch would crop first, and there may be too few pixels for that
-        x = pad(x, [(max(low, 0), max(high, 0)) for low, high in overhang], fill)
+        x = pad(x, [(max(low, 0), max(high, 0)) for low, high in overhang])
         overhang = [(min(low, 0), min(high, 0)) for low, high in overhang]
-    return torch.constant_pad_nd(x, [p for pair in reversed(overhang) for p in pair], fill)
+    return torch.constant_pad_nd(x, [p for pair in reversed(overhang) for p in pair])
 
 
-def windows(x: Tensor, geometry: Geometry, fill: float = 0) -> Tensor:
+def windows(x: Tensor, geometry: Geometry) -> Tensor:
     """All windows of an image, as a view of the padded image: `(*batch, *size) -> (*batch, *positions, *kernel)`."""
     d = geometry.dimensions
     size = x.shape[x.ndim - d :]
     hanging = [stride - 1 if geometry.ceil_mode else 0 for stride in geometry.stride]  # an upper bound
-    x = pad(x, [(low, high + more) for (low, high), more in zip(geometry.padding, hanging, strict=True)], fill)
+    x = pad(x, [(low, high + more) for (low, high), more in zip(geometry.padding, hanging, strict=True)])
     if tracing_state() is not None:  # torch.jit.trace takes strides for constants, and ONNX has none
         return _looked_up(x, geometry, size)
     if torch.compiler.is_compiling():  # which cannot tell the strides of a tensor two of whose sizes are variable and equal

@@ -15,7 +15,7 @@ def geometry(kernel, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1)):
 
 @pytest.mark.parametrize(("size", "expected"), [(1, 1), (7, 8), (11, 12), (17, 18), (31, 32), (49, 50), (97, 100), (1021, 1024)])
 def test_sizes_are_rounded_up_to_products_of_2_3_and_5(size, expected):
-    assert fft.quick(size) == expected
+    assert fft.fast_size(size) == expected
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "autodiff": set(),
 }
 # Layer files share these rooms of their own and import no other layer, unless one layer is defined by another.
-SHARED_BY_LAYERS = {"function", "arguments", "batching"}
+SHARED_BY_LAYERS = {"function", "arguments"}
 DEFINED_BY = {
     ("conv", "bilinear"),
     ("local", "bilinear"),
@@ -43,8 +43,6 @@ DEFINED_BY = {
     ("local", "activation"),
     ("adaptive", "pool"),
     ("lp", "pool"),
-    ("lp", "adaptive"),
-    ("loss", "activation"),
 }
 
 

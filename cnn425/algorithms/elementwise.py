@@ -1,6 +1,6 @@
 """Activations, losses and mixtures, two ways: the loops of `cnn425.kernels.elementwise`, and for everything else the definition.
 
-Loops take float32 (the rectifier's gate also float64) in one stretch of memory; exponentials of float64 are torch's.
+Loops take float32 in one stretch of memory. Those without exponentials, which are all gradients and mixtures, take float64, too.
 """
 
 from math import prod
@@ -84,11 +84,16 @@ def softmax(x: Tensor, dim: int) -> Tensor:
 def softmax_gradient(gy: Tensor, y: Tensor, dim: int) -> Tensor:
     """`y * (gy - sum of gy * y)` along `dim`."""
     if gy.dtype != y.dtype or y.dtype not in FLOATS or not loops_run(gy, y) or y.numel() == 0:
-        return y * (gy - (gy * y).sum(dim, keepdim=True))
+        return softmax_gradient_by_definition(gy, y, dim)
     gy, shape = gy.contiguous(), classes(y, dim)
     gx = blank(gy)
     loops.softmax_gradient(units(shape), y.numel(), memory(gy, *shape), memory(y, *shape), memory(gx, *shape))
     return gx
+
+
+def softmax_gradient_by_definition(gy: Tensor, y: Tensor, dim: int) -> Tensor:
+    """`softmax_gradient` in operations that have derivatives of their own."""
+    return y * (gy - (gy * y).sum(dim, keepdim=True))
 
 
 def cross_entropy(x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -101,10 +106,10 @@ def cross_entropy(x: Tensor, target: Tensor, ignored: int) -> tuple[Tensor, Tens
         count = target.numel() - (target == ignored).sum()
         return y, y.sum() / count, count, p
     y, mean, count, p, wrong = x.new_empty(target.shape), x.new_empty(()), target.new_empty(()), blank(x), target.new_empty(2)
-    shape, n = (x.shape[0], x.shape[1], prod(x.shape[2:])), target.numel()
-    each, told = (shape[0], shape[2]), (memory(mean, 1), memory(count, 1), memory(wrong, 2))
+    shape, n = classes(x, 1), target.numel()
+    each, results = (shape[0], shape[2]), (memory(mean, 1), memory(count, 1), memory(wrong, 2))
     loops.cross_entropy(units(shape), 4 * x.numel(), memory(x, *shape), memory(target, *each), ignored, memory(y, *each), memory(p, *shape))
-    loops.mean_of_targets(1, 0, memory(y, n), memory(target, n), shape[1], ignored, *told)
+    loops.mean_of_targets(1, 0, memory(y, n), memory(target, n), shape[1], ignored, *results)
     which, is_wrong = wrong.tolist()
     if is_wrong:
         raise IndexError(f"Target {which} is out of bounds.")
@@ -132,7 +137,7 @@ def cross_entropy_gradient(g: Tensor, p: Tensor, target: Tensor, ignored: int) -
     if g.dtype != p.dtype or p.dtype not in FLOATS or not loops_run(g, p, target) or p.numel() == 0:
         return cross_entropy_gradient_by_definition(g, p, target, ignored)
     g, gx = g.contiguous(), torch.empty_like(p)
-    shape = p.shape[0], p.shape[1], prod(p.shape[2:])
+    shape = classes(p, 1)
     each = shape[0], shape[2]
     loops.cross_entropy_gradient(
         units(shape), p.numel(), memory(g, *each), memory(p, *shape), memory(target, *each), ignored, memory(gx, *shape)

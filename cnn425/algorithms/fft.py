@@ -29,7 +29,7 @@ def applies(dtype: torch.dtype, geometry: Geometry) -> bool:
     return dtype in (torch.float32, torch.float64) and all(s == 1 for s in geometry.stride)
 
 
-def quick(size: int) -> int:
+def fast_size(size: int) -> int:
     """The least product of 2, 3 and 5 that is not below `size`."""
     while True:
         rest = size
@@ -46,7 +46,7 @@ class Spectra:
 
     def __init__(self, size: Sequence[int], geometry: Geometry) -> None:
         self.geometry, self.overhang = geometry, geometry.overhang(size)
-        self.size = tuple(quick(low + n + high) for n, (low, high) in zip(size, self.overhang, strict=True))
+        self.size = tuple(fast_size(low + n + high) for n, (low, high) in zip(size, self.overhang, strict=True))
         self.sides = tuple(range(-geometry.dimensions, 0))
 
     def of(self, t: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def columns(x: Tensor, geometry: Geometry, groups: int) -> Tensor:
     d = geometry.dimensions
     w = windows(x, geometry).unflatten(1, (groups, -1))
     order = (1, 2, *range(3 + d, 3 + 2 * d), 0, *range(3, 3 + d))
-    return w.permute(order).reshape(groups, prod(w.shape[2:3]) * prod(geometry.kernel), -1)
+    return w.permute(order).reshape(groups, w.shape[2] * prod(geometry.kernel), -1)
 
 
 def by_group(y: Tensor, groups: int) -> Tensor:

@@ -15,7 +15,7 @@ weights that position p uses, its own or one that it shares.
     window gradient   gx[p]    =  gy[p]  w[q]                                (N, O) (O, K)  -> (N, K)       then added to the pixels
 
 The weight is not copied. For products images are interleaved, so that a vector register holds one pixel of several; for the weight
-gradient a thread brings the pixels and output gradients of some sets into its own memory, channels last. Half precision is computed in
+gradient a thread copies the pixels and output gradients of some sets into its own memory, channels last. Half precision is computed in
 float32 and rounded once.
 """
 
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 Shape = Sequence[int]
 FEW = 4  # outputs of a window of one cell, for which a product is not worth it
 FEW_IMAGES = 2  # so few would leave most of a vector register empty
-BAND = 1 << 19  # bytes that a thread brings in order at once for the gradient of the weight
+BAND = 1 << 19  # bytes that a thread copies at once for the gradient of the weight
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing, bias: Tensor | None = None) -> Tensor:

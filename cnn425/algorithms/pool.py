@@ -6,7 +6,7 @@
     average    the mean of every window
     share_out  the adjoint of average: every number, divided, is added to all pixels of its window
 
-A window without pixels (a dilated one may lie wholly in the padding) has the lowest number and the pixel `NOBODY`. Half precision is
+A window without pixels (a dilated one may lie wholly in the padding) has the lowest number and the pixel `NO_PIXEL`. Half precision is
 computed in float32 and rounded once. `last` says that results keep their channels last in memory, as torch's do.
 
 The definition looks the pixels of all windows along one side up in a table, one side after the other. No step depends on the size of the
@@ -27,7 +27,7 @@ from cnn425.kernels import pool as loops
 from cnn425.kernels.threads import loops_run, memory
 from cnn425.windows import Adaptive, Geometry, Side, Windows
 
-NOBODY = -1
+NO_PIXEL = -1
 FLOATS = (torch.float32, torch.float64)
 LINES = 1 << 19  # numbers of interleaved lines
 
@@ -219,13 +219,13 @@ def winners_by_definition(x: Tensor, windows: Windows, last: bool) -> tuple[Tens
     for axis in range(-1, -1 - len(size), -1):
         pixels, counts = pixels_of(windows.side(len(size) + axis, size[axis], x.device), size[axis])
         first = torch.where(counts, pixels, size[axis]).amin(1, keepdim=True)
-        final = torch.where(counts, pixels, NOBODY).amax(1, keepdim=True)
+        final = torch.where(counts, pixels, NO_PIXEL).amax(1, keepdim=True)
         pixels = torch.minimum(torch.maximum(pixels, first), final).clamp(min=0)
         shown, places = look_up(x, axis, pixels), before(axis, torch.arange(pixels.shape[1], device=x.device))
         cell = torch.maximum(shown.argmax(axis), torch.where(shown.isnan(), places, 0).amax(axis)).unsqueeze(axis)
-        nobody = before(axis, final.squeeze(1) == NOBODY)
-        x = torch.where(nobody, lowest, shown.gather(axis, cell).squeeze(axis))
-        numbers = torch.where(nobody, NOBODY, look_up(numbers, axis, pixels).gather(axis, cell).squeeze(axis))
+        empty = before(axis, final.squeeze(1) == NO_PIXEL)
+        x = torch.where(empty, lowest, shown.gather(axis, cell).squeeze(axis))
+        numbers = torch.where(empty, NO_PIXEL, look_up(numbers, axis, pixels).gather(axis, cell).squeeze(axis))
     return stored(x, len(size), last), stored(numbers, len(size), last)
 
 
@@ -233,7 +233,7 @@ def route_by_definition(g: Tensor, where: Tensor, size: Sequence[int], last: boo
     """`route`: one addition per window, along one dimension, which torch can do in a fixed order on every device."""
     d, images = len(size), g.shape[: g.ndim - len(size)]
     start = torch.arange(images.numel(), device=g.device).view(*images, *(1,) * d) * prod(size)
-    places, upstream = start + where.clamp(min=0), torch.where(where == NOBODY, 0, g)
+    places, upstream = start + where.clamp(min=0), torch.where(where == NO_PIXEL, 0, g)
     gx = g.new_zeros(images.numel() * prod(size)).scatter_add(0, places.flatten(), upstream.flatten())
     return stored(gx.view(*images, *size), d, last)
 
@@ -241,7 +241,7 @@ def route_by_definition(g: Tensor, where: Tensor, size: Sequence[int], last: boo
 def pick_by_definition(t: Tensor, where: Tensor, dimensions: int, last: bool) -> Tensor:
     """`pick`, by one gather."""
     found = t.flatten(-dimensions).gather(-1, where.flatten(-dimensions).clamp(min=0).long()).view(where.shape)
-    return stored(torch.where(where == NOBODY, 0, found), dimensions, last)
+    return stored(torch.where(where == NO_PIXEL, 0, found), dimensions, last)
 
 
 def average_by_definition(x: Tensor, windows: Windows, last: bool, divisor: int, padding: bool) -> Tensor:

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 BOX = 1 << 19  # bytes of a box, which stay in the cache of a core
 FEWEST = 96  # positions of a box, which fill tiles
 COSTS = {1: 1.6, 2: 1.15, 3: 1.05, 4: 1.0}  # of a register in a tile of so many beside one another, as measured
-UNITS, FEW = 16, 4  # so many threads have something to do, and where each of them costs much
+UNITS, FEW = 16, 4  # units of work that occupy every thread; the same where each unit needs sums of its own
 NUMBERS = 1 << 20  # of the gradient of windows that is written down at a time
 
 

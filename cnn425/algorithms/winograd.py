@@ -87,8 +87,7 @@ class Tiling:
     """The tiles of one convolution: the matrices per dimension, tile sizes, and how many tiles there are."""
 
     def __init__(self, t: Tensor, geometry: Geometry, positions: Sequence[int]) -> None:
-        self.d = geometry.dimensions
-        self.A, self.G, self.B = zip(*(matrices(k, self.d, t.dtype, t.device) for k in geometry.kernel), strict=True)
+        self.A, self.G, self.B = zip(*(matrices(k, geometry.dimensions, t.dtype, t.device) for k in geometry.kernel), strict=True)
         self.m, self.a = [len(A) for A in self.A], [len(B) for B in self.B]
         self.counts = [-(-p // m) for p, m in zip(positions, self.m, strict=True)]
         self.low = [low for low, _ in geometry.padding]

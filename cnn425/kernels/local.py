@@ -16,7 +16,7 @@ from cnn425.kernels.box import REGISTER, fill, padded, prefetch, rows_of_grid, t
 from cnn425.kernels.threads import loop, step, sums
 from cnn425.kernels.tile import SHORT, rows_of, tile_of
 
-BLOCK = 32  # positions whose outputs are brought in order together: neighbours in memory are written together
+BLOCK = 32  # positions whose outputs are reordered together: neighbours in memory are written together
 
 
 @step
@@ -242,8 +242,8 @@ def in_order(cell, low, high, C, GC, volume, width, row, out):
 
 
 @step
-def bring(m, images, band, corner, box, x, source, image, gy, P, upstream):
-    """Bring what a band needs of images m to m + images - 1 in order: their pixels and output gradients, channels last."""
+def load_band(m, images, band, corner, box, x, source, image, gy, P, upstream):
+    """Copy what a band needs of images m to m + images - 1, channels last: their pixels and output gradients."""
     first, run, runs, hop, GC, GO = band[2], band[3], band[4], band[5], source[0, 4], gy.size // (source[0, 0] * P)
     for n in range(images):
         fill(x, source, m + n, corner[0], corner[1], corner[2], box, image, n * box[0] * box[1] * box[2] * GC)
@@ -256,7 +256,7 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
     """The gradient of the weight: `gy (N, G*O, P), x (numbers) -> gw (Q, G*O, K)`; bands of sets, and of each parts of the cells.
 
     `bands (B, 8)` holds of each the first set and the one behind the last; the first position, how many are neighbours, how often, and how
-    far apart; and along `axis` the first pixel and their number. A thread brings them into its own memory, channels last and with zeros
+    far apart; and along `axis` the first pixel and their number. A thread copies them into its own memory, channels last and with zeros
     around, of so many images at a time; sums of a band begin with the first of them and end with the last. `source (2, 5)` says where the
     pixels of x are. `order` lists the positions set by set, those of set q from bounds[q] to bounds[q + 1].
     """
@@ -278,7 +278,7 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
         for m in range(0, N, images):
             many = min(images, N - m)
             if images < N or unit == lo or unit % parts == 0:  # else they are there
-                bring(m, many, band, corner, box, x, source, image, upstream_, P, upstream)
+                load_band(m, many, band, corner, box, x, source, image, upstream_, P, upstream)
             for q in range(band[0], band[1]):
                 count, sums_ = bounds[q + 1] - bounds[q], many * (bounds[q + 1] - bounds[q])
                 for i in range(count):

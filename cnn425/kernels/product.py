@@ -4,7 +4,7 @@
     gradient of the weight  gw[k, o]  = sum over p         of  x[cell[k] + row[p]] * gy[p, o]      the same with p and k exchanged
     small groups            y[p, o]   = b[o] + sum over k, i of x[row[p] + cell[k] + o//G*G + i] * w[k, i, o]     k = (t, u, v), i < G
 
-Positions come in boxes. The pixels that a box of positions sees are brought into a thread's own memory, channels last and with zeros around
+Positions come in boxes. The pixels that a box of positions sees are copied into a thread's own memory, channels last and with zeros around
 (`cnn425.kernels.box`); there the number that cell k of window p shows is at `row[p] + cell[k]`: where the window starts, and where the cell
 is inside. The gradient of the image is the first line again, over the output gradient. Outputs come in panels of V vector registers, and
 are computed by tiles of some rows p and one panel (`cnn425.kernels.tile`). Groups of G = 1, 2, 4 or 8 inputs and as many outputs share a
@@ -68,11 +68,11 @@ def outputs_of(box, source, sides, images):
 
 
 @step
-def enter(box, x, source, sides, images, direct, target, buffer):
-    """Bring the pixels of a box into `buffer`: where the box starts there, and where its outputs start in the target.
+def load_box(box, x, source, sides, images, direct, target, buffer):
+    """Copy the pixels of a box into `buffer`: where the box starts there, and where its outputs start in the target.
 
     A box has the positions of one plane, some lines, some columns, and of several images only if it shows them whole. With `direct`
-    nothing is brought: the image is read where it is.
+    nothing is copied: the image is read where it is.
     """
     n, a, i, j = corner(box, sides, images)
     _, _, hop, origin, step_, _, pixels = rows_of_sides(sides)
@@ -134,7 +134,7 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
     result = y if straight else np.empty((most + max(R, lanes)) * wide, x.dtype)
     for unit in range(lo, hi):
         box, part = unit // parts, unit % parts
-        at, first = enter(box, x, source, sides, images, direct, target, buffer)
+        at, first = load_box(box, x, source, sides, images, direct, target, buffer)
         shape = outputs_of(box, source, sides, images)
         if shape != known:  # windows and outputs of a box like the one before are where they were
             known, found = shape, outputs_in(shape, target, place)
@@ -176,7 +176,7 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
         part, piece = unit // pieces, unit % pieces
         begin, end = part * boxes // parts, (part + 1) * boxes // parts
         for box in range(begin, end):
-            at, first = enter(box, x, source, sides, images, direct, target, buffer)
+            at, first = load_box(box, x, source, sides, images, direct, target, buffer)
             shape = outputs_of(box, source, sides, images)
             if shape != known:
                 known, P = shape, outputs_in(shape, target, place)

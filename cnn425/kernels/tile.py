@@ -3,7 +3,7 @@
     y[r, o]  =  (y or b)[r, o] + sum over k  of  x[row[r] + cell[k]] * w[place[k] + o]        o the numbers of V registers
 
 A number of x meets a register of w at every k: one fused multiply-add per row and register, which is as fast as a processor can be. Where
-the numbers are is told by tables of offsets, so that neither factor has to be written down as a matrix. Groups of G inputs and as many
+the numbers are is in tables of offsets, so that neither factor has to be written down as a matrix. Groups of G inputs and as many
 outputs may share a register.
 """
 

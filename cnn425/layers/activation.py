@@ -20,7 +20,7 @@ from cnn425.algorithms import elementwise as algorithm
 from cnn425.algorithms.layout import HALF
 from cnn425.kernels.threads import is_traced
 from cnn425.layers.arguments import check_dense, dtype_name, integer, is_int
-from cnn425.layers.function import FromOutput, autocast_dtype, is_not_differentiated, operation
+from cnn425.layers.function import FromOutput, autocast_dtype, is_differentiated, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
 
@@ -92,7 +92,7 @@ class Logistic(FromOutput):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
-        return algorithm.sigmoid_gradient(gy, y) if is_not_differentiated(gy, y) else gy * ((1 - y) * y).conj()
+        return gy * ((1 - y) * y).conj() if is_differentiated(gy, y) else algorithm.sigmoid_gradient(gy, y)
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor) -> Tensor:
@@ -119,22 +119,17 @@ class Probabilities(FromOutput):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
-        return (
-            algorithm.softmax_gradient(gy, y, ctx.dim) if is_not_differentiated(gy, y) else probabilities_gradient(gy, y, ctx.dim)
-        ), None
+        gradient = algorithm.softmax_gradient_by_definition if is_differentiated(gy, y) else algorithm.softmax_gradient
+        return gradient(gy, y, ctx.dim), None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, _: None) -> Tensor:
-        return probabilities_gradient(dx, ctx.saved_tensors[0], ctx.dim)  # the Jacobian is symmetric
+        (y,) = ctx.saved_tensors
+        return algorithm.softmax_gradient_by_definition(dx, y, ctx.dim)  # the Jacobian is symmetric
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, dim: int) -> tuple[Tensor, int]:
         return softmax_along(x.movedim(in_dims[0], 0), dim % max(1, x.ndim - 1) + 1), 0
-
-
-def probabilities_gradient(gy: Tensor, y: Tensor, dim: int) -> Tensor:
-    """The gradient of the softmax, in operations that have derivatives of their own."""
-    return y * (gy - (gy * y).sum(dim, keepdim=True))
 
 
 rectify, rectify_, gate, logistic, softmax_along = map(operation, (Rectifier, RectifierInPlace, Gate, Logistic, Probabilities))

@@ -3,8 +3,8 @@
     window i of m along n pixels shows the pixels from floor(i n / m) to ceil((i + 1) n / m) - 1
 
 Windows overlap where m does not divide n. With one window the result is the largest number or the mean of the whole image, whatever its
-size, as at the end of many convolutional networks. Both are the pools of `cnn425.layers.pool` with other windows; ties and NaNs are treated
-alike.
+size, as at the end of many convolutional networks. The maximum is that of `cnn425.layers.pool` with other windows, with the same ties and
+NaNs; the mean is that of `cnn425.layers.pool_average`.
 """
 
 from collections.abc import Callable

@@ -108,7 +108,7 @@ def is_int(value: object) -> bool:
 
 
 def integer(value: Any) -> int:
-    """`value`, that `is_int`, as an int."""
+    """`value`, for which `is_int` holds, as an int."""
     if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]  # a SymInt stands for an int throughout torch
     value = int(value)

@@ -104,9 +104,9 @@ def is_recorded(args: Sequence[Any]) -> bool:
     return False
 
 
-def is_not_differentiated(*args: Any) -> bool:
-    """Whether a computation with these arguments will not be differentiated, as in most backward passes: loops may compute it."""
-    return not (is_traced() or compat.are_transforms_active() or is_recorded(args))
+def is_differentiated(*args: Any) -> bool:
+    """Whether a computation with these arguments may be differentiated. In most backward passes it is not, and loops may compute it."""
+    return is_traced() or compat.are_transforms_active() or is_recorded(args)
 
 
 def over_legacy_batch(function: type[Function], args: Sequence[Any]) -> Any:

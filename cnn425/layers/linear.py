@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425.layers import arguments
-from cnn425.layers.function import cast_for_autocast, is_not_differentiated, operation, owned
+from cnn425.layers.function import cast_for_autocast, is_differentiated, operation, owned
 
 # ---- The Function: mathematics only -----------------------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Te
     rows = x.flatten(0, -2) if x.ndim > 2 else x.unsqueeze(0) if x.ndim == 1 else x
     if b is None or b.ndim <= 1 or _added_to_rows(x, b):
         y = fully_connected(rows, w, b).view(*x.shape[:-1], w.shape[0])
-        return owned(y, (x,)) if is_not_differentiated(y) else y
+        return y if is_differentiated(y) else owned(y, (x,))
     return fully_connected(rows, w, None).view(*x.shape[:-1], w.shape[0]) + b
 
 

@@ -280,7 +280,7 @@ class LocallyConnected(torch.nn.Module):
 
 
 class LocallyConnected1d(LocallyConnected):
-    """`(N, C, H) -> (N, O, I)`; see `LocallyConnected2d`."""
+    """`(N, C, H) -> (N, O, I)`; see `locally_connected1d`, and the base class for the arguments."""
 
     dimensions = 1
 
@@ -292,7 +292,7 @@ class LocallyConnected2d(LocallyConnected):
 
 
 class LocallyConnected3d(LocallyConnected):
-    """`(N, C, D, H, W) -> (N, O, I, J, K)`; see `LocallyConnected2d`."""
+    """`(N, C, D, H, W) -> (N, O, I, J, K)`; see `locally_connected3d`, and the base class for the arguments."""
 
     dimensions = 3
 

@@ -22,7 +22,7 @@ from cnn425.algorithms import elementwise as algorithm
 from cnn425.algorithms.layout import HALF
 from cnn425.layers.activation import softmax
 from cnn425.layers.bilinear import bias_gradient, output
-from cnn425.layers.function import is_not_differentiated, operation
+from cnn425.layers.function import is_differentiated, operation
 from cnn425.layers.local import LOCAL, LocallyConnected
 from cnn425.layers.local_conversion import copy_parameters, shared, unshared
 from cnn425.layers.local_shared import prepared
@@ -50,7 +50,7 @@ class Mixture(Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         a, m = ctx.saved_tensors
         needs_a, needs_m, needs_b = ctx.needs_input_grad
-        recorded = not is_not_differentiated(gy, a, m)
+        recorded = is_differentiated(gy, a, m)
         ga = algorithm.mixture_input_gradient(gy, m, recorded) if needs_a else None
         gm = algorithm.mixture_weight_gradient(gy, a, m.shape[0], recorded) if needs_m else None
         return ga, gm, bias_gradient(gy, None) if needs_b else None
@@ -178,7 +178,8 @@ class LowRankLocal(LocallyConnected):
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, the number of parameters and the memory they take."""
         more = f"rank={self.rank}, mixing={self.mixed_by!r}, normalise={self.normalise!r}"
-        return super().extra_repr().replace(", parameters=", f", {more}, parameters=", 1)
+        text = super().extra_repr().replace(", bias='channel'", "", 1)  # which is its default, and written True
+        return text.replace(", parameters=", f", {more}, parameters=", 1)
 
     @classmethod
     def from_conv(cls, conv: compat.ConvNd, input_size: int | Sequence[int], rank: int = 1, **options: Any) -> Self:  # type: ignore[override]

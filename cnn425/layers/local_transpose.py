@@ -73,7 +73,10 @@ def locally_connected_transpose1d(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Tensor:
-    """The transposed local layer of a signal: `(N, C, I)` with weight `(I, C, O/groups, U) -> (N, O, H)`. See the function for images."""
+    """The transposed local layer of a signal, with weight `(I, C, O/groups, U)`: `(N, C, I) -> (N, O, H)`.
+
+    See `locally_connected_transpose2d`.
+    """
     return _local_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
@@ -109,7 +112,7 @@ def locally_connected_transpose3d(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Tensor:
-    """The transposed local layer of a volume: weight `(I, J, K, C, O/groups, T, U, V)`. See the function for images."""
+    """The transposed local layer of a volume: weight `(I, J, K, C, O/groups, T, U, V)`. See `locally_connected_transpose2d`."""
     return _local_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 

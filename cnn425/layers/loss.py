@@ -22,7 +22,7 @@ from cnn425 import compat
 from cnn425.algorithms import elementwise as algorithm
 from cnn425.algorithms.layout import HALF
 from cnn425.layers.arguments import check_dense, dtype_name, integer, is_int
-from cnn425.layers.function import FromOutput, autocast_dtype, is_not_differentiated, operation
+from cnn425.layers.function import FromOutput, autocast_dtype, is_differentiated, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
 
@@ -49,11 +49,11 @@ class CrossEntropy(Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor | None, gp: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         target, p, count = ctx.saved_tensors
-        gx = None if gp is None else p * (gp - (gp * p).sum(1, keepdim=True))
+        gx = None if gp is None else algorithm.softmax_gradient_by_definition(gp, p, 1)
         if gy is None:
             return gx, None, None, None
         gy = (gy / count).expand(target.shape) if ctx.mean else gy
-        if gx is None and is_not_differentiated(gy, p):
+        if gx is None and not is_differentiated(gy, p):
             return algorithm.cross_entropy_gradient(gy, p, target, ctx.ignored), None, None, None
         gy = algorithm.cross_entropy_gradient_by_definition(gy, p, target, ctx.ignored)
         return gy if gx is None else gx + gy, None, None, None

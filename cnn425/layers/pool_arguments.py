@@ -230,7 +230,7 @@ def check_adaptive(function: str, size: torch.Size, dimensions: int, positions: 
 
 
 def check_memory(input: Tensor, windows: Adaptive) -> None:
-    """Refuse an output that does not fit into memory, before its windows are listed."""
+    """Allocate a very large output once, so that torch raises its own error before the windows are listed."""
     if prod(windows.output) > LARGEST:
         input.new_empty((*input.shape[: input.ndim - windows.dimensions], *windows.output))
 
