@@ -192,7 +192,7 @@ class Plan:
     @cached_property
     def windows(self) -> tuple[Tensor, Tensor]:
         """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its cells, `(K)`."""
-        return cells_of(self.geometry, tuple(self.size[3 - self.geometry.dimensions :]), self.C)
+        return cell_offsets(self.geometry, tuple(self.size[3 - self.geometry.dimensions :]), self.C)
 
     def interleaved(self, x: Tensor, V: int) -> tuple[Tensor, tuple[object, ...], tuple[object, ...]]:
         """Memory for images side by side, `(B, C, D, H, W, width)`, the same as an argument for a loop, and the zeros in front of them."""
@@ -285,7 +285,7 @@ def padded_size(rows: list[list[int]]) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=256)
-def cells_of(geometry: Geometry, size: tuple[int, ...], C: int) -> tuple[Tensor, Tensor]:
+def cell_offsets(geometry: Geometry, size: tuple[int, ...], C: int) -> tuple[Tensor, Tensor]:
     """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its C*T*U*V cells."""
     kernel, stride, _, dilation, positions, _ = rows = grid(geometry, size).tolist()
     _, height, width = around = padded_size(rows)

@@ -270,7 +270,7 @@ def share_out_by_definition(g: Tensor, windows: Windows, last: bool, divisor: in
     return stored(g, len(size), last)
 
 
-def cells_of(windows: Windows, size: Sequence[int], padding: bool, device: torch.device) -> Tensor:
+def cell_counts(windows: Windows, size: Sequence[int], padding: bool, device: torch.device) -> Tensor:
     """The number of cells in each window, `(*positions)`, those in the padding too, with `padding`."""
     cells = torch.ones((), dtype=torch.int64, device=device)
     for dim, n in enumerate(size):
@@ -282,11 +282,11 @@ def cells_of(windows: Windows, size: Sequence[int], padding: bool, device: torch
 @lru_cache(maxsize=256)
 def known_cells(windows: Windows, size: tuple[int, ...], padding: bool) -> Tensor | int:
     """The same on a CPU, as one number if all windows have as many."""
-    cells = cells_of(windows, size, padding, torch.device("cpu"))
+    cells = cell_counts(windows, size, padding, torch.device("cpu"))
     return int(cells.max()) if cells.min() == cells.max() != 0 else cells
 
 
 def divided(y: Tensor, windows: Windows, size: Sequence[int], divisor: int, padding: bool) -> Tensor:
     """`y (*batch, *positions)` divided by `divisor`, or if that is 0 by the number of cells in each window."""
-    cells: Any = divisor or cells_of(windows, size, padding, y.device)
+    cells: Any = divisor or cell_counts(windows, size, padding, y.device)
     return y.div(cells, rounding_mode=None if y.is_floating_point() or y.is_complex() else "trunc")

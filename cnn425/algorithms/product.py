@@ -47,8 +47,8 @@ class Memory(NamedTuple):
         return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
 
 
-class Side(NamedTuple):
-    """The windows along one side, and which cells of the kernel they show."""
+class Axis(NamedTuple):
+    """The windows along one axis, and which cells of the kernel they show."""
 
     positions: int = 1
     outputs: int = 1
@@ -96,8 +96,8 @@ def plan(map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, 
     Q, inputs, ones = len(firsts), 1 if G else C, (1,) * (5 - len(x.shape))
     panels = [[g * O + o for g, o in firsts], [min(width, O - o) for _, o in firsts], [o if G else g * C for g, o in firsts]]
     side = forward_side if map_ == "output" else backward_side
-    size = enumerate(zip(x.shape[2:], y.shape[2:], strict=True))
-    sides = [*[Side()] * len(ones), *[side(geometry, dim, n, m) for dim, (n, m) in size]]
+    sizes = zip(x.shape[2:], y.shape[2:], strict=True)
+    sides = [*[Axis()] * len(ones), *[side(geometry, dim, n, m) for dim, (n, m) in enumerate(sizes)]]
     images, box = box_of(sides, x.shape[0], channels, Q, width, BOX // itemsize)
     direct = is_direct(x, sides) and not (G and channels % width)
     pixels = x.in_five()[0][1:4] if direct else [(b - 1) * s.step + s.span for b, s in zip(box, sides, strict=True)]
@@ -123,23 +123,23 @@ def plan(map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, 
 # ---- Where windows are -------------------------------------------------------------------------------------------------------------------
 
 
-def forward_side(geometry: Geometry, dim: int, n: int, m: int) -> Side:
+def forward_side(geometry: Geometry, dim: int, n: int, m: int) -> Axis:
     """The windows of the output along a side of n pixels and m positions."""
     d, cells = geometry.dilation[dim], range(geometry.kernel[dim])
-    return Side(m, m, 1, -geometry.padding[dim][0], geometry.stride[dim], [([u * d for u in cells], cells)])
+    return Axis(m, m, 1, -geometry.padding[dim][0], geometry.stride[dim], [([u * d for u in cells], cells)])
 
 
-def backward_side(geometry: Geometry, dim: int, n: int, m: int) -> Side:
+def backward_side(geometry: Geometry, dim: int, n: int, m: int) -> Axis:
     """The windows of the gradient of m pixels: pixel h is met by the cells u at the positions `(h + low - u*d) / s` that are whole."""
     s, d, low = geometry.stride[dim], geometry.dilation[dim], geometry.padding[dim][0]
     cells = [[u for u in range(geometry.kernel[dim]) if (h + low - u * d) % s == 0] for h in range(min(s, m))]
     positions = [[(h + low - u * d) // s for u in which] for h, which in enumerate(cells)]
     origin = min(p for each in positions for p in each) if any(positions) else 0
     phases = [([p - origin for p in each], which) for each, which in zip(positions, cells, strict=True)]
-    return Side(-(-m // s), m, s, origin, 1, phases)
+    return Axis(-(-m // s), m, s, origin, 1, phases)
 
 
-def table(sides: Sequence[Side], box: Sequence[int], pixels: Sequence[int]) -> list[list[int]]:
+def table(sides: Sequence[Axis], box: Sequence[int], pixels: Sequence[int]) -> list[list[int]]:
     """The geometry as loops read it, `(7, 3)`."""
     rows = zip(*((s.positions, s.outputs, s.hop, s.origin, s.step) for s in sides), strict=True)
     return [*map(list, rows), list(box), list(pixels)]
@@ -150,7 +150,7 @@ def places_of(offsets: Sequence[Sequence[int]], pixels: Sequence[int], channels:
     return [((t * pixels[1] + u) * pixels[2] + v) * channels + c for t, u, v in product(*offsets) for c in range(inputs)]
 
 
-def box_of(sides: Sequence[Side], images: int, channels: int, panels: int, width: int, room: int) -> tuple[int, tuple[int, int, int]]:
+def box_of(sides: Sequence[Axis], images: int, channels: int, panels: int, width: int, room: int) -> tuple[int, tuple[int, int, int]]:
     """Images, and positions along d, h and w, of the boxes: as many as fit into a cache, and leave something for every thread."""
     (depth, height, across), (A, I, J) = sides, (s.positions for s in sides)
 
@@ -176,7 +176,7 @@ def even(total: int, length: int) -> int:
     return -(-total // -(-total // length))
 
 
-def is_direct(x: Memory, sides: Sequence[Side]) -> bool:
+def is_direct(x: Memory, sides: Sequence[Axis]) -> bool:
     """Whether windows may be read where the image is: channels last, without zeros around."""
     (_, D, H, W, C), (_, *strides) = x.in_five()
     inside = all(s.origin >= 0 and s.origin + (s.positions - 1) * s.step + s.span <= n for s, n in zip(sides, (D, H, W), strict=True))

@@ -84,8 +84,8 @@ def logarithm(x):
 
 
 @step
-def in_order(bits):
-    """An int32 for the bits of a float32, and the other way round, so that both are in the same order; NaNs are at the ends."""
+def ordered_bits(bits):
+    """An int32 in the order of the float32 with these bits; its own inverse. NaNs are at the ends."""
     return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
@@ -94,8 +94,8 @@ def largest(row):
     """The largest number of a row, or NaN: of integers the compiler finds it in vector registers."""
     bits, top = row.view(np.int32), np.int32(-(2**31))
     for c in range(bits.size):
-        top = max(top, in_order(bits[c]))
-    return np.int32(in_order(top)).view(np.float32)
+        top = max(top, ordered_bits(bits[c]))
+    return np.int32(ordered_bits(top)).view(np.float32)
 
 
 @step

@@ -230,7 +230,7 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
 
 
 @step
-def in_order(cell, low, high, C, GC, volume, width, row, out):
+def cells_in_box_order(cell, low, high, C, GC, volume, width, row, out):
     """Where cells low to high - 1 of a window are in a box, in its order, and where their sums go; how many, with copies of the last."""
     K, found = cell.size, 0
     for i in range(row.size):
@@ -274,7 +274,7 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
     for unit in range(lo, hi):
         band, low, high = bands[unit // parts], unit % parts * K // parts, (unit % parts + 1) * K // parts
         first, run, runs, hop, corner[axis], box[axis] = band[2], band[3], band[4], band[5], band[6], band[7]
-        found = in_order(cell, low, high, C, GC, volume, width, row, out)
+        found = cells_in_box_order(cell, low, high, C, GC, volume, width, row, out)
         for m in range(0, N, images):
             many = min(images, N - m)
             if images < N or unit == lo or unit % parts == 0:  # else they are there

@@ -58,16 +58,16 @@ class Output(Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
         needs_x, needs_w, _, _, _, needs_b = ctx.needs_input_grad
-        order = gradient_order(gy, x, w, ctx.maps)
-        gx = input_gradient(gy, w.conj(), *ctx.maps, ctx.size, order) if needs_x else None
-        gw = weight_gradient(gy, x.conj(), *ctx.maps, order) if needs_w else None
-        gb = bias_gradient(gy, ctx.maps[2] if ctx.bias_per_set else None) if needs_b else None
+        order = gradient_order(gy, x, w, ctx.settings)
+        gx = input_gradient(gy, w.conj(), *ctx.settings, ctx.size, order) if needs_x else None
+        gw = weight_gradient(gy, x.conj(), *ctx.settings, order) if needs_w else None
+        gb = bias_gradient(gy, ctx.settings[2] if ctx.bias_per_set else None) if needs_b else None
         return gx, gw, None, None, None, gb
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, dw: Tensor, *rest: Any) -> Tensor:
         x, w = ctx.saved_tensors
-        return output(x, dw, *ctx.maps, None) + output(dx, w, *ctx.maps, rest[-1])
+        return output(x, dw, *ctx.settings, None) + output(dx, w, *ctx.settings, rest[-1])
 
     @staticmethod
     def vmap(
@@ -77,7 +77,7 @@ class Output(Function):
         if in_dims[0] is in_dims[1] is None:
             y = output(x, w, geometry, groups, sharing, None).expand(info.batch_size, *[-1] * x.ndim)
         else:
-            y = over_batch(output, (IMAGE, WEIGHT, OUTPUT), info, in_dims, (x, w), geometry, groups, sharing, None)
+            y = joined_batch(output, (IMAGE, WEIGHT, OUTPUT), info, in_dims, (x, w), geometry, groups, sharing, None)
         if b is not None:
             b, before = (b, 0) if bias_dim is None else (b.movedim(bias_dim, 0).unsqueeze(1), 2)
             y = y + (sharing or each_its_own(geometry.dimensions)).bias(b, tuple(y.shape[3:]), before)
@@ -110,20 +110,20 @@ class InputGradient(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         gy, w = ctx.saved_tensors
         needs_gy, needs_w = ctx.needs_input_grad[:2]
-        order = gradient_order(g, gy, w, ctx.maps) if ctx.layer else None
+        order = gradient_order(g, gy, w, ctx.settings) if ctx.layer else None
         g = g if order is None else layout.stored(g, order)
-        ggy = output(g, w.conj(), *ctx.maps, None) if needs_gy else None
-        gw = weight_gradient(gy.conj(), g, *ctx.maps, order) if needs_w else None
+        ggy = output(g, w.conj(), *ctx.settings, None) if needs_gy else None
+        gw = weight_gradient(gy.conj(), g, *ctx.settings, order) if needs_w else None
         return ggy, gw, None, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dgy: Tensor, dw: Tensor, *_: None) -> Tensor:
         gy, w = ctx.saved_tensors
-        return input_gradient(dgy, w, *ctx.maps, ctx.size) + input_gradient(gy, dw, *ctx.maps, ctx.size)
+        return input_gradient(dgy, w, *ctx.settings, ctx.size) + input_gradient(gy, dw, *ctx.settings, ctx.size)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, gy: Tensor, w: Tensor, *arguments: Any) -> tuple[Tensor, int]:
-        return over_batch(input_gradient, (OUTPUT, WEIGHT, IMAGE), info, in_dims, (gy, w), *arguments), 0
+        return joined_batch(input_gradient, (OUTPUT, WEIGHT, IMAGE), info, in_dims, (gy, w), *arguments), 0
 
 
 class WeightGradient(Function):
@@ -142,25 +142,25 @@ class WeightGradient(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         gy, x = ctx.saved_tensors
         needs_gy, needs_x = ctx.needs_input_grad[:2]
-        ggy = output(x.conj(), g, *ctx.maps, None) if needs_gy else None
-        gx = input_gradient(gy.conj(), g, *ctx.maps, x.shape[2:]) if needs_x else None
+        ggy = output(x.conj(), g, *ctx.settings, None) if needs_gy else None
+        gx = input_gradient(gy.conj(), g, *ctx.settings, x.shape[2:]) if needs_x else None
         return ggy, gx, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dgy: Tensor, dx: Tensor, *_: None) -> Tensor:
         gy, x = ctx.saved_tensors
-        return weight_gradient(dgy, x, *ctx.maps) + weight_gradient(gy, dx, *ctx.maps)
+        return weight_gradient(dgy, x, *ctx.settings) + weight_gradient(gy, dx, *ctx.settings)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, gy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, int]:
-        return over_batch(weight_gradient, (OUTPUT, IMAGE, WEIGHT), info, in_dims, (gy, x), *arguments), 0
+        return joined_batch(weight_gradient, (OUTPUT, IMAGE, WEIGHT), info, in_dims, (gy, x), *arguments), 0
 
 
 def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None) -> None:
     """Save both operands: the gradient of each is computed from the other."""
     ctx.save_for_backward(first, second)
     ctx.save_for_forward(first, second)
-    ctx.maps, ctx.size = (geometry, groups, sharing), first.shape[2:]
+    ctx.settings, ctx.size = (geometry, groups, sharing), first.shape[2:]
 
 
 def bias_gradient(gy: Tensor, sharing: Sharing | None) -> Tensor:
@@ -175,9 +175,9 @@ def layer_order(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: 
     return layout.memory_format(x, w, geometry, groups)
 
 
-def gradient_order(gy: Tensor, x: Tensor, w: Tensor, maps: tuple[Geometry, int, Sharing | None]) -> Order:
+def gradient_order(gy: Tensor, x: Tensor, w: Tensor, settings: tuple[Geometry, int, Sharing | None]) -> Order:
     """The memory layout that torch gives both gradients of a convolution: that of the output."""
-    order = layer_order(x, w, *maps)
+    order = layer_order(x, w, *settings)
     if order is None or compat.is_legacy_batched(gy):
         return None
     return torch.contiguous_format if x.is_complex() else order
@@ -188,7 +188,7 @@ output, input_gradient, weight_gradient = map(operation, (Output, InputGradient,
 # ---- vmap: an extra batch joins a letter -------------------------------------------------------------------------------------------------
 
 
-def over_batch(
+def joined_batch(
     bilinear: Callable[..., Tensor],
     letters: tuple[str, str, str],
     info: Any,
