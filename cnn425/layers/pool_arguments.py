@@ -265,7 +265,7 @@ def equal_cells(positions: Sequence[int], size: Sequence[int]) -> int:
 
 def lp_kernel(function: str, kernel: Any, dimensions: int) -> tuple[Any, ...]:
     """The kernel size per dimension, in the forms that torch's power-average pools take: an int, or one int per dimension."""
-    if dimensions == 1 or not (hasattr(kernel, "__iter__") and hasattr(kernel, "__len__")):
+    if dimensions == 1 or isinstance(kernel, (int, float)) or not (hasattr(kernel, "__iter__") and hasattr(kernel, "__len__")):
         return (kernel,) * dimensions
     if isinstance(kernel, Tensor) and kernel.ndim == 0:
         raise TypeError(f"{function}(): argument 'kernel_size' must be an int or a tuple of ints, not a tensor without dimensions")
