@@ -118,3 +118,11 @@ def test_refusals_are_torchs(which):
 def test_the_module_refuses_p_zero_when_it_is_made():
     with pytest.raises(ValueError, match="norm_type must be a non-zero value"):
         lp_pool.LPPool2d(0, 2)
+
+
+def test_compiles_with_a_kernel_size_that_varies():
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, k: lp_pool.lp_pool2d(x, 2.0, k), fullgraph=True, dynamic=True, backend="aot_eager")
+    x = torch.rand(2, 3, 6, 6)
+    for k in (2, 3):
+        torch.testing.assert_close(compiled(x, k), lp_pool.lp_pool2d(x, 2.0, k))
