@@ -9,7 +9,7 @@ A layer writes `forward`, `setup_context`, `backward`, `jvp` and `vmap` once, as
 | traced    | under `torch.compile`, `export`   | a Function that has a `jvp` is refused; this form has none                            |
 
 Where nothing will be differentiated, as in most backward passes, and in `torch.jit.trace`, the plain `forward` is called: autograd costs
-more than a small layer.
+more than a small layer. So it is for linear maps under `torch.compile`, which differentiates them itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def operation(function: type[Function]) -> Callable[..., Any]:
     linear = issubclass(function, LinearMap)  # compilers lose a size that only `backward` uses, and differentiate these themselves
     single = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
     eager: Any = type(function.__name__, (function,), single)
-    nested: Any = type(function.__name__, (function,), {"jvp": staticmethod(at_every_level(function.jvp))})
+    new_style: Any = type(function.__name__, (function,), {"jvp": staticmethod(at_every_level(function.jvp))})
     copying = {"forward": staticmethod(unwritten(function.forward))} if OLDER_COMPILER else {}
     traced: Any = type(function.__name__, (function,), {"jvp": staticmethod(Function.jvp), **copying})
 
@@ -49,7 +49,7 @@ def operation(function: type[Function]) -> Callable[..., Any]:
         if is_traced():
             return traced.apply(*args) if torch.compiler.is_compiling() and not linear else plain(*args)
         if compat.are_transforms_active():
-            return nested.apply(*args)
+            return new_style.apply(*args)
         return eager.apply(*args) if is_recorded(args) else owned(plain(*args), args)
 
     return apply
