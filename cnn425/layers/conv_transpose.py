@@ -210,24 +210,32 @@ class _Transposed(compat.ConvTransposeNd):
     Constructor, parameters and state_dict are those of the torch.nn namesake, which is the base class. Only what is computed is ours.
     """
 
+    _dimensions: int
+
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The transposed convolution of `input`; `output_size`, pixels along each dimension, chooses among the sizes that fit."""
-        d = len(self.kernel_size)
-        sizes: Any = (self.stride, self.padding, self.kernel_size, d, self.dilation)
+        sizes: Any = (self.stride, self.padding, self.kernel_size, self._dimensions, self.dilation)
         extra = self._output_padding(input, output_size, *sizes)  # type: ignore[arg-type]
-        return _conv_transpose(d, input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation)
+        settings = self.stride, self.padding, extra, self.groups, self.dilation
+        return _conv_transpose(self._dimensions, input, self.weight, self.bias, *settings)
 
 
 class ConvTranspose1d(_Transposed, torch.nn.ConvTranspose1d):
     """`(N, C, I) -> (N, O, H)`; see `conv_transpose1d` and `torch.nn.ConvTranspose1d`."""
 
+    _dimensions = 1
+
 
 class ConvTranspose2d(_Transposed, torch.nn.ConvTranspose2d):
     """`(N, C, I, J) -> (N, O, H, W)`; see `conv_transpose2d` and `torch.nn.ConvTranspose2d`."""
 
+    _dimensions = 2
+
 
 class ConvTranspose3d(_Transposed, torch.nn.ConvTranspose3d):
     """`(N, C, I, J, K) -> (N, O, D, H, W)`; see `conv_transpose3d` and `torch.nn.ConvTranspose3d`."""
+
+    _dimensions = 3
 
 
 class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d):
