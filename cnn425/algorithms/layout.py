@@ -21,7 +21,7 @@ def is_channels_last(x: Tensor) -> bool:
     """Whether torch takes the strides of `x` as channels last, also where they fit both layouts."""
     if x.ndim not in FORMATS:
         return False
-    if torch.compiler.is_compiling() and x.shape[0] in x.shape[1:]:  # it cannot tell these strides, where sizes are variable
+    if torch.compiler.is_compiling():  # which cannot tell the strides of a tensor two of whose sizes are variable and equal
         return x.is_contiguous(memory_format=FORMATS[x.ndim]) and not x.is_contiguous()
     size, stride = x.shape, x.stride()
     if stride[1] == 0:  # channels that are all the same, expanded from one
