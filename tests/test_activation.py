@@ -4,6 +4,7 @@ import copy
 import itertools
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as builtin
@@ -330,3 +331,11 @@ def test_probabilities_are_positive_and_sum_to_one():
     p = F.softmax(torch.randn(50, 7) * 10, 1)
     assert (p >= 0).all()
     torch.testing.assert_close(p.sum(1), torch.ones(50))
+
+
+def test_the_dimension_of_a_softmax_may_be_a_number_of_another_kind():
+    x = torch.randn(2, 3)
+    for dim in (np.int64(1), torch.tensor(1)):
+        torch.testing.assert_close(F.softmax(x, dim), torch.softmax(x, 1))
+    with pytest.raises(TypeError, match="must be int, not Tensor"):
+        F.softmax(x, torch.tensor([1]))

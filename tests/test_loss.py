@@ -397,5 +397,7 @@ def test_options_may_be_numbers_of_other_kinds():
         {"ignore_index": torch.tensor(1)},
         {"label_smoothing": np.int64(1)},
         {"label_smoothing": True},
+        {"label_smoothing": np.float32(0.1)},
+        {"label_smoothing": torch.tensor(0.1)},
     ):
         torch.testing.assert_close(F.cross_entropy(x, target, **options), builtin.cross_entropy(x, target, **options))

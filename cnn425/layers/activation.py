@@ -214,7 +214,7 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
         return handle_torch_function(softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
     if dim is None:
         dim = _implicit_dim(input.dim(), _stacklevel)
-    if not is_int(dim):
+    if not is_int(dim) or (isinstance(dim, Tensor) and dim.ndim):
         raise TypeError(f"softmax(): argument 'dim' (position 1) must be int, not {type(dim).__name__}")
     dim = integer(dim)
     if not -max(1, input.ndim) <= dim < max(1, input.ndim):

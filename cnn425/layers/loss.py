@@ -11,6 +11,7 @@ The largest score is subtracted first, and the logarithm is taken of the sum, no
 
 import functools
 import math
+from numbers import Real
 from typing import Any
 
 import torch
@@ -203,7 +204,7 @@ def _check_types(input: object, target: object, weight: object, ignore_index: ob
             raise _wrong_type(name, position, "Tensor", value)
     if not is_int(ignore_index):
         raise _wrong_type("ignore_index", 5, "int", ignore_index)
-    if not (isinstance(label_smoothing, (float, int)) or is_int(label_smoothing)):
+    if not isinstance(label_smoothing, (float, int, Real)) and not (isinstance(label_smoothing, Tensor) and label_smoothing.ndim == 0):
         raise _wrong_type("label_smoothing", 6, "float", label_smoothing)
 
 
