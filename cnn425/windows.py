@@ -52,6 +52,11 @@ class Geometry(NamedTuple):
         """The number of spatial dimensions."""
         return len(self.kernel)
 
+    @property
+    def is_global(self) -> bool:
+        """Whether one window shows the whole image, whatever its size: never."""
+        return False
+
     def as_row(self) -> "Geometry":
         """The windows of a signal as those of an image of one row."""
         return Geometry((1, *self.kernel), (1, *self.stride), ((0, 0), *self.padding), (1, *self.dilation))
@@ -99,6 +104,11 @@ class Adaptive(NamedTuple):
     def dimensions(self) -> int:
         """The number of spatial dimensions."""
         return len(self.output)
+
+    @property
+    def is_global(self) -> bool:
+        """Whether one window shows the whole image, whatever its size: global pooling."""
+        return all(count == 1 for count in self.output)
 
     def positions(self, size: Sequence[int]) -> tuple[int, ...]:
         """The number of windows along each dimension, whatever the size of the image."""

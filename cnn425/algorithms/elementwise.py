@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from cnn425.algorithms import layout
+from cnn425.algorithms.layout import FLOATS
 from cnn425.kernels import elementwise as loops
 from cnn425.kernels.threads import loops_run, memory
-
-FLOATS = (torch.float32, torch.float64)
 
 
 def alike(*tensors: Tensor) -> bool:

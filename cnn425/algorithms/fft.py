@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnn425.algorithms.layout import FLOATS
 from cnn425.windows import Geometry, pad
 
 
 def applies(dtype: torch.dtype, geometry: Geometry) -> bool:
     """Whether this algorithm can compute a convolution."""
-    return dtype in (torch.float32, torch.float64) and all(s == 1 for s in geometry.stride)
+    return dtype in FLOATS and all(s == 1 for s in geometry.stride)
 
 
 def fast_size(size: int) -> int:

@@ -13,6 +13,7 @@ from cnn425.compat import tracing_state
 from cnn425.windows import Geometry
 
 HALF = (torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.float64)  # numbers that loops compute with
 DOUBLE = (torch.float64, torch.complex128)
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 

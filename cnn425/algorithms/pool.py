@@ -21,14 +21,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cnn425.algorithms.layout import HALF, strides_of
+from cnn425.algorithms.layout import FLOATS, HALF, strides_of
 from cnn425.compat import tracing_state
 from cnn425.kernels import pool as loops
 from cnn425.kernels.threads import loops_run, memory
-from cnn425.windows import Adaptive, Geometry, Side, Windows
+from cnn425.windows import Geometry, Side, Windows
 
 NO_PIXEL = -1
-FLOATS = (torch.float32, torch.float64)
 LINES = 1 << 19  # numbers of interleaved lines
 
 
@@ -79,7 +78,7 @@ def average(x: Tensor, windows: Windows, last: bool, divisor: int, padding: bool
     """The sum of every window, divided by `divisor`, or if that is 0 by its cells (in the padding too, with `padding`)."""
     if x.dtype in HALF:
         return average(x.float(), windows, last, divisor, padding).to(x.dtype)
-    if not loops_run(x) or x.dtype not in FLOATS or whole(windows) or (plan := known_plan(windows, x.shape, last, padding)) is None:
+    if not loops_run(x) or x.dtype not in FLOATS or windows.is_global or (plan := known_plan(windows, x.shape, last, padding)) is None:
         return average_by_definition(x, windows, last, divisor, padding)
     return summed(x, plan, last, divisor)
 
@@ -89,7 +88,7 @@ def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bo
     if g.dtype in HALF:
         return share_out(g.float(), windows, last, divisor, padding, size).to(g.dtype)
     shape = (*g.shape[: g.ndim - len(size)], *size)
-    if not loops_run(g) or g.dtype not in FLOATS or whole(windows) or (plan := known_adjoint_plan(windows, shape, last)) is None:
+    if not loops_run(g) or g.dtype not in FLOATS or windows.is_global or (plan := known_adjoint_plan(windows, shape, last)) is None:
         return share_out_by_definition(g, windows, last, divisor, padding, size)
     cells = divisor or known_cells(windows, tuple(size), padding)
     if isinstance(cells, Tensor):
@@ -114,14 +113,13 @@ def spatial(x: Tensor, windows: Windows) -> tuple[int, ...]:
     return tuple(x.shape[x.ndim - windows.dimensions :])
 
 
-def whole(windows: Windows) -> bool:
-    """Whether one window shows the whole image: its mean is a mean like any other."""
-    return isinstance(windows, Adaptive) and all(count == 1 for count in windows.output)
-
-
 def dense(x: Tensor, dimensions: int, last: bool) -> Tensor:
-    """The image in one stretch of memory, its channels last or not: itself, if it is so stored."""
-    return x.movedim(-dimensions - 1, -1).contiguous() if last else x.contiguous()
+    """The image in one stretch of memory, its channels last or not: a view of itself, if it is so stored."""
+    if not last:
+        return x.contiguous()
+    if dimensions == 2 and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x  # two operations less than a view
+    return x.movedim(-dimensions - 1, -1).contiguous()
 
 
 def channels_last(shape: Sequence[int], dimensions: int) -> tuple[int, ...]:
@@ -247,7 +245,7 @@ def pick_by_definition(t: Tensor, where: Tensor, dimensions: int, last: bool) ->
 def average_by_definition(x: Tensor, windows: Windows, last: bool, divisor: int, padding: bool) -> Tensor:
     """`average`: cells outside of the image count as zero; means of integers are cut off towards zero."""
     size = spatial(x, windows)
-    if whole(windows):
+    if windows.is_global:
         x = x.sum(tuple(range(-len(size), 0)), keepdim=True)
         return stored(divided(x, windows, size, divisor, padding), len(size), last)
     for axis in range(-1, -1 - len(size), -1):
@@ -260,7 +258,7 @@ def average_by_definition(x: Tensor, windows: Windows, last: bool, divisor: int,
 def share_out_by_definition(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bool, size: Sequence[int]) -> Tensor:
     """`share_out`, one side after the other."""
     g = divided(g, windows, size, divisor, padding)
-    if whole(windows):
+    if windows.is_global:
         return stored(g.expand(*g.shape[: g.ndim - len(size)], *size), len(size), last)
     for axis in range(-len(size), 0):
         pixels, counts = pixels_of(windows.side(len(size) + axis, size[axis], g.device), size[axis])

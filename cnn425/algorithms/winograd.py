@@ -28,6 +28,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from cnn425.algorithms.layout import FLOATS
 from cnn425.windows import Geometry, pad, windows
 
 POINTS = (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))
@@ -42,7 +43,7 @@ def points(dimensions: int) -> tuple[Fraction, ...]:
 def applies(dtype: torch.dtype, geometry: Geometry) -> bool:
     """Whether this algorithm can compute a convolution."""
     ones = all(s == d == 1 for s, d in zip(geometry.stride, geometry.dilation, strict=True))
-    return dtype in (torch.float32, torch.float64) and ones and max(geometry.kernel) <= len(points(geometry.dimensions))
+    return dtype in FLOATS and ones and max(geometry.kernel) <= len(points(geometry.dimensions))
 
 
 @lru_cache(maxsize=64)
@@ -83,6 +84,12 @@ def tiles(t: Tensor, size: Sequence[int], step: Sequence[int], counts: Sequence[
     return windows(t, Geometry(tuple(size), tuple(step), none, (1,) * len(size)))
 
 
+def transformed(factors: Sequence[Tensor], tiles: Tensor, groups: int) -> Tensor:
+    """The matrices applied to tiles `(N, C, *counts, *size)`: `(N, G, C/G, tiles, points)`."""
+    d = len(factors)
+    return along(factors, tiles).flatten(2 + d).flatten(2, 1 + d).unflatten(1, (groups, -1))
+
+
 class Tiling:
     """The tiles of one convolution: the matrices per dimension, tile sizes, and how many tiles there are."""
 
@@ -97,7 +104,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int) -> Tensor:
     """The output, `(N, C, *size), (O, C/G, *kernel) -> (N, O, *positions)`."""
     positions = geometry.positions(x.shape[2:])
     tiling, d = Tiling(x, geometry, positions), geometry.dimensions
-    V = along(tiling.B, tiles(x, tiling.a, tiling.m, tiling.counts, tiling.low)).flatten(2 + d).flatten(2, 1 + d).unflatten(1, (groups, -1))
+    V = transformed(tiling.B, tiles(x, tiling.a, tiling.m, tiling.counts, tiling.low), groups)
     U = along(tiling.G, w).flatten(2).unflatten(0, (groups, -1))
     M = torch.einsum("ngctk,gock->ngotk", V, U).flatten(1, 2).unflatten(-1, tiling.a)
     Y = along(tiling.A, M).unflatten(2, tiling.counts)
@@ -117,9 +124,8 @@ def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size:
 
 def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`."""
-    tiling, d = Tiling(x, geometry, gy.shape[2:]), geometry.dimensions
-    V = along(tiling.B, tiles(x, tiling.a, tiling.m, tiling.counts, tiling.low)).flatten(2 + d).flatten(2, 1 + d).unflatten(1, (groups, -1))
-    gM = along([A.t() for A in tiling.A], tiles(gy, tiling.m, tiling.m, tiling.counts, [0] * d))
-    gM = gM.flatten(2 + d).flatten(2, 1 + d).unflatten(1, (groups, -1))
+    tiling = Tiling(x, geometry, gy.shape[2:])
+    V = transformed(tiling.B, tiles(x, tiling.a, tiling.m, tiling.counts, tiling.low), groups)
+    gM = transformed([A.t() for A in tiling.A], tiles(gy, tiling.m, tiling.m, tiling.counts, [0] * len(tiling.m)), groups)
     gU = torch.einsum("ngotk,ngctk->gock", gM, V).flatten(0, 1).unflatten(-1, tiling.a)
     return along([G.t() for G in tiling.G], gU)

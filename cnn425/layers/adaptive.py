@@ -71,10 +71,9 @@ def _adaptive_avg_pool(dimensions: int, input: Any, output_size: Any) -> Tensor:
     arguments.check_adaptive_input(f"adaptive_avg_pool{dimensions}d", input, dimensions)
     windows, cells = _checked_average(dimensions, input.shape, input.dtype, input.requires_grad, output_size)
     arguments.check_memory(input, windows)
-    whole = set(windows.output) == {1}
-    if not (whole or input.is_floating_point()):
+    if not (windows.is_global or input.is_floating_point()):
         return input.new_empty((*input.shape[:-dimensions], *windows.output))  # torch does not check the dtype of an empty input
-    last = (dimensions < 3 or whole) and arguments.channels_last(input, dimensions)
+    last = (dimensions < 3 or windows.is_global) and arguments.channels_last(input, dimensions)
     size = tuple(input.shape[input.ndim - dimensions :])
     return average_pool(arguments.upcast(input, dimensions), size, windows, last, cells, False)
 
@@ -85,9 +84,10 @@ def _checked_average(dimensions: int, size: torch.Size, dtype: torch.dtype, requ
     function = f"adaptive_avg_pool{dimensions}d"
     windows = Adaptive(arguments.output_size(function, size, output_size, dimensions))
     pixels = size[len(size) - dimensions :]
-    whole = all(count == 1 for count in windows.output)
-    arguments.check_adaptive(function, size, dimensions, windows.output, () if whole else pixels if dimensions < 3 else size[1:])
-    if whole:
+    arguments.check_adaptive(
+        function, size, dimensions, windows.output, () if windows.is_global else pixels if dimensions < 3 else size[1:]
+    )
+    if windows.is_global:
         arguments.check_mean(function, dtype)
     elif dimensions == 3 or 0 not in (*size, *windows.output) or (dtype.is_complex and requires_grad):
         arguments.check_dtype(function, dtype, arguments.FLOATS)

@@ -20,7 +20,7 @@ from cnn425.algorithms import pool as algorithm
 from cnn425.layers import pool_arguments as arguments
 from cnn425.layers.arguments import integer, remembered, written
 from cnn425.layers.function import LinearMap, computed_by, linear_map, others
-from cnn425.windows import Adaptive, Geometry, Windows
+from cnn425.windows import Geometry, Windows
 
 # ---- The Functions: mathematics only -----------------------------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ class ShareOut(LinearMap):
     @staticmethod
     def forward(gy: Tensor, size: tuple[int, ...], windows: Windows, last: bool, divisor: int, padding: bool) -> Tensor:
         arguments.check_adaptive_gradient(gy, windows)
-        if isinstance(windows, Adaptive) and set(windows.output) == {1}:
+        if windows.is_global:
             last = False  # the gradient of a mean of everything is contiguous, in torch
         return algorithm.share_out(gy, windows, last, divisor, padding, size)
 
