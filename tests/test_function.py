@@ -135,6 +135,40 @@ def test_tangents_of_local_layers_have_tangents(kind):
     torch.testing.assert_close(tangent(tangent(ours, u), v)(IMAGE), tangent(tangent(same, u), v)(IMAGE))
 
 
+PARAMETERS = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+AGAIN = {
+    "conv2d": lambda f, x: f.conv2d(x, PARAMETERS),
+    "conv_transpose2d": lambda f, x: f.conv_transpose2d(x, PARAMETERS),
+    "linear": lambda f, x: f.linear(x.flatten(1), PARAMETERS.view(4, 9).repeat(1, 6)[:, :50]),
+    "max_pool2d": lambda f, x: f.max_pool2d(x, 2),
+    "avg_pool2d": lambda f, x: f.avg_pool2d(x, 2),
+    "adaptive_avg_pool2d": lambda f, x: f.adaptive_avg_pool2d(x, 2),
+    "adaptive_avg_pool2d global": lambda f, x: f.adaptive_avg_pool2d(x, 1),
+    "adaptive_max_pool2d global": lambda f, x: f.adaptive_max_pool2d(x, 1),
+    "unfold": lambda f, x: f.unfold(x, 2),
+    "fold": lambda f, x: f.fold(x[:1].view(1, 2, 25)[:, :, :20].repeat(1, 2, 1), (5, 6), 2),
+    "relu": lambda f, x: f.relu(x),
+    "softmax": lambda f, x: f.softmax(x, 1),
+    "cross_entropy": lambda f, x: f.cross_entropy(x, torch.zeros(len(x), 5, 5, dtype=torch.int64)),
+}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_second_backward_pass_is_allowed_where_torch_allows_it(name):
+    def outcome(f):
+        x = IMAGE.clone().requires_grad_()
+        y = AGAIN[name](f, x).sum()
+        y.backward()
+        try:
+            y.backward()
+        except RuntimeError as error:
+            return str(error).split("(")[0]
+        return x.grad
+
+    ours, theirs = map(outcome, (F, builtin))
+    assert ours == theirs if isinstance(theirs, str) else torch.equal(ours, theirs)
+
+
 def test_forward_mode():
     with forward_ad.dual_level():
         assert torch.equal(forward_ad.unpack_dual(square(forward_ad.make_dual(X, torch.ones(3)))).tangent, 2 * X)

@@ -126,12 +126,3 @@ def test_modules_are_their_namesakes(name):
     assert compare(mine, theirs, [X if name == "Unfold" else Y])
     assert type(nn.convert(theirs)) is type(mine)
     assert type(nn.revert(mine)) is type(theirs)
-
-
-def test_nothing_is_saved_so_there_may_be_a_second_backward_pass():
-    x, w = (torch.ones(shape, **float64, requires_grad=True) for shape in ((1, 1, 3, 3), (1, 4, 4)))
-    for y in (F.unfold(x, 2), F.fold(w, 3, 2)):
-        y.sum().backward()
-        y.sum().backward()
-    assert x.grad.tolist() == [[[[2, 4, 2], [4, 8, 4], [2, 4, 2]]]]
-    assert torch.equal(w.grad, torch.full_like(w, 2))

@@ -36,7 +36,8 @@ class AveragePool(LinearMap):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        return share_out(gy, *others(ctx)), None, None, None, None, None
+        kept = (ctx.size, *ctx.rest) if ctx.rest[0].is_global else others(ctx)  # torch saves nothing for a global mean: backward again
+        return share_out(gy, *kept), None, None, None, None, None
 
 
 class ShareOut(LinearMap):
