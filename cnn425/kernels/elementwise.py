@@ -98,10 +98,12 @@ def largest(row):
     return np.int32(ordered_bits(top)).view(np.float32)
 
 
-@step
 def rows_of(C):
     """How many rows of C numbers are taken at a time."""
     return max(1, min(BLOCK, NUMBERS // C))
+
+
+rows_at_once = step(rows_of)
 
 
 @step
@@ -111,7 +113,7 @@ def part(unit, B, C, K):
     A block has some neighbours k of one b, or if there are none, some b.
     """
     if K == 1:
-        return unit * rows_of(C), min(B, (unit + 1) * rows_of(C)), 0, 1
+        return unit * rows_at_once(C), min(B, (unit + 1) * rows_at_once(C)), 0, 1
     blocks = (K + BLOCK - 1) // BLOCK
     return unit // blocks, unit // blocks + 1, unit % blocks * BLOCK, min(K, (unit % blocks + 1) * BLOCK)
 
