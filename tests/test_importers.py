@@ -182,3 +182,5 @@ def test_low_rank_of_another_form_is_refused():
         importers.load_low_rank(layer, bases, sides)
     with pytest.raises(ValueError, match="load_low_rank: the layer wants a mixing_j of shape"):
         importers.load_low_rank(layer, bases, [sides[0], np.zeros((3, 2))], np.zeros(2))
+    with pytest.raises(ValueError, match=r"load_low_rank: the layer wants a bias of shape \[2\], but got \[1\]"):
+        importers.load_low_rank(layer, bases, sides, np.zeros(1))

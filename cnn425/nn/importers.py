@@ -111,12 +111,15 @@ def load_low_rank(layer: LowRankLocal, kernel_bases: Any, combining_weights: Seq
         raise ValueError(f"load_low_rank: the layer takes {wanted}, but got {len(given)} and {'none' if bias is None else 'one'}")
     for (name, shape), weights in zip(layer.mixing_shapes.items(), given, strict=True):
         _expect("load_low_rank", name, weights, shape)
+    channels = None if bias is None else _array(bias).reshape(-1)
+    if channels is not None:
+        _expect("load_low_rank", "bias", channels, (o,))
     with torch.no_grad():
         own.copy_(bases.unflatten(-1, (rank, o)).permute(-2, -1, -3, *range(len(kernel))))
         for name, weights in zip(layer.mixing_shapes, given, strict=True):
             getattr(layer, name).copy_(weights)
-        if layer.bias is not None:
-            layer.bias.copy_(_array(bias).reshape(-1))
+        if layer.bias is not None and channels is not None:
+            layer.bias.copy_(channels)
     return layer
 
 
