@@ -189,6 +189,42 @@ def test_scores_whose_sign_is_a_bit_may_be_smoothed():
     torch.testing.assert_close(mine, expected)
 
 
+@pytest.mark.parametrize("way", ["tiny", "products", "sweep", "many images", "low rank"])
+def test_a_bias_whose_sign_is_a_bit_of_the_tensor_is_added_with_its_sign(way):
+    x, w, b = image({"many images": 5}.get(way, 2), 4, 6, 6), image(3, 4, 3, 3), torch._neg_view(image(3))
+    local = w.expand(4, 4, *w.shape)
+    low_rank = nn.LowRankLocal2d(4, 3, 6, 3, rank=1, normalise="norm")
+    low_rank.weight.data = w.unsqueeze(0)
+
+    def mine():
+        if way == "low rank":
+            return torch.func.functional_call(low_rank, {"bias": b}, (x,))
+        return (
+            F.conv2d(x[..., :4, :3], w, b)
+            if way == "tiny"
+            else F.conv2d(x, w, b)
+            if way == "products"
+            else F.locally_connected2d(x, local, b)
+        )
+
+    torch.testing.assert_close(mine(), TORCH.conv2d(x[..., :4, :3] if way == "tiny" else x, w, b), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "max_pool2d", "avg_pool2d", "relu", "sigmoid", "softmax", "cross_entropy"])
+def test_what_was_saved_may_come_back_from_a_hook_in_another_layout(name):
+    def columns_first(t):
+        return t.mT.contiguous().mT if t.ndim > 1 else t
+
+    def gradient(f):
+        x, w, t = image(2, 3, 6, 5).requires_grad_(), image(2, 3, 3, 3), torch.arange(60).view(2, 6, 5) % 3
+        more = {"conv2d": (w,), "max_pool2d": (2,), "avg_pool2d": (2,), "softmax": (1,), "cross_entropy": (t,)}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, columns_first if f is F else lambda t: t):
+            y = getattr(f, name)(x, *more.get(name, ()))
+            return torch.autograd.grad(y, x, image(*y.shape))[0]
+
+    torch.testing.assert_close(gradient(F), gradient(TORCH))
+
+
 @pytest.mark.parametrize("input", [(5,), (2, 5), (2, 3, 5)], ids=str)
 @pytest.mark.parametrize("bias", [(1, 4), (2, 4), (3, 4), (1, 1, 4), (2, 3, 4), (1, 1, 1, 4)], ids=str)
 def test_a_bias_may_have_dimensions_where_torch_lets_it(input, bias):

@@ -38,7 +38,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, bias: Tensor |
     if x.dtype in HALF:
         y = output(x.float(), w.float(), geometry, groups, None if bias is None else bias.float())
         return layout.stored(y.to(x.dtype), order)
-    if (way := chosen(x, w, geometry)) is not None:
+    if (way := chosen(geometry, x, w, bias)) is not None:
         y = way.output(x, w, geometry, groups)
         return layout.stored(y if bias is None else y + bias.view(-1, *(1,) * geometry.dimensions), order)
     y = layout.empty(x, (x.shape[0], w.shape[0], *geometry.positions(x.shape[2:])), order)
@@ -57,7 +57,7 @@ def input_gradient(
     order = order or layout.memory_format(gy, w)
     if gy.dtype in HALF:
         return layout.stored(input_gradient(gy.float(), w.float(), geometry, groups, size, order).to(gy.dtype), order)
-    if (way := chosen(gy, w, geometry)) is not None:
+    if (way := chosen(geometry, gy, w)) is not None:
         return layout.stored(way.input_gradient(gy, w, geometry, groups, size), order)
     gx = layout.empty(gy, (gy.shape[0], w.shape[1] * groups, *size), order)
     if gy.numel() * prod(w.shape[1:]) <= TINY:
@@ -78,7 +78,7 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, orde
     order = order or layout.memory_format(gy, x)
     if gy.dtype in HALF:
         return layout.stored(weight_gradient(gy.float(), x.float(), geometry, groups, order).to(gy.dtype), order)
-    if (way := chosen(gy, x, geometry)) is not None:
+    if (way := chosen(geometry, gy, x)) is not None:
         return layout.stored(way.weight_gradient(gy, x, geometry, groups), order)
     gw = layout.empty(x, (gy.shape[1], x.shape[1] // groups, *geometry.kernel), order)
     if gy.numel() * prod(gw.shape[1:]) <= TINY:
@@ -92,11 +92,11 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, orde
 # ---- The choice --------------------------------------------------------------------------------------------------------------------------
 
 
-def chosen(a: Tensor, b: Tensor, geometry: Geometry) -> ModuleType | None:
-    """The module that computes a map of `a` and `b`, or None for what runs by default."""
+def chosen(geometry: Geometry, a: Tensor, b: Tensor, bias: Tensor | None = None) -> ModuleType | None:
+    """The module that computes a map of `a` and `b`, and adds a bias, or None for what runs by default."""
     if not a.is_floating_point() or 0 in (a.numel(), b.numel()):
         return definition
-    loops = loops_run(a, b)
+    loops = loops_run(a, b, bias)
     asked = ON_REQUEST.get(forced.get()) if loops or is_eager(a) else None  # torch 2.11 traces no ContextVar
     if asked is not None and asked.applies(a.dtype, geometry):
         return asked

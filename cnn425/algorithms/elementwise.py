@@ -84,7 +84,7 @@ def softmax_gradient(gy: Tensor, y: Tensor, dim: int) -> Tensor:
     """`y * (gy - sum of gy * y)` along `dim`."""
     if gy.dtype != y.dtype or y.dtype not in FLOATS or not loops_run(gy, y) or y.numel() == 0:
         return softmax_gradient_by_definition(gy, y, dim)
-    gy, shape = gy.contiguous(), classes(y, dim)
+    gy, y, shape = gy.contiguous(), y.contiguous(), classes(y, dim)  # what was saved may come back in another layout
     gx = blank(gy)
     loops.softmax_gradient(units(shape), y.numel(), memory(gy, *shape), memory(y, *shape), memory(gx, *shape))
     return gx
@@ -135,7 +135,8 @@ def cross_entropy_gradient(g: Tensor, p: Tensor, target: Tensor, ignored: int) -
     """`g * (p - one-hot)`, 0 where the target is ignored: `(N, *size) and (N, C, *size) -> (N, C, *size)`."""
     if g.dtype != p.dtype or p.dtype not in FLOATS or not loops_run(g, p, target) or p.numel() == 0:
         return cross_entropy_gradient_by_definition(g, p, target, ignored)
-    g, gx = g.contiguous(), torch.empty_like(p)
+    g, p, target = g.contiguous(), p.contiguous(), target.contiguous()  # what was saved may come back in another layout
+    gx = torch.empty_like(p)
     shape = classes(p, 1)
     each = shape[0], shape[2]
     loops.cross_entropy_gradient(
@@ -160,7 +161,7 @@ def dropped(target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
 
 def mixture(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
     """`y[n,o,p] = b[o] + sum over r of m[r,p] * a[n,o,r,p]`: `(N, O*R, *positions), (R, *positions), (O,) -> (N, O, *positions)`."""
-    if not is_mixed_by_loops(a, m):
+    if not is_mixed_by_loops(a, m, b):
         return layout.stored(mixture_by_definition(a, m, b), layout.like(a))
     (N, OR), (R, *positions), order = a.shape[:2], m.shape, layout.like(a)
     a, m, P, O = a.contiguous(), m.contiguous(), prod(positions), OR // R
@@ -200,6 +201,6 @@ def mixture_by_definition(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
     return y if b is None else y + b.view(-1, *(1,) * (m.ndim - 1))
 
 
-def is_mixed_by_loops(a: Tensor, b: Tensor) -> bool:
-    """Whether loops compute a map of mixtures of `a` and `b`."""
-    return a.dtype in FLOATS and a.dtype == b.dtype and loops_run(a, b) and 0 not in (a.numel(), b.numel())
+def is_mixed_by_loops(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether loops compute a map of mixtures of `a` and `b`, to which a bias may be added."""
+    return a.dtype in FLOATS and a.dtype == b.dtype and loops_run(a, b, bias) and 0 not in (a.numel(), b.numel())

@@ -49,7 +49,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Shari
     if x.dtype in HALF:
         y = output(x.float(), w.float(), geometry, groups, sharing, None if bias is None else bias.float())
         return layout.stored(y.to(x.dtype), order)
-    if by_definition(x, w):
+    if by_definition(x, w, bias):
         y = definition.output(x, w, geometry, groups, sharing)
         return layout.stored(y if bias is None else y + sharing.bias(bias, positions), order)
     y = x.new_empty(x.shape[0], w.shape[geometry.dimensions], *positions)
@@ -86,11 +86,11 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, shar
     return gw
 
 
-def by_definition(a: Tensor, b: Tensor) -> bool:
-    """Whether loops have no part in a map of `a` and `b`."""
+def by_definition(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether loops have no part in a map of `a` and `b`, to which a bias may be added."""
     if is_traced() or not a.is_floating_point() or 0 in (a.numel(), b.numel()):  # torch 2.11 traces no ContextVar
         return True
-    return not loops_run(a, b, few=forced.get() in ("sweep", "matmul"))
+    return not loops_run(a, b, bias, few=forced.get() in ("sweep", "matmul"))
 
 
 @lru_cache(maxsize=256)

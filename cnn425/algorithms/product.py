@@ -281,10 +281,10 @@ def scattered_product(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry) -> 
     matrix, upstream, N = w.flatten(1).t(), gy.flatten(2), len(gy)
     (K, P), numbers_, C = (matrix.shape[0], upstream.shape[2]), gx[0].numel(), gx.shape[1]
     step = min(N, max(1, NUMBERS // (P * K)))
-    z, places_ = gy.new_empty(step, K, P), memory(grid(geometry, tuple(gx.shape[2:])), 6, 3)
+    z, table_ = gy.new_empty(step, K, P), grid(geometry, tuple(gx.shape[2:]))  # kept here: another thread may take it from the cache
     last = gx.stride(1) == 1
     for n in range(0, N, step):
         images = min(step, N - n)
         torch.matmul(matrix, upstream[n : n + step], out=z[:images])
-        where = places_, C, numbers_ // C if not last else 1, C if last else 1
+        where = memory(table_, 6, 3), C, numbers_ // C if not last else 1, C if last else 1
         loops.scatter(images, images * K * P, memory(z, images, K, P), *where, memory(gx[n:], images, numbers_))

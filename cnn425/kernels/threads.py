@@ -49,17 +49,18 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or tracing_state() is not None
 
 
-def loops_run(*tensors: Tensor, few: bool = False) -> bool:
-    """Whether loops may read these tensors: numbers in this computer's memory, of a type that loops know, and nobody records operations.
+def loops_run(*tensors: Tensor | None, few: bool = False) -> bool:
+    """Whether loops may read these tensors, if any: numbers in this computer's memory, of a type that loops know, and nobody records operations.
 
     Few float64 numbers, as in tests by finite differences, are not worth compiling loops for, unless `few`.
     """
     if is_traced() or dispatch_modes() or forced.get() == "definition":
         return False
-    if not few and tensors[0].dtype == torch.float64 and sum(t.numel() for t in tensors) < DOUBLES:
+    given = [t for t in tensors if t is not None]
+    if not few and given[0].dtype == torch.float64 and sum(t.numel() for t in given) < DOUBLES:
         return False
     known = _zeros()
-    for t in tensors:
+    for t in given:
         if type(t) not in PLAIN or not t.is_cpu or t.dtype not in known or t.layout is not torch.strided or t.is_neg():
             return False
         if is_transformed(t) or (t.data_ptr() == 0 and t.numel()):  # zeros that are known to be zeros, and nowhere written
