@@ -1,5 +1,6 @@
 """What a caller of torch.nn would notice: layouts, dtypes and refusals that torch's own suites look at, and other kinds of tensors."""
 
+import itertools
 import warnings
 
 import pytest
@@ -173,6 +174,31 @@ def test_half_precision_complex_numbers_are_convolved(d):
 def test_small_integers_are_refused_where_torch_has_no_dilated_kernel(dtype, dilation):
     x, w = torch.ones(1, 2, 6, 6, dtype=dtype), torch.ones(3, 2, 3, 3, dtype=dtype)
     assert not same_refusal(lambda: F.conv2d(x, w, dilation=dilation), lambda: TORCH.conv2d(x, w, dilation=dilation))
+
+
+@pytest.mark.parametrize(
+    "dtypes", [*itertools.product((torch.bool, torch.uint8), (torch.bool, torch.int64), (None, torch.bool, torch.float32))], ids=str
+)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_of_several_wrong_dtypes_torchs_is_refused_first(dtypes, dilation):
+    x, w, b = (
+        torch.ones(size, dtype=dtype) if dtype else None for size, dtype in zip(((1, 2, 6, 6), (2, 2, 3, 3), (2,)), dtypes, strict=True)
+    )
+    assert not same_refusal(lambda: F.conv2d(x, w, b, dilation=dilation), lambda: TORCH.conv2d(x, w, b, dilation=dilation))
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_numbers_of_more_than_32_bits_are_refused(name, place):
+    x, sizes = image(2, *[6] * int(name[-2])), [2, 2]
+    sizes[place] = 2**40
+    assert not same_refusal(lambda: getattr(F, name)(x, *sizes), lambda: getattr(TORCH, name)(x, *sizes))
+
+
+@pytest.mark.parametrize("name", ["conv1d", "conv_transpose1d"])
+def test_a_transposed_weight_of_one_channel_makes_channels_last_signals(name):
+    x, w = image(2, 8, 20), image(8, 3, 1).transpose(1, 2)
+    assert strides(getattr(F, name), (x, w), groups=8) == strides(getattr(TORCH, name), (x, w), groups=8)
 
 
 @pytest.mark.parametrize("indices", [False, True])

@@ -227,7 +227,8 @@ class Plan:
         V, (start, cell), (_, order, bounds) = registers(self.O, x), self.windows, self.sets
         bands, parts, images = bands_of(self, len(x), x.itemsize, torch.get_num_threads())
         tables = memory(order, self.P), memory(bounds, self.Q + 1), memory(start, self.P), memory(cell, self.cells)
-        source = memory(source_of(len(x), x.shape[1], self.size), 2, 5), self.groups
+        table = source_of(len(x), x.shape[1], self.size)  # kept here: another thread may take it from the cache
+        source = memory(table, 2, 5), self.groups
         where = self.where[0], memory(bands, *bands.shape), 3 - self.geometry.dimensions
         both, weight = (self.output(gy), memory(x, x.numel())), memory(gw, self.Q, self.outputs, self.cells)
         loops.multiply_weights(len(bands) * parts, gy.numel() * self.cells, *both, *source, *where, *tables, V, parts, images, weight)

@@ -242,9 +242,10 @@ def check_fits(input: torch.Size, windows: Geometry) -> None:
 
 def check_same_type(input: Tensor, weight: Tensor, bias: Tensor | None, windows: Geometry | None = None) -> None:
     """Input, weight and bias must agree in dtype, and in device."""
-    if input.dtype == torch.bool and input.numel():
+    numbers = input.numel() if bias is None or bias.dtype == input.dtype else 0  # torch looks at the bias first
+    if input.dtype == torch.bool and numbers:
         raise NotImplementedError("convolution is not implemented for 'Bool': cast input and weight to a number type")
-    if input.dtype in INTEGERS[:-1] and windows is not None and max(windows.dilation) > 1 and input.numel():
+    if input.dtype in INTEGERS[:-1] and windows is not None and max(windows.dilation) > 1 and numbers:
         refused = f"\"slow_conv_dilated<>\" not implemented for '{dtype_name(input.dtype)}'"
         raise NotImplementedError(f"{refused}: a dilated kernel takes int64 or floating point")
     for name, other in (("weight", weight), ("bias", bias)):

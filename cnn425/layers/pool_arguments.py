@@ -70,6 +70,8 @@ def geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding: 
     strides = kernels if stride is None else for_each_side(function, "stride", stride, dimensions, optional=True) or kernels
     pads = for_each_side(function, "padding", padding, dimensions)
     dilations = for_each_side(function, "dilation", dilation, dimensions)
+    if any(n >= 2**31 for n in kernels + strides + pads + dilations) and function != "max_pool1d":
+        raise RuntimeError(f"value cannot be converted to type int without overflow: {function}() takes ints of 32 bits")
     if 0 in strides and not (dimensions == 1 and function.startswith("max")):
         raise RuntimeError(f"stride should not be zero: {function}() got stride {list(strides)}")
     for name, letters, values in (("kernel size", "k", kernels), ("stride", "d", strides), ("dilation", "dilation", dilations)):
