@@ -161,11 +161,12 @@ def test_a_pixel_outside_a_window_gets_no_gradient(shape, last):
         assert not gw[:1][torchs[:1] == 0].any()
 
 
+@pytest.mark.parametrize("infinity", [torch.inf, -torch.inf])
 @shapes
-def test_an_infinite_weight_reaches_the_pixels_that_it_meets_and_no_others(shape):
+def test_an_infinite_weight_reaches_the_pixels_that_it_meets_and_no_others(shape, infinity):
     """Zero times infinity would be NaN: the gradient of a pixel at the edge has no product with cells that never show it."""
     x, w, gy = shape.tensors()
-    w[(0, 0, *(0,) * len(shape.kernel))] = torch.inf
+    w[(0, 0, *(0,) * len(shape.kernel))] = infinity
     gy = gy.abs() + 0.1
     _, mine, _ = shape.maps(F, x, w, gy)
     with algorithms.use("definition"):

@@ -227,3 +227,50 @@ def test_transforms_find_what_a_function_cannot_do():
     assert all(wrong.values())
     old_style = transforms(EveryTiedCell.apply, lambda x: builtin.max_pool2d(x, 2), [torch.randn(1, 1, 4, 4)])
     assert "setup_context" in old_style["vmap"] or "RuntimeError" in old_style["vmap"]
+
+
+def test_another_device_is_no_agreement():
+    x = torch.ones(2)
+    assert "device" in compare(lambda: x.to("meta"), lambda: x, []).wrong
+    assert "device" in compare(lambda: x, lambda: x.to("meta"), []).wrong
+
+
+def test_strides_of_sides_of_two_pixels_count():
+    x = torch.randn(2, 2)
+    assert "strides" in compare(lambda x: (x * 1).t().contiguous().t(), lambda x: x * 1, [x], strides=True).wrong
+
+
+def test_small_numbers_may_differ_as_numbers_of_size_one():
+    y = torch.tensor([1e-3, 0.0])
+    assert compare(lambda: y + 5e-6, lambda: y, [])
+    assert not compare(lambda: y + 5e-5, lambda: y, [])
+
+
+class TwiceAndThrice(torch.autograd.Function):
+    """2x and 3x, with their gradients exchanged."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x, 3 * x
+
+    @staticmethod
+    def backward(ctx, g, h):
+        return 3 * g + 2 * h
+
+
+def test_exchanged_gradients_of_two_outputs_are_found():
+    assert not compare(TwiceAndThrice.apply, lambda x: (2 * x, 3 * x), [torch.ones(3)])
+
+
+def test_same_refusal_wants_the_same_type_and_no_subclass():
+    def raises(error):
+        raise error
+
+    assert "ours: NotImplementedError" in same_refusal(lambda: raises(NotImplementedError()), lambda: raises(RuntimeError()))
+    assert "ours: RuntimeError" in same_refusal(lambda: raises(RuntimeError()), lambda: raises(NotImplementedError()))
+
+
+def test_transforms_miss_no_output():
+    x = torch.randn(3)
+    assert transforms(lambda x: x.sin(), lambda x: (x.sin(), x > 0), [x], compiled=True)["export, strict"]
+    assert all(transforms(lambda x: (), torch.sin, [x]).values())

@@ -128,3 +128,18 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_part(tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(tmp_path, 2, {"x": 2})
     assert list(tmp_path.iterdir()) == [kept]
+
+
+@pytest.mark.parametrize("values", [(1, 2), (2, 1)])
+def test_of_two_checkpoints_of_one_step_the_later_is_the_newest(tmp_path, values):
+    for seconds, x in enumerate(values):
+        os.utime(checkpoint.save(tmp_path, 7, {"x": x}), (seconds, seconds))
+    assert checkpoint.newest(tmp_path, print)["x"] == values[-1]
+
+
+def test_the_second_of_a_pair_of_normal_numbers_comes_back():
+    random.gauss(0, 1)  # of a pair: the other waits for the next call
+    state = checkpoint.random_state()
+    first = [random.gauss(0, 1) for _ in range(3)]
+    checkpoint.set_random_state(state)
+    assert [random.gauss(0, 1) for _ in range(3)] == first

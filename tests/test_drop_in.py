@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import cnn425.nn as nn
 import cnn425.nn.functional as F
@@ -49,6 +50,27 @@ def test_gradients_lie_as_torch_lays_them_whatever_the_layout_of_the_upstream_gr
     w = w.to(memory_format=LAST[w.ndim]) if last != "input" else w
     name = f"conv{x.ndim - 2}d"
     assert strides(getattr(F, name), (x, w), **named) == strides(getattr(TORCH, name), (x, w), **named)
+
+
+@pytest.mark.parametrize("last", [(True, False), (False, True), (True, True)], ids=str)
+def test_gradients_of_complex_images_lie_as_torch_lays_them(last):
+    x, w = (torch.complex(image(*s), image(*s)) for s in ((2, 4, 5, 6), (6, 4, 3, 3)))
+    x, w = (t.to(memory_format=LAST[4]) if there else t for t, there in zip((x, w), last, strict=True))
+    assert strides(F.conv2d, (x, w)) == strides(TORCH.conv2d, (x, w))
+
+
+def test_the_largest_numbers_of_a_signal_that_has_a_tangent_lie_as_torch_lays_them():
+    x = image(2, 6, 3).transpose(1, 2)
+    with forward_ad.dual_level():
+        ours, theirs = (forward_ad.unpack_dual(f.max_pool1d(forward_ad.make_dual(x, x), 2)) for f in (F, TORCH))
+        assert [t.stride() for t in ours] == [t.stride() for t in theirs]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bfloat16])
+def test_winners_of_every_dtype_lie_as_torch_lays_them(dtype):
+    x = (9 * image(2, 3, 6, 7)).to(dtype).to(memory_format=torch.channels_last)
+    ours, theirs = (f.max_pool2d(x, 3, 2, 1, return_indices=True) for f in (F, TORCH))
+    assert [t.stride() for t in ours] == [t.stride() for t in theirs]
 
 
 @pytest.mark.parametrize("transposed", ["input", "weight", "both"])
@@ -249,6 +271,19 @@ def test_what_was_saved_may_come_back_from_a_hook_in_another_layout(name):
             return torch.autograd.grad(y, x, image(*y.shape))[0]
 
     torch.testing.assert_close(gradient(F), gradient(TORCH))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once_after_all_additions(dtype):
+    x, w, b, columns = (image(*size, dtype=dtype) for size in ((2, 3, 5, 5), (3, 4, 3, 3), (4,), (1, 18, 64)))
+    assert torch.equal(F.conv_transpose2d(x, w, b), F.conv_transpose2d(x.float(), w.float(), b.float()).to(dtype))
+    assert torch.equal(F.fold(columns, (10, 10), 3), F.fold(columns.float(), (10, 10), 3).to(dtype))
+
+
+def test_a_weight_of_classes_that_wants_a_gradient_serves_where_none_is_recorded():
+    x, target, weight = image(4, 3), torch.tensor([0, 1, 2, 0]), image(3).abs().requires_grad_()
+    with torch.no_grad():
+        torch.testing.assert_close(F.cross_entropy(x, target, weight), TORCH.cross_entropy(x, target, weight))
 
 
 @pytest.mark.parametrize("input", [(5,), (2, 5), (2, 3, 5)], ids=str)
@@ -493,6 +528,7 @@ def classes(x, function=F.cross_entropy):
 TRACED = {
     "conv1d": (F.conv1d, TORCH.conv1d, [(2, 4, 9), (6, 4, 3)], {"padding": 1}),
     "conv2d": (F.conv2d, TORCH.conv2d, [(2, 4, 7, 6), (6, 2, 3, 3)], {"stride": 2, "groups": 2}),
+    "conv2d, dilated": (F.conv2d, TORCH.conv2d, [(2, 4, 8, 7), (6, 4, 3, 2)], {"dilation": 2}),
     "conv3d": (F.conv3d, TORCH.conv3d, [(2, 2, 5, 4, 5), (3, 2, 2, 2, 2)], {}),
     "max_pool2d": (F.max_pool2d, TORCH.max_pool2d, [(2, 3, 8, 7)], {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
     "max_pool3d": (F.max_pool3d, TORCH.max_pool3d, [(2, 3, 5, 6, 5)], {"kernel_size": 2}),

@@ -273,3 +273,10 @@ def test_a_hook_of_another_repository_does_not_change_our_commit(tmp_path, monke
     git(tmp_path, "init", "-q")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
     assert git_commit() == ours
+
+
+def test_a_link_to_nowhere_is_somebody_elses_too(tmp_path):
+    with locked(tmp_path):
+        (tmp_path / "verdict.json").symlink_to(tmp_path / "elsewhere.json")
+        with pytest.raises(LabError, match=r"verdict.json was not made by this run"):
+            claim(tmp_path, "verdict.json")

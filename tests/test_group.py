@@ -176,6 +176,7 @@ def test_sharded_run_that_was_stopped_ends_with_the_same_bits(tmp_path):
     stopped.send_signal(signal.SIGTERM)
     out, _ = stopped.communicate(timeout=300)
     assert stopped.returncode != 0, out
+    assert out.count("stopped by SIGTERM after step") == 1, "one process speaks"
     out, state, _ = train(tmp_path / "stopped", 2, *words)
     whole = checkpoint.read(checkpoint.checkpoints(tmp_path / "whole")[0])
     assert "resuming after step" in out

@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import pytest
 import torch
@@ -51,3 +52,10 @@ def test_clipping_keeps_direction_and_shortens():
     for p, g in zip(net.parameters(), before, strict=True):
         torch.testing.assert_close(p.grad, g * 0.5 / norm, rtol=1e-3, atol=1e-7)
     assert guards.gradient_norm(net, most=10.0) == pytest.approx(0.5, rel=1e-4), "short gradients are left alone"
+
+
+def test_a_model_that_was_searched_is_as_it_was():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    guards.first_culprit(net, torch.ones(2, 4))
+    guards.first_culprit(net, torch.full((1, 4), math.nan))
+    pickle.dumps(net)  # the hooks of a search could not be

@@ -759,3 +759,14 @@ def test_a_model_with_local_layers_can_be_traced_symbolically():
     graph, x = torch.fx.symbolic_trace(model), torch.randn(4, 2, 6, 6)
     assert torch.equal(graph(x), model(x))
     assert [node.target.__name__ for node in graph.graph.nodes if node.op == "call_function"] == ["locally_connected2d", "relu"]
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_what_is_frozen_stays_frozen_in_every_conversion(frozen):
+    conv = torch.nn.Conv2d(2, 3, 2).eval()
+    getattr(conv, frozen).requires_grad_(False)
+    local = nn.LocallyConnected2d.from_conv(conv, 4)
+    for layer in (local, local.unshared(), local.to_conv(), nn.LowRankLocal2d.from_conv(conv, 4)):
+        wanted = {name: name != frozen for name in ("weight", "bias")}
+        assert {name: getattr(layer, name).requires_grad for name in wanted} == wanted
+        assert not layer.training

@@ -167,3 +167,10 @@ def test_loops_mix_as_the_definition_does(rank, bias, memory_format):
         assert y.is_contiguous(memory_format=memory_format)
     for mine, expected in zip(found["default"], found["definition"], strict=True):
         torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("mixing", ["sides", "positions"])
+def test_complex_numbers(mixing):
+    layer = nn.LowRankLocal2d(2, 3, 4, 2, rank=2, mixing=mixing, normalise=None, dtype=torch.complex128)
+    x = torch.randn(2, 2, 4, 4, dtype=torch.complex128)
+    assert compare(of_layer(layer), by_definition(layer), [torch.randn_like(t) for t in (*layer.parameters(), x)])

@@ -193,6 +193,7 @@ def test_state_lazy_repr_and_symbolic_trace():
     [
         ({"share": 0}, "share and tile must be positive"),
         ({"share": 2, "tile": 2}, "one of them at most"),
+        ({"share": (1, 2), "tile": 2}, "one of them at most"),
         ({"tile": 9}, r"tile=\(9, 9\) is larger than the output of 5 x 5 positions"),
     ],
     ids=str,

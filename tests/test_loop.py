@@ -1,12 +1,15 @@
 """The promise of the loop: stop it anywhere, run it again, and it ends with the same bits (scripts/fault_injection.py: with real kills)."""
 
 import contextlib
+import csv
 import errno
 import io
+import itertools
 import math
 import os
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -402,3 +405,28 @@ def test_evaluation_is_that_of_the_whole_set(tmp_path):
         answers = model(images)
     assert verdict.held_out_loss == pytest.approx(nn.functional.cross_entropy(answers, labels).item(), rel=1e-5)
     assert verdict.held_out_accuracy == pytest.approx((answers.argmax(1) == labels).double().mean().item())
+
+
+def test_early_stopping_counts_from_the_best_epoch_not_from_the_one_before(tmp_path):
+    run(tmp_path, replace(OPTIONS, epochs=30, patience=3, lr=1.0, schedule="constant", optimizer="sgd"))
+    rows = csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())
+    _, *losses = [float(row["held_out_loss"]) for row in rows if row["held_out_loss"]]
+    assert len(losses) == losses.index(min(losses)) + 1 + 3
+    assert any(now < before for before, now in itertools.pairwise(losses[-3:])), "it falls again, but not below the best"
+
+
+def test_after_a_resume_tensorboard_shows_every_point(tmp_path, kill_after):
+    kill_after(7)
+    with pytest.raises(Killed):
+        run(tmp_path)
+    kill_after(math.inf)
+    run(tmp_path)
+    assert [step for tag, step, _ in scalars(tmp_path) if tag == "loss/train"] == list(range(1, 13))
+
+
+@pytest.mark.parametrize(("seconds", "step"), [(1e9, 4), (0.0, 6)])
+def test_within_an_epoch_a_checkpoint_is_written_when_the_last_one_is_old(seconds, step, tmp_path, kill_after):
+    kill_after(6)
+    with pytest.raises(Killed):
+        run(tmp_path, replace(OPTIONS, checkpoint_seconds=seconds))
+    assert checkpoint.checkpoints(tmp_path)[0].name.startswith(f"checkpoint-{step:010d}")
