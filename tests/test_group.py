@@ -98,6 +98,16 @@ def test_two_processes_do_what_one_does(words, forked, tmp_path):
     torch.testing.assert_close(alone["model"], both["model"], rtol=1e-3, atol=1e-5)
 
 
+def said_by_two(path, program, *words):
+    """What two processes of torchrun that run a program say of themselves, in order."""
+    path.write_text(program)
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    LAUNCHED.append(Forked([*run, *FORKED_WORKERS[:-1], str(path), *words]))
+    out, _ = LAUNCHED[-1].communicate(timeout=500)
+    assert LAUNCHED[-1].returncode == 0, out
+    return sorted(line for line in out.splitlines() if line.startswith("process"))
+
+
 SHARDED = """
 import sys
 import torch
@@ -125,14 +135,7 @@ with joined("cpu") as group:
 
 @pytest.mark.slow
 def test_each_process_holds_the_weights_gradients_and_optimiser_state_of_its_positions(tmp_path):
-    (tmp_path / "sharded.py").write_text(SHARDED)
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    LAUNCHED.append(Forked([*run, *FORKED_WORKERS[:-1], str(tmp_path / "sharded.py")]))
-    out, _ = LAUNCHED[-1].communicate(timeout=500)
-    assert LAUNCHED[-1].returncode == 0, out
-    assert sorted(line for line in out.splitlines() if line.startswith("process")) == [
-        f"process {rank} holds 14 of 28 rows" for rank in range(2)
-    ]
+    assert said_by_two(tmp_path / "sharded.py", SHARDED) == [f"process {rank} holds 14 of 28 rows" for rank in range(2)]
 
 
 FREED = """
@@ -155,14 +158,31 @@ patterns.main(["--epochs", "1", "--log-dir", sys.argv[1]])
 @pytest.mark.slow
 def test_a_shared_network_is_gone_before_its_process_group(tmp_path):
     """One that is freed later waits for threads that wait for it: with torch 2.11 some processes never ended."""
-    (tmp_path / "freed.py").write_text(FREED)
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    LAUNCHED.append(Forked([*run, *FORKED_WORKERS[:-1], str(tmp_path / "freed.py"), str(tmp_path / "run")]))
-    out, _ = LAUNCHED[-1].communicate(timeout=500)
-    assert LAUNCHED[-1].returncode == 0, out
-    assert sorted(line for line in out.splitlines() if line.startswith("process")) == [
-        f"process {rank} leaves with 0 copies" for rank in range(2)
-    ]
+    said = said_by_two(tmp_path / "freed.py", FREED, str(tmp_path / "run"))
+    assert said == [f"process {rank} leaves with 0 copies" for rank in range(2)]
+
+
+RESUMED = """
+import torch
+from cnn425.lab.group import joined
+from cnn425.lab.models import build
+from cnn425.lab.options import Options
+from cnn425.lab.pictures import pattern_images
+from cnn425.lab.training import Training, settings
+with joined("cpu") as group, settings(Options(), group.rank):
+    pictures = pattern_images(50, size=28, seed=0)
+    run = Training(Options(layers="torch"), build("linear", "torch", 0, classes=3), pictures, pictures, group, None)
+    state, drawn = run.state_dict(), torch.rand(3)
+    run.load_state_dict(state)
+    assert torch.equal(torch.rand(3), drawn), "the numbers of another process"
+    assert len(set(group.gathered(tuple(drawn.tolist())))) == group.world
+    del run
+"""
+
+
+@pytest.mark.slow
+def test_each_process_goes_on_with_its_own_random_numbers(tmp_path):
+    said_by_two(tmp_path / "resumed.py", RESUMED)
 
 
 @pytest.mark.slow

@@ -430,3 +430,10 @@ def test_within_an_epoch_a_checkpoint_is_written_when_the_last_one_is_old(second
     with pytest.raises(Killed):
         run(tmp_path, replace(OPTIONS, checkpoint_seconds=seconds))
     assert checkpoint.checkpoints(tmp_path)[0].name.startswith(f"checkpoint-{step:010d}")
+
+
+def test_the_verdict_on_training_is_that_of_the_last_epoch(tmp_path):
+    verdict, _ = run(tmp_path)
+    rows = [row for row in csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()) if row["train_loss"]][-4:]
+    for column, found in (("train_loss", verdict.train_loss), ("train_accuracy", verdict.train_accuracy)):
+        assert found == pytest.approx(sum(n * float(row[column]) for n, row in zip((16, 16, 16, 2), rows, strict=True)) / 50)
