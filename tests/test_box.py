@@ -71,6 +71,7 @@ def test_nothing_behind_a_tensor_is_read_or_written():
     """Every tensor ends where memory may not be touched; a program that does is killed."""
     program = """
         import ctypes, mmap, torch
+        from cnn425 import nn
         from cnn425.nn import functional as F
         libc, page = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
         kept = []
@@ -99,5 +100,12 @@ def test_nothing_behind_a_tensor_is_read_or_written():
                 torch.autograd.grad(pooled, x, guarded(torch.randn_like(pooled)))
                 pooled = F.avg_pool2d(x, 2)
                 torch.autograd.grad(pooled, x, guarded(torch.randn_like(pooled)))
+        for images in (1, 9):
+            for sharing in ({}, {"share": 2}, {"share": 4}, {"tile": 2}):
+                layer = nn.LocallyConnected2d(3, 5, 7, 3, bias=False, **sharing)
+                layer.weight = torch.nn.Parameter(guarded(layer.weight.detach()))
+                x = guarded(torch.randn(images, 3, 7, 7)).requires_grad_()
+                y = layer(x)
+                torch.autograd.grad(y, (x, layer.weight), guarded(torch.randn_like(y)))
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)

@@ -52,11 +52,13 @@ def test_gradients_lie_as_torch_lays_them_whatever_the_layout_of_the_upstream_gr
     assert strides(getattr(F, name), (x, w), **named) == strides(getattr(TORCH, name), (x, w), **named)
 
 
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
 @pytest.mark.parametrize("last", [(True, False), (False, True), (True, True)], ids=str)
-def test_gradients_of_complex_images_lie_as_torch_lays_them(last):
+def test_gradients_of_complex_images_lie_as_torch_lays_them(last, name):
     x, w = (torch.complex(image(*s), image(*s)) for s in ((2, 4, 5, 6), (6, 4, 3, 3)))
     x, w = (t.to(memory_format=LAST[4]) if there else t for t, there in zip((x, w), last, strict=True))
-    assert strides(F.conv2d, (x, w)) == strides(TORCH.conv2d, (x, w))
+    w = w if name == "conv2d" else w.transpose(0, 1).contiguous(memory_format=LAST[4] if last[1] else torch.contiguous_format)
+    assert strides(getattr(F, name), (x, w)) == strides(getattr(TORCH, name), (x, w))
 
 
 def test_the_largest_numbers_of_a_signal_that_has_a_tangent_lie_as_torch_lays_them():

@@ -19,6 +19,12 @@ def test_sigmoid_at_the_ends():
     assert ((mine >= 0) & (mine <= 1) | mine.isnan()).all()
 
 
+def test_softmax_at_the_ends():
+    x = torch.tensor([0.0, -87.0, -95.0, -103.0, -104.5, -1e4])
+    for scores, dim in ((x, 0), (x.view(1, 6, 1).expand(1, 6, 3), 1)):
+        torch.testing.assert_close(F.softmax(scores, dim), torch.softmax(scores.double(), dim).float(), rtol=1e-6, atol=3e-45)
+
+
 def test_sigmoid_everywhere():
     x = torch.linspace(-110, 110, 200_001)
     exact = torch.sigmoid(x.double())

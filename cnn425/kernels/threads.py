@@ -50,7 +50,7 @@ def is_traced() -> bool:
 
 
 def loops_run(*tensors: Tensor | None, few: bool = False) -> bool:
-    """Whether loops may read these tensors, if any: numbers in this computer's memory, of a type that loops know, and nobody records operations.
+    """Whether loops may read these tensors: numbers in this computer's memory, of a type that loops know, and nobody records operations.
 
     Few float64 numbers, as in tests by finite differences, are not worth compiling loops for, unless `few`.
     """

@@ -113,6 +113,8 @@ class InputGradient(Function):
         order = gradient_order(g, gy, w, ctx.settings) if ctx.layer else None
         g = g if order is None else layout.stored(g, order)
         ggy = output(g, w.conj(), *ctx.settings, None) if needs_gy else None
+        if ggy is not None and order is not None and ggy.is_complex():
+            ggy = layout.stored(ggy, order)
         gw = weight_gradient(gy.conj(), g, *ctx.settings, order) if needs_w else None
         return ggy, gw, None, None, None, None, None, None
 
