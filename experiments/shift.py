@@ -31,6 +31,7 @@ from cnn425.lab.models import Layers, local_layer, namespace
 from cnn425.lab.options import Options, digest, meaning, parse
 from cnn425.lab.pictures import Pictures, bars
 from cnn425.lab.progress import is_first, say, say_table
+from cnn425.lab.study import at_least
 from cnn425.lab.verdict import conclude, percent
 
 TINY = ("--epochs", "1", "--examples", "64", "--test-examples", "40")
@@ -55,6 +56,11 @@ class ShiftOptions(Options):
     """Bars in each test set."""
     noise: float = 0.1
     """Standard deviation of the noise on every pixel, where 1 is the brightness of a bar."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that mean nothing."""
+        super().__post_init__()
+        at_least(self, examples=1, test_examples=1, noise=0)
 
 
 class ShiftResult(NamedTuple):

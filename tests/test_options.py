@@ -109,3 +109,9 @@ def test_resume_of_nothing_is_one_sentence(tmp_path):
 def test_numbers_that_mean_nothing_are_refused(words, match):
     with pytest.raises(LabError, match=match):
         parse(Options, words)
+
+
+@pytest.mark.parametrize("seed", ["4294967296", "-99999999999999999999"])
+def test_a_seed_that_no_generator_takes_is_one_sentence(seed):
+    with pytest.raises(LabError, match=rf"^--seed is {seed}; it must lie between -4294967296 and 4294967296$"):
+        parse(More, ["--seed", seed])

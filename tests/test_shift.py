@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from cnn425.lab.errors import LabError
 from cnn425.lab.models import parameters
 from experiments import shift
 
@@ -10,6 +11,12 @@ def test_only_the_convolution_carries_over(tmp_path):
     assert verdict.holds, verdict
     assert verdict.convolution.parameters < verdict.locally_connected.parameters < verdict.fully_connected.parameters
     assert (tmp_path / "shift.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("words", [("--examples", "0"), ("--test-examples", "-1"), ("--noise", "-0.1")], ids=str)
+def test_numbers_that_mean_nothing_are_refused(words):
+    with pytest.raises(LabError, match=rf"^{words[0]} is {words[1]}; it must be at least"):
+        shift.main(words)
 
 
 def test_first_layers_have_the_lectures_counts():

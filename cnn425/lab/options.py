@@ -142,6 +142,8 @@ def parse_any(kind: type[Anything], argv: Sequence[str] | None, begun: Anything 
         options = with_paths(tyro.cli(kind, args=None if argv is None else list(argv), **more), expanded)
     finally:
         random.setstate(state)
+    if not -(2**32) < getattr(options, "seed", 0) < 2**32:
+        raise LabError(f"--seed is {getattr(options, 'seed', 0)}; it must lie between -4294967296 and 4294967296", 2)
     if begun is None:
         opening(words)
     return options
