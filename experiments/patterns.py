@@ -53,7 +53,7 @@ class PatternOptions(Options):
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
         super().__post_init__()
-        if self.copies < 1 or self.noise < 0:
+        if self.copies < 1 or not self.noise >= 0:
             raise LabError(f"--copies must be at least 1 and --noise at least 0, but got {self.copies} and {self.noise}", 2)
 
 

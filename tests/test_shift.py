@@ -13,7 +13,7 @@ def test_only_the_convolution_carries_over(tmp_path):
     assert (tmp_path / "shift.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("words", [("--examples", "0"), ("--test-examples", "-1"), ("--noise", "-0.1")], ids=str)
+@pytest.mark.parametrize("words", [("--examples", "0"), ("--test-examples", "-1"), ("--noise", "-0.1"), ("--noise", "nan")], ids=str)
 def test_numbers_that_mean_nothing_are_refused(words):
     with pytest.raises(LabError, match=rf"^{words[0]} is {words[1]}; it must be at least"):
         shift.main(words)

@@ -52,7 +52,7 @@ class StudyOptions:
 def at_least(options: Any, **least: float) -> None:
     """Refuses an option below its least value, in one line: `at_least(self, steps=1)`."""
     for name, bound in least.items():
-        if getattr(options, name) < bound:
+        if not getattr(options, name) >= bound:  # NaN is refused too
             raise LabError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least {bound}", 2)
 
 
