@@ -44,7 +44,8 @@ def last_verdicts() -> dict[str, tuple[bool, str]]:
     for path in sorted(Path("runs").rglob("verdict.json"), key=lambda path: path.stat().st_mtime):
         try:
             kept = json.loads(path.read_text("utf-8"))
-            found[kept["experiment"]] = bool(kept["holds"]), str(kept["sentence"])
+            if kept["holds"] is not None:  # else it was not judged
+                found[kept["experiment"]] = bool(kept["holds"]), str(kept["sentence"])
         except (ValueError, KeyError, TypeError):  # of an earlier version
             continue
     return found

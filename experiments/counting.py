@@ -39,6 +39,7 @@ from cnn425.nn import LocallyConnected2d
 TINY = ("--model", "3-4-2")
 
 BYTES = 4  # per float32
+LARGEST = 10**9  # units of a layer
 OURS = tuple(name for name in get_args(models.Name) if name != "smallest")
 
 
@@ -161,6 +162,8 @@ def chosen(name: str, size: tuple[int, int] | None, layers: Layers) -> tuple[str
                 widths = [int(width) for width in name.split("-")]
                 if min(widths) < 1:
                     raise LabError(f"--model is {name}; every layer needs at least 1 unit", 2)
+                if max(widths) > LARGEST:
+                    raise LabError(f"--model is {name}; no layer may have more than {LARGEST:,} units", 2)
                 return name, count(units_per_layer(widths, layers), widths[:1])
             if name in get_args(models.Name):
                 size = size or ((3, 3) if name == "smallest" else (28, 28))

@@ -10,6 +10,7 @@ trained on the spot, for a few epochs. A picture is made like MNIST's: dark ink 
 inverted, the ink is scaled to 20x20 pixels and centred by its mass in 28x28.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,12 +102,12 @@ def evaluated(model: trained.Trained, data_dir: Path | None) -> float:
 def exported(model: trained.Trained, folder: Path, formats: str) -> dict[str, float]:
     """The largest difference of an answer of each exported program, run back, from the model's."""
     folder.mkdir(parents=True, exist_ok=True)
-    errors = {}
-    if formats in ("both", "torch"):
-        errors[str(folder / "model.pt2")] = trained.export_torch(model, folder / "model.pt2")
-    if formats in ("both", "onnx"):
-        errors[str(folder / "model.onnx")] = trained.export_onnx(model, folder / "model.onnx")
-    return errors
+    writers = {"torch": (trained.export_torch, folder / "model.pt2"), "onnx": (trained.export_onnx, folder / "model.onnx")}
+    chosen = [writer for name, writer in writers.items() if formats in ("both", name)]
+    for _, path in chosen:
+        if os.path.lexists(path):
+            raise LabError(f"{path} exists; move it, or choose another --export", 2)
+    return {str(path): write(model, path) for write, path in chosen}
 
 
 def main(argv: Sequence[str] | None = None) -> Prediction:

@@ -5,7 +5,7 @@
     python scripts/conformance.py --layers conv2d relu     some of them
     python scripts/conformance.py --compile                also torch.compile and torch.export: a minute more per layer
     python scripts/conformance.py --compile --features compile    nothing but those
-    python scripts/conformance.py --markdown               the tables as the README shows them; --json for machines
+    python scripts/conformance.py --markdown               the tables as docs/conformance.md shows them; --json for machines
 
     samples       PyTorch's own sample inputs for the operator, every dtype torch supports: values, gradients, dtype, strides
     errors        PyTorch's own wrong inputs: the same type of exception; `wording` asks for a message that also matches torch's pattern
@@ -312,7 +312,7 @@ def scorecard(scores: list[Score]) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(header: Any, rows: Any) -> str:
-    """A table for the README."""
+    """A table for docs/conformance.md."""
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 

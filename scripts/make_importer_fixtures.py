@@ -7,6 +7,7 @@ The peers are needed here only: the tests read the file. Inputs and outputs are 
 has them.
 """
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def forum_case() -> Arrays:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     arrays = {"forum": forum_case()}
     arrays |= {name: keras_case(*case) for name, case in KERAS.items()}
     arrays |= {name: flax_case(*case) for name, case in FLAX.items()}

@@ -40,6 +40,13 @@ def test_own_pictures_and_one_that_is_none(run, tmp_path, capsys):
         explore.main(["--checkpoint", str(run), str(tmp_path / "none.png")])
 
 
+def test_a_page_of_somebody_else_is_not_overwritten(run, tmp_path):
+    (tmp_path / "explorer.html").write_text("mine")
+    with pytest.raises(LabError, match=r"explorer.html is no page of this program, which would overwrite it"):
+        explore.main(["--checkpoint", str(run), "--count", "2", "--log-dir", str(tmp_path)])
+    assert (tmp_path / "explorer.html").read_text() == "mine"
+
+
 def test_bad_checkpoint_place_and_count_are_one_sentence(run, tmp_path):
     (tmp_path / "file").write_text("?")
     for words, message in (

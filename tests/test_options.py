@@ -115,3 +115,24 @@ def test_numbers_that_mean_nothing_are_refused(words, match):
 def test_a_seed_that_no_generator_takes_is_one_sentence(seed):
     with pytest.raises(LabError, match=rf"^--seed is {seed}; it must lie between -4294967296 and 4294967296$"):
         parse(More, ["--seed", seed])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--threads", "1000000"), "--threads is 1000000; it must be at most 1024"),
+        (("--lr", "inf"), "--lr is inf; a learning rate must be positive and finite"),
+        (("--warmup", "1"), "--warmup is 1.0; it must be more than 0 and less than 1"),
+    ],
+    ids=str,
+)
+def test_numbers_out_of_range_are_one_sentence(words, message):
+    with pytest.raises(LabError, match=f"^{message}$"):
+        parse(More, words)
+
+
+@pytest.mark.parametrize("options", [5, {"epochs": "x"}], ids=str)
+def test_options_of_a_run_that_somebody_changed_are_one_sentence(tmp_path, options):
+    (tmp_path / "options.json").write_text(json.dumps({"options": options}))
+    with pytest.raises(LabError, match="is not what a run writes"):
+        parse(More, ["--resume", str(tmp_path)])

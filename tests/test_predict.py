@@ -39,3 +39,12 @@ def test_without_a_checkpoint_a_small_network_is_trained_first(tmp_path, monkeyp
     assert verdict.holds
     assert len(verdict.best) == 1
     assert "no --checkpoint: the recipe `small` is trained on mnist, 3 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("formats", "file"), [("torch", "model.pt2"), ("onnx", "model.onnx"), ("both", "model.onnx")])
+def test_an_export_overwrites_nothing(tmp_path, formats, file):
+    (tmp_path / file).write_text("mine")
+    with pytest.raises(LabError, match=rf"{file} exists; move it, or choose another --export"):
+        predict.exported(None, tmp_path, formats)
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+    assert (tmp_path / file).read_text() == "mine"

@@ -30,6 +30,13 @@ def test_a_verdict_is_a_sentence_and_a_file(holds, said, tmp_path, capsys):
     assert kept == {"experiment": __name__, "sentence": "98.8 % of them", "holds": holds, "share": 0.9876}
 
 
+def test_a_run_that_is_too_small_for_the_claim_is_not_judged(tmp_path, capsys):
+    with locked(tmp_path):
+        conclude(Verdict(True, 0.9876), tmp_path, judged=False)
+    assert capsys.readouterr().out.strip() == "Not judged: 98.8 % of them."
+    assert json.loads((tmp_path / "verdict.json").read_text())["holds"] is None
+
+
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     conclude(Verdict(True, 1.0))

@@ -16,7 +16,8 @@ class NotFiniteError(Exception):
 
 def described(indices: Tensor) -> str:
     """The examples of a batch, by their index in the training set."""
-    return "examples " + ", ".join(map(str, indices.tolist()))
+    first, more = indices[:16].tolist(), len(indices) - 16
+    return "examples " + ", ".join(map(str, first)) + (f" and {more} more" if more > 0 else "")
 
 
 def first_culprit(model: nn.Module, images: Tensor) -> str:

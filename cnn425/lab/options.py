@@ -15,6 +15,7 @@ An experiment inherits `Options` and adds its own fields, or changes a default:
 import dataclasses
 import hashlib
 import json
+import math
 import random
 import re
 import sys
@@ -93,11 +94,12 @@ class Options:
             if not getattr(self, name) >= least:  # NaN is refused too
                 raise LabError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}", 2)
         if not 0 < self.warmup < 1:
-            raise LabError(f"--warmup is {self.warmup}; it must lie between 0 and 1", 2)
-        if not self.lr > 0:
-            raise LabError(f"--lr is {self.lr}; a learning rate must be positive", 2)
+            raise LabError(f"--warmup is {self.warmup}; it must be more than 0 and less than 1", 2)
+        if not 0 < self.lr < math.inf:
+            raise LabError(f"--lr is {self.lr}; a learning rate must be positive and finite", 2)
 
 
+MOST_THREADS = 1024
 SomeOptions = TypeVar("SomeOptions", bound=Options)
 Anything = TypeVar("Anything")
 
@@ -118,19 +120,23 @@ def begun_with(kind: type[SomeOptions], folder: Path) -> SomeOptions:
     """The options with which the run in this folder was begun, from its options.json."""
     try:
         kept: dict[str, Any] = json.loads((folder / "options.json").read_text())["options"]
+        hints = get_type_hints(kind)
+        foreign = sorted(set(kept) - set(hints))
     except OSError as error:
         raise LabError(f"--resume {folder}: there is no run to go on with ({folder / 'options.json'}: {error.strerror})", 2) from None
     except (ValueError, KeyError, TypeError):
         raise LabError(f"--resume {folder}: {folder / 'options.json'} is not what a run writes", 2) from None
-    hints = get_type_hints(kind)
-    if foreign := sorted(set(kept) - set(hints)):
+    if foreign:
         raise LabError(f"--resume {folder}: this is a run of another experiment (--{foreign[0].replace('_', '-')} is unknown here)", 2)
     for name, value in kept.items():  # what JSON cannot tell apart
         if isinstance(value, list):
             kept[name] = tuple(value)
         elif value is not None and Path in get_args(hints[name]):
             kept[name] = Path(value)
-    return kind(**kept)
+    try:
+        return kind(**kept)
+    except TypeError:
+        raise LabError(f"--resume {folder}: {folder / 'options.json'} is not what a run writes", 2) from None
 
 
 def parse_any(kind: type[Anything], argv: Sequence[str] | None, begun: Anything | None = None) -> Anything:
@@ -144,6 +150,8 @@ def parse_any(kind: type[Anything], argv: Sequence[str] | None, begun: Anything 
         random.setstate(state)
     if not -(2**32) < getattr(options, "seed", 0) < 2**32:
         raise LabError(f"--seed is {getattr(options, 'seed', 0)}; it must lie between -4294967296 and 4294967296", 2)
+    if getattr(options, "threads", 0) > MOST_THREADS:
+        raise LabError(f"--threads is {getattr(options, 'threads', 0)}; it must be at most {MOST_THREADS}", 2)
     if begun is None:
         opening(words)
     return options

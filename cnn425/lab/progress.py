@@ -66,7 +66,8 @@ def opening(doc: str | None) -> None:
 def opening_before_imports(words: Sequence[str], doc: Callable[[], str | None]) -> None:
     """The same, before the imports, which take seconds; not if these words of a command line ask for help, or for something to read on."""
     if not {"-h", "--help", "--json", "--markdown", "--lap"} & {*words}:
-        opening(found := doc() or "")
+        with contextlib.suppress(OSError):  # a full disk: what is said next says so
+            opening(found := doc() or "")
         claimed.add(found.partition("\n")[0])
         watchers.append(watch())
 
@@ -75,6 +76,8 @@ def write(text: str) -> None:
     """Text to standard output; characters that its encoding lacks are written as escapes, as on standard error."""
     global spoke, begun
     spoke, begun = time.monotonic(), text.rpartition("\n")[2]
+    if sys.stdout is None:  # closed by whoever started this
+        return
     try:
         sys.stdout.write(text)
     except UnicodeEncodeError:
