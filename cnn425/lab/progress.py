@@ -66,8 +66,9 @@ def opening(doc: str | None) -> None:
 def opening_before_imports(words: Sequence[str], doc: Callable[[], str | None]) -> None:
     """The same, before the imports, which take seconds; not if these words of a command line ask for help, or for something to read on."""
     if not {"-h", "--help", "--json", "--markdown", "--lap"} & {*words}:
+        found = doc() or ""
         with contextlib.suppress(OSError):  # a full disk: what is said next says so
-            opening(found := doc() or "")
+            opening(found)
         claimed.add(found.partition("\n")[0])
         watchers.append(watch())
 

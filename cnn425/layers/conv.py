@@ -49,7 +49,7 @@ def _convolution(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tenso
     if x.dtype == torch.complex32:  # torch has no matrix product of complex32
         x, w, b = x.to(torch.complex64), w.to(torch.complex64), None if b is None else b.to(torch.complex64)
         return _convolution(x, w, geometry, groups, b).to(torch.complex32)
-    if w.ndim == 3 and not is_traced() and layout.is_channels_last(w.unsqueeze(2)):
+    if w.ndim == 3 and not is_traced() and w.stride(1) <= w.stride(2) and layout.is_channels_last(w.unsqueeze(2)):
         return output(x.contiguous().unsqueeze(2), w.unsqueeze(2), geometry.as_row(), groups, None, b).squeeze(2)
     return output(x, w, geometry, groups, None, b)
 

@@ -45,7 +45,7 @@ def _conv_transpose(dimensions: int, input: Tensor, weight: Tensor, bias: Tensor
 
 def _as_torch_stores_it(x: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...], b: Tensor | None) -> Tensor:
     """The transposed convolution; for channels-last weights of signals in the memory layout of torch."""
-    if w.ndim == 3 and not is_traced() and layout.is_channels_last(w.unsqueeze(2)):
+    if w.ndim == 3 and not is_traced() and w.stride(1) <= w.stride(2) and layout.is_channels_last(w.unsqueeze(2)):
         return transposed(x.contiguous().unsqueeze(2), w.unsqueeze(2), geometry.as_row(), groups, None, (1, *size), b).squeeze(2)
     return transposed(x, w, geometry, groups, None, size, b)
 
