@@ -17,7 +17,7 @@ from pathlib import Path
 
 LAB = ("PIL", "filelock", "matplotlib", "platformdirs", "rich", "tensorboard", "tyro")  # what `pip install '.[lab]'` brings
 if sys.argv[:1] == ["-m"] and (missing := [name for name in LAB if importlib.util.find_spec(name) is None]):
-    print(f"the experiments need {', '.join(missing)}; `pip install 'cnn425[lab]'`, or in a clone `pip install '.[lab]'`", file=sys.stderr)
+    print(f"the experiments need {', '.join(missing)}, which are not installed; in a clone, `pip install '.[lab]'`", file=sys.stderr)
     raise SystemExit(2)
 
 from cnn425.lab.progress import opening_before_imports  # noqa: E402

@@ -43,7 +43,7 @@ class PredictOptions:
     data_dir: Path | None = None
     """The folder that holds MNIST/raw/... Default: CNN425_DATA_DIR, else a cache with download."""
     export: Path | None = None
-    """Also write model.pt2 (torch.export) and model.onnx into this folder, run them back and compare."""
+    """Also write model.pt2 (torch.export) and model.onnx into this folder, which has none yet; run them back and compare."""
     formats: Literal["both", "torch", "onnx"] = "both"
     """Which of the two to write."""
     log_dir: Path | None = None

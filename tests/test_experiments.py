@@ -5,6 +5,9 @@ import dataclasses
 import importlib
 import inspect
 import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -70,3 +73,13 @@ def test_options_are_kept_beside_the_run(tmp_path):
     assert kept["options"]["seed"] == 7
     assert {"argv", "versions", "git_commit"} <= set(kept)
     assert kept["versions"]["torch"]
+
+
+def test_packages_that_are_missing_are_named_in_one_line():
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", "-m", "experiments.shift"]  # -S: without any installed package
+    run = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    (line,) = run.stderr.splitlines()
+    assert "rich" in line
+    assert "pip install '.[lab]'" in line

@@ -45,6 +45,9 @@ def test_a_page_of_somebody_else_is_not_overwritten(run, tmp_path):
     with pytest.raises(LabError, match=r"explorer.html is no page of this program, which would overwrite it"):
         explore.main(["--checkpoint", str(run), "--count", "2", "--log-dir", str(tmp_path)])
     assert (tmp_path / "explorer.html").read_text() == "mine"
+    (tmp_path / "explorer.html").unlink()
+    for _ in range(2):  # one of its own is
+        assert explore.main(["--checkpoint", str(run), "--count", "2", "--log-dir", str(tmp_path)]).images == 2
 
 
 def test_bad_checkpoint_place_and_count_are_one_sentence(run, tmp_path):
