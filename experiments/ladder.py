@@ -258,8 +258,9 @@ def main(argv: Sequence[str] | None = None) -> LadderVerdict:
 def in_words(verdict: LadderVerdict) -> str:
     """Which rungs are in the way of the whole ladder, and whether sharing helps."""
     flat = [f"net-{k + 2} ({100 * step:+.1f} points)" for k, step in enumerate(verdict.steps) if step <= 0]
-    rungs = "every rung is better than the one below" if verdict.whole else f"no better than the rung below: {', '.join(flat)}"
-    return f"sharing {'helps' if verdict.holds else 'does not help'} by more than two standard errors at both of its rungs; {rungs}"
+    steps = "every network is better than the one before" if verdict.whole else f"not better than the one before: {', '.join(flat)}"
+    sharing = "both networks that share weights gain" if verdict.holds else "not both networks that share weights gain"
+    return f"{sharing} more than two standard errors over the one before; {steps}"
 
 
 def draw(reached: Tensor, others: Tensor, counts: Sequence[tuple[int, int]]) -> Figure:

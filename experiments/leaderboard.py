@@ -1,7 +1,8 @@
 """Small networks of the lecture's layers recognise 99 % of MNIST's test digits, which are read once, after the last epoch.
 
-    python -m experiments.leaderboard --recipes small --seeds 1            (about 4 minutes)
-    python -m experiments.leaderboard --full                               (every recipe, 10 seeds: many hours)
+    python -m experiments.leaderboard                                      (about 3 hours: every recipe, 3 seeds)
+    python -m experiments.leaderboard --recipes small --seeds 1            (4 minutes)
+    python -m experiments.leaderboard --full                               (10 seeds: 11 hours)
     python -m experiments.leaderboard --recipes small --tune               (on 5,000 held-out training pictures instead)
     python -m experiments.leaderboard --ablation                           (what each choice in `small` bought, held out)
 
@@ -447,6 +448,8 @@ def main(argv: Sequence[str] | None = None) -> LeaderboardVerdict:
             for seed in range(options.seed, options.seed + (10 if options.full else options.seeds)):
                 result(name, recipe, seed, board)
         found = {name: runs for name, recipe in chosen.items() if (runs := board.kept(name, recipe))}
+        if not found:
+            raise LabError(f"there are no results of {', '.join(chosen)} in {record.folder}; say --seeds 1, or more")
         if together := committees(record.folder, found.get("best", []), known.measured.labels):
             found[together[0].name] = together
         show(found, known.where)

@@ -96,9 +96,9 @@ class LocalityVerdict(NamedTuple):
         """What came out."""
         k = min(range(len(self.locality)), key=self.locality.__getitem__)
         return (
-            f"with {percent(self.left[k])} of the weights left, two of a unit's are {self.locality[k]:.2f} times as far apart as two of "
-            f"different units; of a network without penalty, as many of the largest are {self.twin[k]:.2f} times; accuracy "
-            f"{percent(self.accuracy[k], 1)} and {percent(self.plain, 1)}"
+            f"{percent(self.left[k])} of the weights are left; two pixels of one unit are {self.locality[k]:.2f} times as far apart as "
+            f"two of different units, and {self.twin[k]:.2f} times without the penalty, where the largest weights are kept; accuracy "
+            f"{percent(self.accuracy[k], 1)} with the penalty, {percent(self.plain, 1)} without"
         )
 
 

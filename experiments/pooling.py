@@ -84,10 +84,10 @@ class PoolingVerdict(NamedTuple):
     def sentence(self) -> str:
         """What came out."""
         return (
-            f"shift and convolution can be exchanged (to {self.convolution_exchanged:.1g}), shift and local layer cannot "
-            f"({percent(self.local_exchanged)} apart); a shift by one pixel changes what a convolution answers by "
-            f"{percent(self.convolution_max[0])}, and by {percent(self.convolution_max[-1])} under one pool over the whole image, behind "
-            f"a local layer by {percent(self.local_max[-1])}"
+            f"a convolution commutes with a shift (error {self.convolution_exchanged:.1g}), a local layer does not (error "
+            f"{percent(self.local_exchanged)}); a shift by one pixel changes the output of a convolution by "
+            f"{percent(self.convolution_max[0])}, after one pool over the whole image by {percent(self.convolution_max[-1])}, and that of "
+            f"a local layer, after the same pool, by {percent(self.local_max[-1])}"
         )
 
 

@@ -349,6 +349,8 @@ def checked(o: Options) -> None:
     for name in USELESS_FOR.get(kind_of(o.layer), ()) if o.layer else ():
         if getattr(o, name) != getattr(Options, name):
             raise ImpossibleError(f"{o.layer} has no --{name.replace('_', '-')}")
+    if o.html and o.html.is_dir():
+        raise ImpossibleError(f"--html {o.html} is a folder; name a file for the page")
     if o.padding < 0:
         raise ImpossibleError(f"--padding must be at least 0, but got {o.padding}")
     if (o.ours or o.theirs) and o.layer:

@@ -34,6 +34,7 @@ from cnn425.lab.models import Layers, namespace
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import opening, say
 from cnn425.lab.recipes import DEVIATION, MEAN, Recipe, accuracy, build, train
+from cnn425.lab.study import at_least
 from cnn425.lab.verdict import Finding, conclude, percent
 
 ROOT = Path(__file__).parents[1]
@@ -190,6 +191,7 @@ def judged(found: dict[str, Any]) -> Finding:
 
 def main(options: RaceOptions) -> dict[str, Any] | float:
     """Race, and say how long it took."""
+    at_least(options, laps=0, threads=0, examples=1, epochs=0)
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.lap:

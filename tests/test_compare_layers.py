@@ -255,6 +255,7 @@ def test_a_network_against_another_run(run_folder, tmp_path, capsys):
         (["--model", "{run}", "--against", "{tmp}/file"], "is not a checkpoint"),
         (["--model", "{run}", "--repeats", "1", "--html", "{tmp}/file/r.html"], "cannot be written"),
         (["--layer", "relu", "--repeats", "1", "--no-gradcheck", "--html", "{tmp}/file/r.html"], "cannot be written"),
+        (["--layer", "relu", "--html", "{tmp}"], "is a folder; name a file for the page"),
     ],
 )
 def test_what_cannot_be_compared_or_written_is_one_line(words, message, run_folder, tmp_path, capsys):

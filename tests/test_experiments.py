@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -83,3 +84,13 @@ def test_packages_that_are_missing_are_named_in_one_line():
     (line,) = run.stderr.splitlines()
     assert "rich" in line
     assert "pip install '.[lab]'" in line
+
+
+def test_ctrl_c_while_torch_is_imported_ends_without_a_traceback(tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    path = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[1])))
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments.shift"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert run.returncode == -signal.SIGINT
+    assert "Traceback" not in run.stderr

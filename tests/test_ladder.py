@@ -31,13 +31,13 @@ def test_units_of_a_shared_map_have_biases_of_their_own():
 @pytest.mark.parametrize(
     ("steps", "helps", "words"),
     [
-        ((0.1, -0.002, 0.0, 0.3), True, "no better than the rung below: net-3 (-0.2 points), net-4 (+0.0 points)"),
-        ((0.1, 0.1, 0.1, 0.1), False, "every rung is better than the one below"),
+        ((0.1, -0.002, 0.0, 0.3), True, "not better than the one before: net-3 (-0.2 points), net-4 (+0.0 points)"),
+        ((0.1, 0.1, 0.1, 0.1), False, "every network is better than the one before"),
     ],
 )
 def test_a_ladder_that_does_not_hold_says_which_rungs_are_in_its_way(steps, helps, words):
     verdict = ladder.LadderVerdict(helps, all(step > 0 for step in steps), (), (), (), steps, (), (), ())
-    assert ladder.in_words(verdict).startswith("sharing helps by" if helps else "sharing does not help by")
+    assert ladder.in_words(verdict).startswith("both networks that share" if helps else "not both networks that share")
     assert ladder.in_words(verdict).endswith(f"; {words}")
 
 

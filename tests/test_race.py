@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cnn425.lab.errors import LabError
 from cnn425.lab.pictures import pattern_images
 from cnn425.lab.recipes import DEVIATION, MEAN
 
@@ -60,3 +61,8 @@ def test_the_example_stops_at_its_last_epoch_or_at_99_percent(drawn, monkeypatch
     ((seconds, share),) = race.epochs(*arguments)
     assert seconds > 0
     assert 0 <= share <= 1
+
+
+def test_numbers_that_mean_nothing_are_one_sentence():
+    with pytest.raises(LabError, match="--epochs is -1; it must be at least 0"):
+        race.main(race.RaceOptions(epochs=-1))

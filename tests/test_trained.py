@@ -24,6 +24,18 @@ def test_a_checkpoint_gives_its_model_back(stored):
         assert loaded.classes == tuple("0123456789")
 
 
+def test_a_folder_that_holds_one_run_is_that_run(stored, tmp_path):
+    _, path = stored
+    (tmp_path / "above" / "empty").mkdir(parents=True)
+    (tmp_path / "above" / "run").mkdir()
+    path.rename(tmp_path / "above" / "run" / path.name)
+    assert trained.load(tmp_path / "above").step == 5
+    (tmp_path / "above" / "second").mkdir()
+    (tmp_path / "above" / "second" / path.name).write_bytes((tmp_path / "above" / "run" / path.name).read_bytes())
+    with pytest.raises(LabError, match="holds 2 runs; name one of them: .*run, .*second"):
+        trained.load(tmp_path / "above")
+
+
 def test_other_checkpoints_are_one_sentence(tmp_path):
     with pytest.raises(LabError, match="there is no checkpoint in"):
         trained.load(tmp_path)

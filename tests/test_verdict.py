@@ -58,7 +58,7 @@ def test_the_list_has_every_claim_its_duration_and_the_newest_verdict(tmp_path, 
     for name in catalogue.names():
         claim, duration = catalogue.described(name)
         assert claim.endswith(".")
-        assert duration.endswith(("seconds", "minute", "minutes")), name
+        assert duration.endswith(("seconds", "minute", "minutes", "hours")), name
 
 
 def test_an_experiment_is_run_by_its_name_with_its_options(tmp_path, capsys):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -62,6 +63,8 @@ def command(main: Callable[[], Any]) -> None:
     """
     from cnn425.lab.progress import is_first, never_silent  # which needs rich; errors are also raised where torch is alone
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set while the experiment was imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to end

@@ -28,13 +28,22 @@ class Trained(NamedTuple):
     step: int
 
 
+def newest_in(folder: Path) -> Path:
+    """The newest checkpoint of a run folder; of a folder that holds one run, that run's."""
+    if found := checkpoint.checkpoints(folder):
+        return found[0]
+    runs = sorted(inside for inside in folder.iterdir() if inside.is_dir() and checkpoint.checkpoints(inside))
+    if not runs:
+        raise LabError(f"there is no checkpoint in {folder}; train one with `python -m cnn425.experiments.mnist --log-dir {folder}`")
+    if len(runs) > 1:
+        raise LabError(f"{folder} holds {len(runs)} runs; name one of them: {', '.join(map(str, runs[:3]))}{', ...' * (len(runs) > 3)}")
+    return checkpoint.checkpoints(runs[0])[0]
+
+
 def load(path: Path) -> Trained:
     """The model in a checkpoint of experiments/mnist.py; of a run folder, its newest checkpoint."""
     if path.is_dir():
-        found = checkpoint.checkpoints(path)
-        if not found:
-            raise LabError(f"there is no checkpoint in {path}; train one with `python -m cnn425.experiments.mnist --log-dir {path}`")
-        path = found[0]
+        path = newest_in(path)
     state = checkpoint.read(path)
     options = state.get("options", {})
     if not {"model", "layers", "dataset"} <= set(options):
