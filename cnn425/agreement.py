@@ -152,12 +152,12 @@ def measure(name: str, a: Tensor | None, b: Tensor | None, tolerances: Tolerance
     tolerance = tolerances.get(a.dtype, Tolerance(0.0, 0.0, "integers are exact"))
     exact = torch.complex128 if a.is_complex() else torch.float64 if a.is_floating_point() else torch.int64
     a, b = a.detach().to(exact), b.detach().to(exact)
-    same = (a == b) | (a.isnan() & b.isnan())
-    finite = a.isfinite() & b.isfinite()
-    error = torch.where(same, 0, torch.where(finite, (a - b).abs(), math.inf)).double()
-    sizes = torch.where(b.isfinite(), b.abs(), 0).double()
-    allowed = tolerance.absolute * max(1.0, sizes.max().item()) + tolerance.relative * sizes
-    share = torch.where(error == 0, 0, error / allowed)
+    error, sizes = (a - b).abs().double(), b.abs().double().nan_to_num_(0, 0)
+    if not error.sum().isfinite():
+        same = (a == b) | (a.isnan() & b.isnan())
+        error = torch.where(same, 0, error.nan_to_num_(math.inf, math.inf))
+    allowed = sizes.mul(tolerance.relative).add_(tolerance.absolute * max(1.0, sizes.max().item()))
+    share = allowed.reciprocal_().mul_(error).nan_to_num_(0, math.inf)  # 0 / 0: integers that are equal
     worst = tuple(int(i) for i in torch.unravel_index(share.argmax(), share.shape))
     wrong = f"{b[worst].item():.6g} was expected at {list(worst)}, but ours is {a[worst].item():.6g}" if share.max() > 1 else ""
     return Quantity(name, error.max().item(), share.max().item(), wrong)
