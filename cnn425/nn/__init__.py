@@ -36,56 +36,12 @@ from cnn425.nn import functional
 from cnn425.nn.convert import Report, convert, report, revert
 from cnn425.nn.sharing import neighbour_similarity, share_, sharing
 
-__all__ = [
-    "AdaptiveAvgPool1d",
-    "AdaptiveAvgPool2d",
-    "AdaptiveAvgPool3d",
-    "AdaptiveMaxPool1d",
-    "AdaptiveMaxPool2d",
-    "AdaptiveMaxPool3d",
-    "AvgPool1d",
-    "AvgPool2d",
-    "AvgPool3d",
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "ConvTranspose3d",
-    "CrossEntropyLoss",
-    "Fold",
-    "LPPool1d",
-    "LPPool2d",
-    "LPPool3d",
-    "LazyConvTranspose1d",
-    "LazyConvTranspose2d",
-    "LazyConvTranspose3d",
-    "LazyLocallyConnected1d",
-    "LazyLocallyConnected2d",
-    "LazyLocallyConnected3d",
-    "Linear",
-    "LocallyConnected1d",
-    "LocallyConnected2d",
-    "LocallyConnected3d",
-    "LocallyConnectedTranspose1d",
-    "LocallyConnectedTranspose2d",
-    "LocallyConnectedTranspose3d",
-    "LowRankLocal1d",
-    "LowRankLocal2d",
-    "LowRankLocal3d",
-    "MaxPool1d",
-    "MaxPool2d",
-    "MaxPool3d",
-    "ReLU",
-    "Report",
-    "Sigmoid",
-    "Softmax",
-    "Unfold",
-    "convert",
-    "functional",
-    "neighbour_similarity",
-    "report",
-    "revert",
-    "share_",
-    "sharing",
-]
+__all__ = ["Report", "convert", "functional", "neighbour_similarity", "report", "revert", "share_", "sharing"]
+__all__ += ["CrossEntropyLoss", "Fold", "Linear", "ReLU", "Sigmoid", "Softmax", "Unfold"]
+__all__ += ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
+__all__ += ["LazyConvTranspose1d", "LazyConvTranspose2d", "LazyConvTranspose3d"]
+__all__ += ["LocallyConnected1d", "LocallyConnected2d", "LocallyConnected3d", "LowRankLocal1d", "LowRankLocal2d", "LowRankLocal3d"]
+__all__ += ["LazyLocallyConnected1d", "LazyLocallyConnected2d", "LazyLocallyConnected3d"]
+__all__ += ["LocallyConnectedTranspose1d", "LocallyConnectedTranspose2d", "LocallyConnectedTranspose3d"]
+__all__ += ["AvgPool1d", "AvgPool2d", "AvgPool3d", "LPPool1d", "LPPool2d", "LPPool3d", "MaxPool1d", "MaxPool2d", "MaxPool3d"]
+__all__ += ["AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d"]

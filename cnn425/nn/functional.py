@@ -24,39 +24,10 @@ from cnn425.layers.pool import max_pool1d, max_pool2d, max_pool3d
 from cnn425.layers.pool_average import avg_pool1d, avg_pool2d, avg_pool3d
 from cnn425.layers.unfold import fold, unfold
 
-__all__ = [
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-    "adaptive_max_pool1d",
-    "adaptive_max_pool2d",
-    "adaptive_max_pool3d",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "cross_entropy",
-    "fold",
-    "linear",
-    "locally_connected1d",
-    "locally_connected2d",
-    "locally_connected3d",
-    "locally_connected_transpose1d",
-    "locally_connected_transpose2d",
-    "locally_connected_transpose3d",
-    "lp_pool1d",
-    "lp_pool2d",
-    "lp_pool3d",
-    "max_pool1d",
-    "max_pool2d",
-    "max_pool3d",
-    "relu",
-    "sigmoid",
-    "softmax",
-    "unfold",
-]
+__all__ = ["cross_entropy", "fold", "linear", "relu", "sigmoid", "softmax", "unfold"]
+__all__ += ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+__all__ += ["locally_connected1d", "locally_connected2d", "locally_connected3d"]
+__all__ += ["locally_connected_transpose1d", "locally_connected_transpose2d", "locally_connected_transpose3d"]
+__all__ += ["avg_pool1d", "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "lp_pool3d", "max_pool1d", "max_pool2d", "max_pool3d"]
+__all__ += ["adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"]
+__all__ += ["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"]
