@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cnn425 import algorithms
 from cnn425.kernels import threads
 from cnn425.layers.activation import softmax
+from cnn425.layers.local import shared_local
 from cnn425.layers.local_low_rank import low_rank_local
-from cnn425.layers.local_shared import shared_local
 from cnn425.nn import functional as F
 
 ROOT = Path(__file__).parents[1]
@@ -159,7 +159,7 @@ LAYERS = {
     },
     **{
         f"local layer that shares weights, {share or tile}": (
-            lambda x, w, share=share, tile=tile: shared_local(2, x, w, None, share, tile, 1, 0, 1, 1),
+            lambda x, w, share=share, tile=tile: shared_local(x, w, None, share, tile, 1, 0, 1, 1),
             (image(2), torch.randn(2, 2, 6, 4, 3, 3)),
         )
         for share, tile in (((3, 4), None), ((1, 1), (2, 2)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cnn425 import nn
 from cnn425.agreement import compare, transforms
 from cnn425.algorithms import use
-from cnn425.layers.local_shared import shared_local
+from cnn425.layers.local import shared_local
 from cnn425.nn import functional as F
 from cnn425.windows import Sharing
 
@@ -97,7 +97,7 @@ def test_more_images_than_a_cache_holds(way, threads):
     weight = torch.randint(-2, 3, layer.weight.shape).float().requires_grad_()
 
     def gradient():
-        y = shared_local(2, x, weight, None, layer.share, layer.tile, 1, 1, 1, 2)
+        y = shared_local(x, weight, None, layer.share, layer.tile, 1, 1, 1, 2)
         return torch.autograd.grad(y, weight, (torch.arange(y.numel()) % 5 - 2.0).view_as(y))[0]
 
     torch.set_num_threads(threads)
@@ -111,8 +111,8 @@ def test_more_images_than_a_cache_holds(way, threads):
 
 def test_pencil_who_shares_with_whom():
     x, w = torch.ones(1, 1, 5), torch.tensor([1.0, 2, 3]).view(3, 1, 1, 1)
-    assert shared_local(1, x, w, None, (2,), None, 1, 0, 1, 1).tolist() == [[[1, 1, 2, 2, 3]]]
-    assert shared_local(1, x, w, None, (1,), (3,), 1, 0, 1, 1).tolist() == [[[1, 2, 3, 1, 2]]]
+    assert shared_local(x, w, None, (2,), None, 1, 0, 1, 1).tolist() == [[[1, 1, 2, 2, 3]]]
+    assert shared_local(x, w, None, (1,), (3,), 1, 0, 1, 1).tolist() == [[[1, 2, 3, 1, 2]]]
 
 
 def test_parameters_from_a_local_layer_to_a_convolution():
@@ -155,7 +155,7 @@ def test_a_pixel_outside_the_windows_of_a_set_changes_nothing():
     x[0, 0, 5] = torch.inf  # no window shows it
     for share, tile in (((2,), None), ((1,), (2,))):
         w = torch.zeros(2, 1, 1, 1, requires_grad=True)
-        y = shared_local(1, x, w, None, share, tile, 2, ((0, 0),), 1, 1)[..., :2]
+        y = shared_local(x, w, None, share, tile, 2, ((0, 0),), 1, 1)[..., :2]
         assert torch.autograd.grad(y.sum(), w)[0].isfinite().all()
 
 

@@ -19,7 +19,7 @@ from cnn425 import compat
 from cnn425.algorithms import elementwise as algorithm
 from cnn425.algorithms.layout import HALF
 from cnn425.kernels.threads import is_traced
-from cnn425.layers.arguments import check_dense, dtype_name, integer, is_int
+from cnn425.layers.arguments import check_dense, dtype_name, integer, is_int, wrong_type
 from cnn425.layers.function import FromOutput, autocast_dtype, is_differentiated, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
@@ -148,15 +148,16 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     if has_torch_function_unary(input):
         return handle_torch_function(relu, (input,), input, inplace=inplace)
     if not isinstance(input, Tensor):
-        raise TypeError(f"relu(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}")
+        raise wrong_type("relu", "input", input, "Tensor", 1)
     if input.dtype == torch.bool:
         raise NotImplementedError("Boolean inputs not supported for relu")
     if input.layout in SPARSE:
         return _relu_of_sparse(input, inplace)
     if not inplace:
         return rectify(input)
-    if not _only_backward():
-        return input.copy_(rectify(input.clone()))  # a trace differentiates these steps, which need the numbers before they are overwritten
+    if is_traced() or compat.are_transforms_active() or compat.forward_mode._current_level >= 0:
+        # These support no Function that writes over its input, and differentiate the steps instead: on numbers that are not overwritten.
+        return input.copy_(rectify(input.clone()))
     if input.requires_grad and input.is_leaf and torch.is_grad_enabled():
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
     return rectify_(input)
@@ -177,11 +178,6 @@ def _relu_of_sparse(x: Tensor, inplace: bool) -> Tensor:
     starts, places = (x.crow_indices(), x.col_indices()) if rows_first else (x.ccol_indices(), x.row_indices())
     values = rectify(x.values())
     return torch.sparse_compressed_tensor(starts.clone(), places.clone(), values, x.shape, layout=x.layout, check_invariants=False)
-
-
-def _only_backward() -> bool:
-    """Whether only backward mode is active: compilers, torch.func and forward mode do not support a Function that writes over its input."""
-    return not (is_traced() or compat.are_transforms_active() or compat.forward_mode._current_level >= 0)
 
 
 def sigmoid(input: Tensor) -> Tensor:
@@ -213,9 +209,11 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     if has_torch_function_unary(input):
         return handle_torch_function(softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)
     if dim is None:
-        dim = _implicit_dim(input.dim(), _stacklevel)
+        words = "Implicit dimension choice for softmax has been deprecated. Change the call to include dim=X as an argument."
+        warnings.warn(words, stacklevel=_stacklevel - 1)  # torch counts one call more
+        dim = 0 if input.dim() in (0, 1, 3) else 1
     if not is_int(dim) or (isinstance(dim, Tensor) and dim.ndim):
-        raise TypeError(f"softmax(): argument 'dim' (position 1) must be int, not {type(dim).__name__}")
+        raise wrong_type("softmax", "dim", dim, "int", 1)
     dim = integer(dim)
     if not -max(1, input.ndim) <= dim < max(1, input.ndim):
         bound = max(1, input.ndim)
@@ -232,13 +230,6 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
         return softmax(x.unsqueeze(0), 0).squeeze(0)
     x = x.contiguous()
     return softmax_along(x.float(), dim).to(x.dtype) if x.dtype in HALF else softmax_along(x, dim)
-
-
-def _implicit_dim(dimensions: int, stacklevel: int) -> int:
-    warnings.warn(
-        "Implicit dimension choice for softmax has been deprecated. Change the call to include dim=X as an argument.", stacklevel=stacklevel
-    )
-    return 0 if dimensions in (0, 1, 3) else 1
 
 
 # ---- The Modules ------------------------------------------------------------------------------------------------------------------------

@@ -9,26 +9,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425.kernels.threads import is_traced
+from cnn425.layers.function import cast_for_autocast
 from cnn425.windows import Geometry
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-NAMES = {
-    torch.bool: "Bool",
-    torch.uint8: "Byte",
-    torch.int8: "Char",
-    torch.int16: "Short",
-    torch.int32: "Int",
-    torch.int64: "Long",
-    torch.float16: "Half",
-    torch.bfloat16: "BFloat16",
-    torch.float32: "Float",
-    torch.float64: "Double",
-    torch.complex32: "ComplexHalf",
-    torch.complex64: "ComplexFloat",
-    torch.complex128: "ComplexDouble",
-}
 Result = TypeVar("Result")
 
 # ---- Remembering: a check that passed is not run again ----------------------------------------------------------------------------------
@@ -70,13 +57,10 @@ def invalid(function: str, name: str, value: object, wanted: str) -> TypeError:
     )
 
 
-def check_tensors(function: str, input: object, weight: object, bias: object) -> None:
-    """Refuse anything that is not a tensor (the bias may be None)."""
-    for name, value in (("input", input), ("weight", weight)):
-        if not isinstance(value, Tensor):
-            raise invalid(function, name, value, "a Tensor")
-    if bias is not None and not isinstance(bias, Tensor):
-        raise invalid(function, "bias", bias, "a Tensor or None")
+def wrong_type(function: str, name: str, value: object, wanted: str, position: int = 0) -> TypeError:
+    """The same in the words of torch's functions that are not convolutions; `position` counts arguments from 1."""
+    place = f" (position {position})" if position else ""
+    return TypeError(f"{function}(): argument '{name}'{place} must be {wanted}, not {type(value).__name__}")
 
 
 def written(function: str, result: Tensor, out: Tensor, *inputs: Tensor | None) -> Tensor:
@@ -95,7 +79,7 @@ def written(function: str, result: Tensor, out: Tensor, *inputs: Tensor | None) 
 
 def dtype_name(dtype: torch.dtype) -> str:
     """The name that torch's messages use: `Long` for int64."""
-    return NAMES.get(dtype, str(dtype).removeprefix("torch."))
+    return torch.empty(0, dtype=dtype, device="cpu").type().removeprefix("torch.").removesuffix("Tensor")
 
 
 def is_int(value: object) -> bool:
@@ -128,13 +112,46 @@ def times(size: Sequence[int]) -> str:
     return " x ".join(map(str, size))
 
 
-def check_dense(function: str, input: Tensor) -> None:
-    """Refuse sparse tensors."""
+def check_dense(function: str, input: object) -> None:
+    """Refuse anything that is not a dense tensor."""
+    if not isinstance(input, Tensor):
+        raise wrong_type(function, "input", input, "Tensor", 1)
     if input.layout != torch.strided:
         raise NotImplementedError(f"Could not run '{function}' with an input of layout {input.layout}: call .to_dense() first")
 
 
 # ---- Convolutions and local layers ------------------------------------------------------------------------------------------------------
+
+
+def applied(
+    layer: tuple[str, Callable[..., tuple[Any, ...]], Callable[..., Tensor]],
+    public: Callable[..., Tensor],
+    dimensions: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *settings: Any,
+) -> Tensor:
+    """The output of a layer with a weight: checked, with a batch around a single image, and cast for autocast.
+
+    layer     its name; the check of sizes and settings; what computes the output from a batch, weight, bias and what the check found
+    public    the function that was called, for inputs that answer for torch's functions themselves
+    settings  the arguments after the bias
+    """
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(public, (input, weight, bias), input, weight, bias, *settings)
+    name, check, compute = layer
+    function = f"{name}{dimensions}d"
+    for argument, value in (("input", input), ("weight", weight)):
+        if not isinstance(value, Tensor):
+            raise invalid(function, argument, value, "a Tensor")
+    if bias is not None and not isinstance(bias, Tensor):
+        raise invalid(function, "bias", bias, "a Tensor or None")
+    checked = check(dimensions, input.shape, weight.shape, None if bias is None else bias.shape, *settings)
+    single = input.ndim == dimensions + 1
+    x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
+    y = compute(x, w, b, *checked)
+    return y.squeeze(0) if single else y
 
 
 def check_types(function: str, dimensions: int, groups: Any, **others: Any) -> None:
@@ -258,43 +275,3 @@ def check_same_type(input: Tensor, weight: Tensor, bias: Tensor | None, windows:
                 f"Expected all tensors to be on the same device, but input is on {input.device} and {name} is on {other.device}: "
                 "move one of them"
             )
-
-
-def local_geometry(function: str, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any, size: Sequence[int]) -> Geometry:
-    """The windows that the arguments describe on an image of `size` pixels.
-
-    Padding is a convolution's, or (low, high) pairs, or 'same' with any stride: `ceil(size / stride)` positions, the rule of TensorFlow.
-    """
-    if isinstance(padding, (tuple, list)) and padding and all(isinstance(pair, (tuple, list)) for pair in padding):
-        pairs = [per_dimension(function, "padding", pair, 2) for pair in padding]
-        if len(pairs) != len(kernel):
-            raise RuntimeError(
-                f"expected padding to hold one (low, high) pair for each of {len(kernel)} dimensions, but got padding={list(padding)}"
-            )
-        if any(p < 0 for pair in pairs for p in pair):
-            raise RuntimeError("negative padding is not supported")
-        return geometry(function, kernel, stride, 0, dilation)._replace(padding=tuple((low, high) for low, high in pairs))
-    if padding != "same":
-        return geometry(function, kernel, stride, padding, dilation)
-    windows = geometry(function, kernel, stride, 0, dilation)
-    totals = [max((-(-n // s) - 1) * s + extent - n, 0) for n, s, extent in zip(size, windows.stride, windows.extent, strict=True)]
-    return windows._replace(padding=tuple((total // 2, total - total // 2) for total in totals))
-
-
-def check_local_sizes(function: str, x: torch.Size, w: torch.Size, b: torch.Size | None, windows: Geometry, groups: int) -> None:
-    """Channels, positions and bias must fit one another; `x` is the size of a batch."""
-    d = windows.dimensions
-    check_channels(x, w, groups, outputs=w[d], inputs=w[d + 1])
-    check_fits(x, windows)
-    positions = windows.positions(x[2:])
-    if w[:d] != positions:
-        raise RuntimeError(
-            f"{function}: the weight of size {list(w)} belongs to {times(w[:d])} positions, "
-            f"but the windows of an input of {times(x[2:])} pixels have {times(positions)} positions"
-        )
-    wanted = ((w[d],), (w[d], *positions))  # number by number: to compilers before torch 2.14 sizes of symbols are never equal
-    if b is not None and not any(len(b) == len(size) and all(n == m for n, m in zip(b, size, strict=True)) for size in wanted):
-        raise RuntimeError(
-            f"Given weight of size {list(w)}, expected bias of size {[w[d], *positions]} (per position) "
-            f"or [{w[d]}] (per channel), but got bias of size {list(b)} instead"
-        )

@@ -177,6 +177,11 @@ def layer_order(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: 
     return layout.memory_format(x, w, geometry, groups)
 
 
+def is_signal_channels_last(w: Tensor) -> bool:
+    """Whether a weight of signals `(O, C, U)` has its channels last: torch computes with it as with that of an image of one row."""
+    return not is_traced() and w.stride(1) <= w.stride(2) and layout.is_channels_last(w.unsqueeze(2))
+
+
 def gradient_order(gy: Tensor, x: Tensor, w: Tensor, settings: tuple[Geometry, int, Sharing | None]) -> Order:
     """The memory layout that torch gives both gradients of a convolution: that of the output."""
     order = layer_order(x, w, *settings)

@@ -11,47 +11,19 @@ each is made of the other two. `cnn425.layers.bilinear` defines them once, as Fu
 weight has the additional letters i, j. `cnn425.algorithms` decides how the sums are computed.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425 import compat
-from cnn425.algorithms import layout
-from cnn425.kernels.threads import is_traced
 from cnn425.layers import arguments
-from cnn425.layers.bilinear import output
-from cnn425.layers.function import cast_for_autocast
+from cnn425.layers.arguments import applied
+from cnn425.layers.bilinear import is_signal_channels_last, output
 from cnn425.windows import Geometry
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
-
-# `settings` are the stride, padding, dilation and groups.
-
-
-def _conv(dimensions: int, input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
-    if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(PUBLIC[dimensions], (input, weight, bias), input, weight, bias, *settings)
-    arguments.check_tensors(f"conv{dimensions}d", input, weight, bias)
-    geometry, groups = _checked(dimensions, input.shape, weight.shape, None if bias is None else bias.shape, *settings)
-    single = input.ndim == dimensions + 1
-    x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
-    arguments.check_same_type(x, w, b, geometry)
-    y = _convolution(x, w, geometry, groups, b)
-    if x.shape[1] == 0:
-        y = y[:, :0]  # as in torch: without input channels there are no output channels, whatever the shape of the weight
-    return y.squeeze(0) if single else y
-
-
-def _convolution(x: Tensor, w: Tensor, geometry: Geometry, groups: int, b: Tensor | None) -> Tensor:
-    """The convolution; for complex32 and for channels-last weights of signals in the precision and memory layout of torch."""
-    if x.dtype == torch.complex32:  # torch has no matrix product of complex32
-        x, w, b = x.to(torch.complex64), w.to(torch.complex64), None if b is None else b.to(torch.complex64)
-        return _convolution(x, w, geometry, groups, b).to(torch.complex32)
-    if w.ndim == 3 and not is_traced() and w.stride(1) <= w.stride(2) and layout.is_channels_last(w.unsqueeze(2)):
-        return output(x.contiguous().unsqueeze(2), w.unsqueeze(2), geometry.as_row(), groups, None, b).squeeze(2)
-    return output(x, w, geometry, groups, None, b)
 
 
 @arguments.remembered
@@ -79,11 +51,27 @@ def _checked(dimensions: int, input: torch.Size, weight: torch.Size, bias: torch
     return geometry, groups
 
 
+def _convolution(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> Tensor:
+    """The convolution; for complex32 and for channels-last weights of signals in the precision and memory layout of torch."""
+    arguments.check_same_type(x, w, b, geometry)
+    if x.dtype == torch.complex32:  # torch has no matrix product of complex32
+        x, w, b = x.to(torch.complex64), w.to(torch.complex64), None if b is None else b.to(torch.complex64)
+        return _convolution(x, w, b, geometry, groups).to(torch.complex32)
+    if w.ndim == 3 and is_signal_channels_last(w):
+        y = output(x.contiguous().unsqueeze(2), w.unsqueeze(2), geometry.as_row(), groups, None, b).squeeze(2)
+    else:
+        y = output(x, w, geometry, groups, None, b)
+    return y if x.shape[1] else y[:, :0]  # as in torch: no input channels, no output channels, whatever the shape of the weight
+
+
+CONV = "conv", _checked, _convolution
+
+
 def conv1d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
     """The convolution of a signal: `(N, C, H)` or `(C, H)` with weight `(O, C/groups, U) -> (N, O, I)`. See `conv2d`."""
-    return _conv(1, input, weight, bias, stride, padding, dilation, groups)
+    return applied(CONV, conv1d, 1, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d(
@@ -104,17 +92,14 @@ def conv2d(
 
     Raises TypeError for an argument of the wrong type and RuntimeError for shapes, sizes or dtypes that do not fit, as torch does.
     """
-    return _conv(2, input, weight, bias, stride, padding, dilation, groups)
+    return applied(CONV, conv2d, 2, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv3d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
     """The convolution of a volume: `(N, C, D, H, W)` or `(C, D, H, W)` with weight `(O, C/groups, T, U, V)`. See `conv2d`."""
-    return _conv(3, input, weight, bias, stride, padding, dilation, groups)
-
-
-PUBLIC = {1: conv1d, 2: conv2d, 3: conv3d}
+    return applied(CONV, conv3d, 3, input, weight, bias, stride, padding, dilation, groups)
 
 
 # ---- The Modules: parameters -------------------------------------------------------------------------------------------------------------
@@ -127,14 +112,14 @@ class _Convolution(compat.ConvNd):
     +-1/sqrt(fan-in), fan-in = C/groups * prod(kernel). Only what is computed is ours.
     """
 
-    _dimensions: int
+    _function: Callable[..., Tensor]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
-        return _conv(self._dimensions, input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def forward(self, input: Tensor) -> Tensor:
         """The convolution of `input` with this layer's weight and bias."""
@@ -144,16 +129,16 @@ class _Convolution(compat.ConvNd):
 class Conv1d(_Convolution, torch.nn.Conv1d):
     """`(N, C, H) -> (N, O, I)`; see `conv1d` and `torch.nn.Conv1d`."""
 
-    _dimensions = 1
+    _function = staticmethod(conv1d)
 
 
 class Conv2d(_Convolution, torch.nn.Conv2d):
     """`(N, C, H, W) -> (N, O, I, J)`; see `conv2d` and `torch.nn.Conv2d`."""
 
-    _dimensions = 2
+    _function = staticmethod(conv2d)
 
 
 class Conv3d(_Convolution, torch.nn.Conv3d):
     """`(N, C, D, H, W) -> (N, O, I, J, K)`; see `conv3d` and `torch.nn.Conv3d`."""
 
-    _dimensions = 3
+    _function = staticmethod(conv3d)

@@ -11,53 +11,44 @@ layer, and its derivatives are the other two, the convolution itself and `Weight
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425 import compat
 from cnn425.algorithms import layout
-from cnn425.kernels.threads import is_traced
 from cnn425.layers import arguments
-from cnn425.layers.bilinear import input_gradient, layer_order
-from cnn425.layers.function import cast_for_autocast
-from cnn425.windows import Geometry, Sharing
+from cnn425.layers.arguments import applied
+from cnn425.layers.bilinear import input_gradient, is_signal_channels_last, layer_order
+from cnn425.windows import Geometry, Sharing, each_its_own
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
 
-# `settings` are the stride, padding, output_padding, groups and dilation.
-
-
-def _conv_transpose(dimensions: int, input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
-    if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(PUBLIC[dimensions], (input, weight, bias), input, weight, bias, *settings)
-    function = f"conv_transpose{dimensions}d"
-    arguments.check_tensors(function, input, weight, bias)
-    geometry, size, groups = _checked(dimensions, input.shape, weight.shape, None if bias is None else bias.shape, *settings)
-    single = input.ndim == dimensions + 1
-    x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
-    check_dtypes(function, x, w, b)
-    y = _as_torch_stores_it(x, w, geometry, groups, size, b)
-    return y.squeeze(0) if single else y
-
-
-def _as_torch_stores_it(x: Tensor, w: Tensor, geometry: Geometry, groups: int, size: tuple[int, ...], b: Tensor | None) -> Tensor:
-    """The transposed convolution; for channels-last weights of signals in the memory layout of torch."""
-    if w.ndim == 3 and not is_traced() and w.stride(1) <= w.stride(2) and layout.is_channels_last(w.unsqueeze(2)):
-        return transposed(x.contiguous().unsqueeze(2), w.unsqueeze(2), geometry.as_row(), groups, None, (1, *size), b).squeeze(2)
-    return transposed(x, w, geometry, groups, None, size, b)
-
 
 def transposed(
-    x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None, size: tuple[int, ...], b: Tensor | None
+    x: Tensor, w: Tensor, b: Tensor | None, function: str, geometry: Geometry, groups: int, sharing: Sharing | None, size: tuple[int, ...]
 ) -> Tensor:
-    """`InputGradient` and a bias, `(O,)` or `(O, *size)`; in a precision that torch can compute in, rounded once."""
+    """`InputGradient` and a bias, `(O,)` or `(O, *size)`; for channels-last weights of signals in the memory layout of torch."""
+    if x.dtype in arguments.INTEGERS[:-1] or x.dtype == torch.bool:
+        raise NotImplementedError(
+            f"{function} is not implemented for '{arguments.dtype_name(x.dtype)}': cast input and weight to int64 or floating point"
+        )
+    arguments.check_same_type(x, w, b)
+    if w.ndim == 3 and is_signal_channels_last(w):
+        return _rounded_once(x.contiguous().unsqueeze(2), w.unsqueeze(2), b, geometry.as_row(), groups, None, (1, *size)).squeeze(2)
+    return _rounded_once(x, w, b, geometry, groups, sharing, size)
+
+
+def _rounded_once(
+    x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, groups: int, sharing: Sharing | None, size: tuple[int, ...]
+) -> Tensor:
+    """The same in a precision that torch can compute in."""
     if x.dtype == torch.complex32 or (b is not None and x.dtype in layout.HALF):
         wide = torch.complex64 if x.is_complex() else torch.float32
         x_, w_, b_ = (None if t is None else t.to(wide) for t in (x, w, b))
-        return transposed(x_, w_, geometry, groups, sharing, size, b_).to(x.dtype)  # type: ignore[arg-type]
+        return _rounded_once(x_, w_, b_, geometry, groups, sharing, size).to(x.dtype)  # type: ignore[arg-type]
     y: Tensor = input_gradient(x, w, geometry, groups, sharing, size, layer_order(x, w, geometry, groups, sharing), True)
     if b is None:
         return y
@@ -65,31 +56,41 @@ def transposed(
 
 
 @arguments.remembered
-def _checked(
-    dimensions: int, input: torch.Size, weight: torch.Size, bias: torch.Size | None, *settings: Any
-) -> tuple[Geometry, tuple[int, ...], int]:
-    """The windows of the output, its size in pixels, and the number of groups as an int."""
-    function, (stride, padding, output_padding, groups, dilation) = f"conv_transpose{dimensions}d", settings
-    check_types(function, dimensions, stride, padding, output_padding, groups, dilation)
-    if len(weight) < 3:
-        raise RuntimeError(f"weight should have at least three dimensions, but got weight of size {list(weight)}")
-    x = arguments.check_input(function, input, dimensions)
-    geometry, size = transposed_geometry(function, weight[2:], stride, padding, output_padding, dilation, x)
-    groups = arguments.check_groups(groups)
-    if len(weight) != len(x):
+def checked(
+    local: bool, d: int, input: torch.Size, w: torch.Size, bias: torch.Size | None, *settings: Any
+) -> tuple[str, Geometry, int, Sharing | None, tuple[int, ...]]:
+    """The name of the function, the windows of the output, the groups, how positions share weights, and the size of the output in pixels.
+
+    The weight `w` is `(C, O/groups, *kernel)`; that of a `local` layer has the pixels of the input in front.
+    """
+    function, (stride, padding, output_padding, groups, dilation) = f"{'locally_connected' if local else 'conv'}_transpose{d}d", settings
+    if isinstance(padding, str):
+        raise arguments.invalid(function, "padding", padding, f"an int or a tuple of {d} ints")
+    arguments.check_types(function, d, groups, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation)
+    if local and len(w) != 2 * d + 2:
         raise RuntimeError(
-            f"Expected {len(weight)}-dimensional input for {len(weight)}-dimensional weight {list(weight)}, "
+            f"Expected {2 * d + 2}-dimensional weight (*in, C, O/groups, *kernel) in {function}, but got weight of size {list(w)}"
+        )
+    if len(w) < 3:
+        raise RuntimeError(f"weight should have at least three dimensions, but got weight of size {list(w)}")
+    x, before = arguments.check_input(function, input, d), d if local else 0
+    geometry, size = transposed_geometry(function, w[before + 2 :], stride, padding, output_padding, dilation, x)
+    groups = arguments.check_groups(groups)
+    if len(w) != before + len(x):
+        raise RuntimeError(
+            f"Expected {len(w)}-dimensional input for {len(w)}-dimensional weight {list(w)}, "
             f"but got {len(x)}-dimensional input of size {list(x)} instead"
         )
-    check_sizes(x, weight, bias, groups, size)
-    return geometry, size, groups
+    if w[:before] != x[2 : 2 + before]:
+        raise RuntimeError(
+            f"{function}: the weight of size {list(w)} belongs to an input of {arguments.times(w[:d])} pixels, "
+            f"but the input has {arguments.times(x[2:])} pixels"
+        )
+    check_sizes(x, w, bias, groups, size)
+    return function, geometry, groups, each_its_own(d) if local else None, size
 
 
-def check_types(function: str, dimensions: int, stride: Any, padding: Any, output_padding: Any, groups: Any, dilation: Any) -> None:
-    """Check all types before any value, as torch does; the padding is never a string."""
-    if isinstance(padding, str):
-        raise arguments.invalid(function, "padding", padding, f"an int or a tuple of {dimensions} ints")
-    arguments.check_types(function, dimensions, groups, stride=stride, padding=padding, output_padding=output_padding, dilation=dilation)
+TRANSPOSED = "conv_transpose", partial(checked, False), transposed
 
 
 def transposed_geometry(
@@ -131,15 +132,6 @@ def check_sizes(x: torch.Size, w: torch.Size, bias: torch.Size | None, groups: i
         )
 
 
-def check_dtypes(function: str, x: Tensor, w: Tensor, b: Tensor | None) -> None:
-    """Input, weight and bias must agree; of the integers only int64 is computed, as in torch."""
-    if x.dtype in arguments.INTEGERS[:-1] or x.dtype == torch.bool:
-        raise NotImplementedError(
-            f"{function} is not implemented for '{arguments.dtype_name(x.dtype)}': cast input and weight to int64 or floating point"
-        )
-    arguments.check_same_type(x, w, b)
-
-
 def conv_transpose1d(
     input: Tensor,
     weight: Tensor,
@@ -151,7 +143,7 @@ def conv_transpose1d(
     dilation: Any = 1,
 ) -> Tensor:
     """The transposed convolution of a signal: `(N, C, I)` with weight `(C, O/groups, U) -> (N, O, H)`. See `conv_transpose2d`."""
-    return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return applied(TRANSPOSED, conv_transpose1d, 1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def conv_transpose2d(
@@ -176,13 +168,12 @@ def conv_transpose2d(
     padding         pixels taken off each side of the output; an int or one per dimension
     output_padding  pixels added to the high side of the output, fewer than the larger of stride and dilation: a convolution maps
                     several image sizes to one output size, and this chooses among them
-    groups          number of groups of channels, each computed on its own
-    dilation        pixels from cell to cell inside a window
+    groups, dilation    as in `conv2d`
     returns         `(N, O, H, W)` or `(O, H, W)`, with `H = (I - 1) s - 2p + d (U - 1) + 1 + output_padding`
 
     Raises TypeError for an argument of the wrong type and RuntimeError for shapes, sizes or dtypes that do not fit, as torch does.
     """
-    return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return applied(TRANSPOSED, conv_transpose2d, 2, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def conv_transpose3d(
@@ -196,10 +187,10 @@ def conv_transpose3d(
     dilation: Any = 1,
 ) -> Tensor:
     """The transposed convolution of a volume: `(N, C, I, J, K)` with weight `(C, O/groups, T, U, V)`. See `conv_transpose2d`."""
-    return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return applied(TRANSPOSED, conv_transpose3d, 3, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
-PUBLIC = {1: conv_transpose1d, 2: conv_transpose2d, 3: conv_transpose3d}
+FUNCTIONS = {1: conv_transpose1d, 2: conv_transpose2d, 3: conv_transpose3d}
 
 # ---- The Modules: parameters -------------------------------------------------------------------------------------------------------------
 
@@ -217,7 +208,7 @@ class _Transposed(compat.ConvTransposeNd):
         sizes: Any = (self.stride, self.padding, self.kernel_size, self._dimensions, self.dilation)
         extra = self._output_padding(input, output_size, *sizes)  # type: ignore[arg-type]
         settings = self.stride, self.padding, extra, self.groups, self.dilation
-        return _conv_transpose(self._dimensions, input, self.weight, self.bias, *settings)
+        return FUNCTIONS[self._dimensions](input, self.weight, self.bias, *settings)
 
 
 class ConvTranspose1d(_Transposed, torch.nn.ConvTranspose1d):

@@ -121,7 +121,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Te
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     for position, (name, value) in enumerate((("input", input), ("weight", weight), ("bias", bias)), 1):
         if not isinstance(value, Tensor) and not (value is None and name == "bias"):
-            raise TypeError(f"linear(): argument '{name}' (position {position}) must be Tensor, not {type(value).__name__}")
+            raise arguments.wrong_type("linear", name, value, "Tensor", position)
     if input.ndim == 0 or weight.ndim == 0:
         raise RuntimeError(f"both arguments to linear need to be at least 1D, but they are {input.ndim}D and {weight.ndim}D")
     if weight.ndim > 2:
@@ -129,10 +129,14 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if weight.ndim == 1 and bias is not None and _added_to_rows(input, bias):
         raise RuntimeError("linear: with a bias the weight must be a matrix (O, D), got 1-D tensor")
     if input.shape[-1] != weight.shape[-1]:
-        raise RuntimeError(_shapes_differ(input, weight))
+        rows, (units, inputs) = prod(input.shape[:-1]), (weight.shape if weight.ndim == 2 else (1, *weight.shape))
+        raise RuntimeError(
+            f"linear: mat1 and mat2 shapes cannot be multiplied ({rows}x{input.shape[-1]} and {inputs}x{units}): "
+            f"input {list(input.shape)} must end in the weight's {inputs} inputs"
+        )
     if bias is not None and (bias.ndim > 1 or weight.ndim == 1):
-        rows = (prod(input.shape[:-1]),) if _added_to_rows(input, bias) else input.shape[:-1]
-        output = torch.Size((*rows, *weight.shape[:-1]))
+        leading = (prod(input.shape[:-1]),) if _added_to_rows(input, bias) else input.shape[:-1]
+        output = torch.Size((*leading, *weight.shape[:-1]))
         if bias.ndim > len(output) or any(n not in (1, m) for n, m in zip(reversed(bias.shape), reversed(output), strict=False)):
             raise RuntimeError(f"linear: output with shape {list(output)} doesn't match the broadcast shape of bias {list(bias.shape)}")
 
@@ -140,14 +144,6 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _added_to_rows(input: Tensor, bias: Tensor) -> bool:
     """Whether torch adds this bias to the rows of a matrix, before the output gets the dimensions of the input."""
     return input.ndim == 2 or (input.is_contiguous() and bias.is_contiguous() and (bias.ndim == 1 or bias.squeeze().ndim == 1))
-
-
-def _shapes_differ(input: Tensor, weight: Tensor) -> str:
-    rows, (units, inputs) = prod(input.shape[:-1]), (weight.shape if weight.ndim == 2 else (1, *weight.shape))
-    return (
-        f"linear: mat1 and mat2 shapes cannot be multiplied ({rows}x{input.shape[-1]} and {inputs}x{units}): "
-        f"input {list(input.shape)} must end in the weight's {inputs} inputs"
-    )
 
 
 # ---- The Module: parameters -------------------------------------------------------------------------------------------------------------

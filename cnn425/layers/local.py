@@ -9,6 +9,11 @@
 A convolution is this with the letters i, j of the weight deleted: the gradient of its weight then sums over i, j. The first three lines are
 bilinear, and the derivative of each is made of the other two. `cnn425.layers.bilinear` defines them once, as Functions, for both layers.
 `cnn425.algorithms` decides how the sums are computed.
+
+Between the two, positions share sets of weights, and the gradient of a set is the sum over its positions. Position (i, j) uses
+
+    in blocks of s x t         the set (i // s, j // t)       Taigman et al. 2014, "DeepFace"; Sun et al. 2014, "DeepID"
+    in tiles of s x t          the set (i % s, j % t)         Ngiam et al. 2010, "Tiled convolutional neural networks"
 """
 
 import math
@@ -17,56 +22,31 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425 import compat
 from cnn425.layers import arguments
+from cnn425.layers.arguments import applied
 from cnn425.layers.bilinear import output
-from cnn425.layers.function import cast_for_autocast
+from cnn425.layers.local_arguments import checked, checked_shared, local_geometry
 from cnn425.layers.local_conversion import copied_from, shared, unshared
-from cnn425.layers.local_shared import shared_local
-from cnn425.windows import Geometry, Sharing, each_its_own
+from cnn425.windows import Geometry, Sharing
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
 
 
-# `settings` are the stride, padding, dilation and groups.
-
-
-def _local(dimensions: int, input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
-    if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(PUBLIC[dimensions], (input, weight, bias), input, weight, bias, *settings)
-    arguments.check_tensors(f"locally_connected{dimensions}d", input, weight, bias)
-    geometry, groups = _checked(dimensions, input.shape, weight.shape, None if bias is None else bias.shape, *settings)
-    single = input.ndim == dimensions + 1
-    x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
+def _connected(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, groups: int, sharing: Sharing) -> Tensor:
     arguments.check_same_type(x, w, b)
-    y = output(x, w, geometry, groups, each_its_own(dimensions), b)
-    return y.squeeze(0) if single else y
+    return output(x, w, geometry, groups, sharing, b)
 
 
-@arguments.remembered
-def _checked(dimensions: int, input: torch.Size, weight: torch.Size, bias: torch.Size | None, *settings: Any) -> tuple[Geometry, int]:
-    """The windows, and the number of groups as an int."""
-    function, (stride, padding, dilation, groups) = f"locally_connected{dimensions}d", settings
-    if len(weight) != 2 * dimensions + 2:
-        raise RuntimeError(
-            f"Expected {2 * dimensions + 2}-dimensional weight (*positions, O, C/groups, *kernel) in {function}, "
-            f"but got weight of size {list(weight)}"
-        )
-    x = arguments.check_input(function, input, dimensions)
-    arguments.check_types(function, dimensions, groups, stride=stride, dilation=dilation)
-    geometry = arguments.local_geometry(function, weight[dimensions + 2 :], stride, padding, dilation, x[2:])
-    groups = arguments.check_groups(groups)
-    arguments.check_local_sizes(function, x, weight, bias, geometry, groups)
-    return geometry, groups
+LOCALLY_CONNECTED = "locally_connected", checked, _connected
 
 
 def locally_connected1d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
     """The local layer of a signal: `(N, C, H)` or `(C, H)` with weight `(I, O, C/groups, U) -> (N, O, I)`. See `locally_connected2d`."""
-    return _local(1, input, weight, bias, stride, padding, dilation, groups)
+    return applied(LOCALLY_CONNECTED, locally_connected1d, 1, input, weight, bias, stride, padding, dilation, groups)
 
 
 def locally_connected2d(
@@ -79,26 +59,34 @@ def locally_connected2d(
     input     `(N, C, H, W)` or `(C, H, W)`
     weight    `(I, J, O, C/groups, U, V)`, of any strides
     bias      `(O, I, J)`: one per neuron; `(O,)`: one per channel; or None
-    stride    pixels from window to window; an int or one per dimension
+    stride, dilation, groups    as in `conv2d`
     padding   pixels of zeros around the image: an int, one per dimension, one (low, high) pair per dimension, 'valid' (none), or 'same'
               (`I = ceil(H / s)`, with any stride; an odd pixel goes to the high side)
-    dilation  pixels from cell to cell inside a window
-    groups    number of groups of channels, each computed on its own
     returns   `(N, O, I, J)` or `(O, I, J)`, with `I = (H + p_low + p_high - d(U - 1) - 1) // s + 1`
 
     Raises TypeError for an argument of the wrong type and RuntimeError for shapes, sizes or dtypes that do not fit, as a convolution does.
     """
-    return _local(2, input, weight, bias, stride, padding, dilation, groups)
+    return applied(LOCALLY_CONNECTED, locally_connected2d, 2, input, weight, bias, stride, padding, dilation, groups)
 
 
 def locally_connected3d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
     """The local layer of a volume: `(N, C, D, H, W)` with weight `(I, J, K, O, C/groups, T, U, V)`. See `locally_connected2d`."""
-    return _local(3, input, weight, bias, stride, padding, dilation, groups)
+    return applied(LOCALLY_CONNECTED, locally_connected3d, 3, input, weight, bias, stride, padding, dilation, groups)
 
 
-PUBLIC = {1: locally_connected1d, 2: locally_connected2d, 3: locally_connected3d}
+FUNCTIONS = {1: locally_connected1d, 2: locally_connected2d, 3: locally_connected3d}
+
+
+def shared_local(input: Tensor, weight: Tensor, bias: Tensor | None, share: tuple[int, ...], tile: Any, *settings: Any) -> Tensor:
+    """The local layer whose weight `(*sets, O, C/groups, *kernel)` and bias `(O, *sets)` or `(O,)` belong to sets of positions.
+
+    `settings` are the stride, padding, dilation and groups of `locally_connectedNd`. No weight is repeated.
+    """
+    layer = "LocallyConnected", checked_shared, _connected
+    return applied(layer, shared_local, len(share), input, weight, bias, share, tile, *settings)
+
 
 # ---- The Modules: parameters -------------------------------------------------------------------------------------------------------------
 
@@ -120,6 +108,7 @@ class LocallyConnected(torch.nn.Module):
     """
 
     dimensions: int
+    convolution = "Conv"
     weight: torch.nn.Parameter
     bias: torch.nn.Parameter | None
 
@@ -171,7 +160,7 @@ class LocallyConnected(torch.nn.Module):
         self._create_parameters(bias, device, dtype)
 
     def _create_parameters(self, bias: bool | str, device: Any, dtype: torch.dtype | None) -> None:
-        self.weight = torch.nn.Parameter(self._empty_weight(device, dtype))
+        self.weight = torch.nn.Parameter(torch.empty(self.weight_shape, device=device, dtype=dtype))
         shape = (self.out_channels,) if bias == "channel" else self.bias_shape
         self.register_parameter("bias", torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if bias else None)
         self.reset_parameters()
@@ -179,7 +168,7 @@ class LocallyConnected(torch.nn.Module):
     @property
     def geometry(self) -> Geometry:
         """The windows of an image of `input_size` pixels."""
-        return arguments.local_geometry(type(self).__name__, self.kernel_size, self.stride, self.padding, self.dilation, self.input_size)
+        return local_geometry(type(self).__name__, self.kernel_size, self.stride, self.padding, self.dilation, self.input_size)
 
     @property
     def output_size(self) -> tuple[int, ...]:
@@ -214,9 +203,6 @@ class LocallyConnected(torch.nn.Module):
         """The number of inputs of a unit: `C/groups * prod(kernel)`."""
         return self.in_channels // self.groups * math.prod(self.kernel_size)
 
-    def _empty_weight(self, device: Any, dtype: torch.dtype | None) -> Tensor:
-        return torch.empty(self.weight_shape, device=device, dtype=dtype)
-
     def reset_parameters(self) -> None:
         """Draw weight and bias anew, uniform in +-1/sqrt(fan-in)."""
         bound = 1 / math.sqrt(self.fan_in) if self.fan_in else 0.0
@@ -243,8 +229,8 @@ class LocallyConnected(torch.nn.Module):
         """The layer's output for an image that has the right size and, unless it is zeros, its padding."""
         settings = self.stride, padding, self.dilation, self.groups
         if self.tile or max(self.share) > 1:
-            return shared_local(self.dimensions, input, self.weight, self.bias, self.share, self.tile, *settings)
-        return _local(self.dimensions, input, self.weight, self.bias, *settings)
+            return shared_local(input, self.weight, self.bias, self.share, self.tile, *settings)
+        return FUNCTIONS[self.dimensions](input, self.weight, self.bias, *settings)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, the number of parameters and the memory they take."""
@@ -268,11 +254,11 @@ class LocallyConnected(torch.nn.Module):
 
         The bias stays one per channel. Device, dtype, training flag and `requires_grad` are kept.
         """
-        return copied_from(conv, cls, cls.dimensions, input_size, share=share, tile=tile)
+        return copied_from(conv, cls, input_size, share=share, tile=tile)
 
     def to_conv(self) -> compat.ConvNd:
         """The `torch.nn.ConvNd` whose weight and bias are the averages of this layer's over all positions: the inverse of `from_conv`."""
-        return shared(self, self.geometry.padding)
+        return shared(self)
 
     def unshared(self) -> "LocallyConnected":
         """The layer with weights of its own at each position that computes the same, from copies of these weights."""

@@ -11,28 +11,31 @@ from cnn425.windows import Sharing
 SETTINGS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
 
-def copied_from(conv: ConvNd, local_type: Any, dimensions: int, input_size: int | Sequence[int], **more: Any) -> Any:
-    """The `local_type` that computes what `conv` does on images of `input_size` pixels."""
-    if not isinstance(conv, getattr(torch.nn, f"Conv{dimensions}d")):
-        raise TypeError(f"{local_type.__name__}.from_conv: conv must be a Conv{dimensions}d, but got {type(conv).__name__}")
-    local = empty(local_type, conv, input_size=input_size, bias=False if conv.bias is None else "channel", **more)
+def copied_from(conv: ConvNd, kind: Any, input_size: int | Sequence[int], names: Sequence[str] = SETTINGS, **more: Any) -> Any:
+    """The local layer of type `kind` that computes what `conv` does on images of `input_size` pixels."""
+    check_convolution(conv, kind)
+    local = empty(kind, conv, names, input_size=input_size, bias=False if conv.bias is None else "channel", **more)
     copy_parameters(conv, local, conv.weight, conv.bias)
     return local
 
 
-def shared(local: Any, padding: Sequence[tuple[int, int]], weight: torch.Tensor | None = None) -> ConvNd:
-    """The convolution whose weight and bias are the averages of those of `local`, whose (low, high) padding on its image is `padding`.
+def check_convolution(conv: object, kind: Any) -> None:
+    """Refuse what is not the convolution, transposed or not, that goes with local layers of type `kind`."""
+    wanted = f"{kind.convolution}{kind.dimensions}d"
+    if not isinstance(conv, getattr(torch.nn, wanted)):
+        raise TypeError(f"{kind.__name__}.from_conv: conv must be a {wanted}, but got {type(conv).__name__}")
 
-    The average weight may be given.
-    """
-    d = len(padding)
+
+def shared(local: Any, weight: torch.Tensor | None = None) -> ConvNd:
+    """The convolution whose weight and bias are the averages of those of `local`; the average weight may be given."""
+    padding = local.geometry.padding
     if isinstance(local.padding, str) and (local.padding == "valid" or max(local.stride) == 1):
         sides: Any = local.padding
     elif any(low != high for low, high in padding):
         raise ValueError(f"to_conv: a convolution pads both sides alike, but this layer's (low, high) padding is {tuple(padding)}")
     else:
         sides = tuple(low for low, _ in padding)
-    conv: ConvNd = empty(getattr(torch.nn, f"Conv{d}d"), local, padding=sides, bias=local.bias is not None)
+    conv: ConvNd = empty(getattr(torch.nn, f"Conv{local.dimensions}d"), local, padding=sides, bias=local.bias is not None)
     sharing, positions, bias = Sharing(local.share, local.tile), local.output_size, local.bias
     if bias is not None and bias.ndim > 1:
         bias = sharing.mean(bias.movedim(0, -1), positions)
@@ -52,8 +55,12 @@ def unshared(local: Any, kind: Any, weight: torch.Tensor | None = None) -> Any:
 
 def empty(kind: Any, source: Any, names: Sequence[str] = SETTINGS, **changed: Any) -> Any:
     """A `kind` with the settings of the layer `source`, except those `changed`; its parameters are not initialised."""
-    settings = {name: getattr(source, name) for name in names} | {"device": source.weight.device, "dtype": source.weight.dtype}
-    return torch.nn.utils.skip_init(kind, **(settings | changed))
+    return torch.nn.utils.skip_init(kind, **(settings_of(source, names) | changed))
+
+
+def settings_of(source: Any, names: Sequence[str]) -> dict[str, Any]:
+    """The arguments of these names with which the layer `source` was made, its device and its dtype."""
+    return {name: getattr(source, name) for name in names} | {"device": source.weight.device, "dtype": source.weight.dtype}
 
 
 def copy_parameters(source: Any, target: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

@@ -52,7 +52,6 @@ class _Lazy(LazyModuleMixin, LocallyConnected):
         if loaded:
             return
         self.weight.materialize(self.weight_shape)
-        self.weight.data = self._empty_weight(self.weight.device, self.weight.dtype)
         if self.bias is not None:
             self.bias.materialize((self.out_channels,) if self.bias_per_channel else self.bias_shape)
         self.reset_parameters()

@@ -20,13 +20,14 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from cnn425 import compat
 from cnn425.algorithms import elementwise as algorithm
 from cnn425.algorithms.layout import HALF
+from cnn425.layers import arguments
 from cnn425.layers.activation import softmax
 from cnn425.layers.bilinear import bias_gradient, output
 from cnn425.layers.function import is_differentiated, operation
 from cnn425.layers.local import LOCAL, LocallyConnected
-from cnn425.layers.local_conversion import copy_parameters, shared, unshared
-from cnn425.layers.local_shared import prepared
-from cnn425.windows import POSITIONS
+from cnn425.layers.local_arguments import windows_of
+from cnn425.layers.local_conversion import SETTINGS, check_convolution, copy_parameters, settings_of, shared, unshared
+from cnn425.windows import POSITIONS, Geometry
 
 NORMALISED = ("softmax", "norm", None)
 
@@ -74,17 +75,20 @@ def low_rank_local(dimensions: int, input: Tensor, weight: Tensor, mixing: Tenso
 
     `settings` are the stride, padding, dilation and groups of `locally_connectedNd`; the bias is `(O,)`.
     """
-    if has_torch_function_variadic(input, weight, mixing, bias):
-        return handle_torch_function(
-            low_rank_local, (input, weight, mixing, bias), dimensions, input, weight, mixing, bias, *settings
-        )  # fmt: skip
-    x, w, b, geometry, groups = prepared(dimensions, input, weight, bias, *settings)
-    dtype = x.dtype
-    if dtype in HALF:  # rounded once, at the end, and not between convolution and mixture
-        x, w, b = x.float(), w.float(), None if b is None else b.float()
-    apart = output(x, w.transpose(0, 1).flatten(0, 1), geometry, groups, None, None)  # outputs in the order o, r
-    y = mix(apart, mixing.to(apart.dtype), b).to(dtype)
-    return y.squeeze(0) if input.ndim == dimensions + 1 else y
+    tensors = input, weight, mixing, bias
+    if has_torch_function_variadic(*tensors):
+        return handle_torch_function(low_rank_local, tensors, dimensions, *tensors, *settings)
+
+    def mixed(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> Tensor:
+        arguments.check_same_type(x, w, b)
+        dtype = x.dtype
+        if dtype in HALF:  # rounded once, at the end, and not between convolution and mixture
+            x, w, b = x.float(), w.float(), None if b is None else b.float()
+        apart = output(x, w.transpose(0, 1).flatten(0, 1), geometry, groups, None, None)  # outputs in the order o, r
+        return mix(apart, mixing.to(apart.dtype), b).to(dtype)
+
+    layer = "LocallyConnected", windows_of, mixed
+    return arguments.applied(layer, low_rank_local, dimensions, input, weight, bias, *settings)
 
 
 class LowRankLocal(LocallyConnected):
@@ -184,11 +188,8 @@ class LowRankLocal(LocallyConnected):
     @classmethod
     def from_conv(cls, conv: compat.ConvNd, input_size: int | Sequence[int], rank: int = 1, **options: Any) -> Self:  # type: ignore[override]
         """The layer that computes what `conv` does: `rank` convolutions drawn at random around `conv`, whose mixture it is."""
-        if not isinstance(conv, getattr(torch.nn, f"Conv{cls.dimensions}d")):
-            raise TypeError(f"{cls.__name__}.from_conv: conv must be a Conv{cls.dimensions}d, but got {type(conv).__name__}")
-        names = ("stride", "padding", "dilation", "groups", "padding_mode")
-        options |= {name: getattr(conv, name) for name in names} | {"device": conv.weight.device, "dtype": conv.weight.dtype}
-        layer = cls(conv.in_channels, conv.out_channels, input_size, conv.kernel_size, rank, bias=conv.bias is not None, **options)
+        check_convolution(conv, cls)
+        layer = cls(input_size=input_size, rank=rank, bias=conv.bias is not None, **(options | settings_of(conv, SETTINGS)))
         with torch.no_grad():
             shares = layer.coefficients().flatten(1)[:, 0]
             weight = layer.weight + (conv.weight - torch.tensordot(shares, layer.weight, 1)) / shares.sum()
@@ -197,7 +198,7 @@ class LowRankLocal(LocallyConnected):
 
     def to_conv(self) -> compat.ConvNd:
         """The `torch.nn.ConvNd` whose weight is the average of this layer's over all positions."""
-        return shared(self, self.geometry.padding, torch.tensordot(self.coefficients().flatten(1).mean(1), self.weight, 1))
+        return shared(self, torch.tensordot(self.coefficients().flatten(1).mean(1), self.weight, 1))
 
     def unshared(self) -> LocallyConnected:
         """The `LocallyConnectedNd` that computes the same, with the mixed weight written out for each position."""

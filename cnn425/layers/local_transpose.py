@@ -9,58 +9,23 @@ are the local layer and the gradient of its weight. With `weight.expand(*in, ...
 import copy
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425 import compat
 from cnn425.layers import arguments, conv_transpose
-from cnn425.layers.function import cast_for_autocast
+from cnn425.layers.arguments import applied
 from cnn425.layers.local import LocallyConnected
-from cnn425.layers.local_conversion import copy_parameters, empty
-from cnn425.windows import Geometry, each_its_own
+from cnn425.layers.local_conversion import copied_from, copy_parameters, empty
+from cnn425.windows import Geometry
 
 SETTINGS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding", "groups", "dilation")
 
-# `settings` are the stride, padding, output_padding, groups and dilation.
 
-
-def _local_transpose(dimensions: int, input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
-    if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(PUBLIC[dimensions], (input, weight, bias), input, weight, bias, *settings)
-    function = f"locally_connected_transpose{dimensions}d"
-    arguments.check_tensors(function, input, weight, bias)
-    geometry, size, groups = _checked(dimensions, input.shape, weight.shape, None if bias is None else bias.shape, *settings)
-    single = input.ndim == dimensions + 1
-    x, w, b = cast_for_autocast(input.unsqueeze(0) if single else input, weight, bias)
-    conv_transpose.check_dtypes(function, x, w, b)
-    y = conv_transpose.transposed(x, w, geometry, groups, each_its_own(dimensions), size, b)
-    return y.squeeze(0) if single else y
-
-
-@arguments.remembered
-def _checked(
-    dimensions: int, input: torch.Size, weight: torch.Size, bias: torch.Size | None, *settings: Any
-) -> tuple[Geometry, tuple[int, ...], int]:
-    """The windows of the output, its size in pixels, and the number of groups as an int."""
-    function, (stride, padding, output_padding, groups, dilation), d = f"locally_connected_transpose{dimensions}d", settings, dimensions
-    conv_transpose.check_types(function, d, stride, padding, output_padding, groups, dilation)
-    if len(weight) != 2 * d + 2:
-        raise RuntimeError(
-            f"Expected {2 * d + 2}-dimensional weight (*in, C, O/groups, *kernel) in {function}, but got weight of size {list(weight)}"
-        )
-    x = arguments.check_input(function, input, d)
-    geometry, size = conv_transpose.transposed_geometry(function, weight[d + 2 :], stride, padding, output_padding, dilation, x)
-    groups = arguments.check_groups(groups)
-    if weight[:d] != x[2:]:
-        raise RuntimeError(
-            f"{function}: the weight of size {list(weight)} belongs to an input of {arguments.times(weight[:d])} pixels, "
-            f"but the input has {arguments.times(x[2:])} pixels"
-        )
-    conv_transpose.check_sizes(x, weight, bias, groups, size)
-    return geometry, size, groups
+TRANSPOSED = "locally_connected_transpose", partial(conv_transpose.checked, True), conv_transpose.transposed
 
 
 def locally_connected_transpose1d(
@@ -77,7 +42,7 @@ def locally_connected_transpose1d(
 
     See `locally_connected_transpose2d`.
     """
-    return _local_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return applied(TRANSPOSED, locally_connected_transpose1d, 1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def locally_connected_transpose2d(
@@ -99,7 +64,7 @@ def locally_connected_transpose2d(
     bias      `(O, H, W)`: one per neuron; `(O,)`: one per channel; or None
     returns   `(N, O, H, W)` or `(O, H, W)`, with `H = (I - 1) s - 2p + d (U - 1) + 1 + output_padding`
     """
-    return _local_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return applied(TRANSPOSED, locally_connected_transpose2d, 2, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def locally_connected_transpose3d(
@@ -113,10 +78,10 @@ def locally_connected_transpose3d(
     dilation: Any = 1,
 ) -> Tensor:
     """The transposed local layer of a volume: weight `(I, J, K, C, O/groups, T, U, V)`. See `locally_connected_transpose2d`."""
-    return _local_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return applied(TRANSPOSED, locally_connected_transpose3d, 3, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
-PUBLIC = {1: locally_connected_transpose1d, 2: locally_connected_transpose2d, 3: locally_connected_transpose3d}
+FUNCTIONS = {1: locally_connected_transpose1d, 2: locally_connected_transpose2d, 3: locally_connected_transpose3d}
 
 
 class LocallyConnectedTranspose(LocallyConnected):
@@ -125,6 +90,8 @@ class LocallyConnectedTranspose(LocallyConnected):
     Arguments as in `torch.nn.ConvTransposeNd`, `input_size` and `bias` (one per neuron, 'channel' or False) as in `LocallyConnectedNd`.
     Weights and biases start uniform in +-1/sqrt(O/groups * prod(kernel)), as those of torch's transposed convolution.
     """
+
+    convolution = "ConvTranspose"
 
     def __init__(
         self,
@@ -187,7 +154,7 @@ class LocallyConnectedTranspose(LocallyConnected):
     def connect(self, input: Tensor, padding: Any) -> Tensor:
         """The transposed local layer of an image that has the right size."""
         settings = self.stride, padding, self.output_padding, self.groups, self.dilation
-        return _local_transpose(self.dimensions, input, self.weight, self.bias, *settings)
+        return FUNCTIONS[self.dimensions](input, self.weight, self.bias, *settings)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, the number of parameters and the memory they take."""
@@ -197,11 +164,7 @@ class LocallyConnectedTranspose(LocallyConnected):
     @classmethod
     def from_conv(cls, conv: compat.ConvNd, input_size: int | Sequence[int]) -> Self:  # type: ignore[override]
         """The layer that computes what the transposed convolution `conv` does on images of `input_size` pixels."""
-        if not isinstance(conv, getattr(torch.nn, f"ConvTranspose{cls.dimensions}d")):
-            raise TypeError(f"{cls.__name__}.from_conv: conv must be a ConvTranspose{cls.dimensions}d, but got {type(conv).__name__}")
-        layer: Self = empty(cls, conv, SETTINGS, input_size=input_size, bias=False if conv.bias is None else "channel")
-        copy_parameters(conv, layer, conv.weight, conv.bias)
-        return layer
+        return copied_from(conv, cls, input_size, SETTINGS)
 
     def unshared(self) -> LocallyConnected:
         """A copy of this layer, which shares nothing."""

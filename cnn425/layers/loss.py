@@ -22,7 +22,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from cnn425 import compat
 from cnn425.algorithms import elementwise as algorithm
 from cnn425.algorithms.layout import HALF
-from cnn425.layers.arguments import check_dense, dtype_name, integer, is_int
+from cnn425.layers.arguments import check_dense, dtype_name, integer, is_int, wrong_type
 from cnn425.layers.function import FromOutput, autocast_dtype, is_differentiated, operation
 
 # ---- The Functions: mathematics only ----------------------------------------------------------------------------------------------------
@@ -201,15 +201,11 @@ def _full(t: Tensor) -> Tensor:
 def _check_types(input: object, target: object, weight: object, ignore_index: object, label_smoothing: object) -> None:
     for position, (name, value) in enumerate((("input", input), ("target", target), ("weight", weight)), 1):
         if not isinstance(value, Tensor) and not (value is None and name == "weight"):
-            raise _wrong_type(name, position, "Tensor", value)
+            raise wrong_type("cross_entropy_loss", name, value, "Tensor", position)
     if not is_int(ignore_index):
-        raise _wrong_type("ignore_index", 5, "int", ignore_index)
+        raise wrong_type("cross_entropy_loss", "ignore_index", ignore_index, "int", 5)
     if not isinstance(label_smoothing, (float, int, Real)) and not (isinstance(label_smoothing, Tensor) and label_smoothing.ndim == 0):
-        raise _wrong_type("label_smoothing", 6, "float", label_smoothing)
-
-
-def _wrong_type(name: str, position: int, wanted: str, value: object) -> TypeError:
-    return TypeError(f"cross_entropy_loss(): argument '{name}' (position {position}) must be {wanted}, not {type(value).__name__}")
+        raise wrong_type("cross_entropy_loss", "label_smoothing", label_smoothing, "float", 6)
 
 
 def _check(input: Tensor, target: Tensor, weight: Tensor | None, soft: bool, ignored: int, smoothing: float) -> None:

@@ -15,17 +15,20 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from cnn425.layers import pool_arguments as arguments
+from cnn425.layers.arguments import wrong_type
 from cnn425.layers.pool import MAX
+from cnn425.layers.pool_arguments import COUNTS
 from cnn425.layers.pool_average import AVERAGE
 
 # ---- The functions: arguments and checks -----------------------------------------------------------------------------------------------
 
 
-def _lp_pool(dimensions: int, input: Tensor, norm_type: Any, kernel_size: Any, stride: Any, ceil_mode: Any) -> Tensor:
+def _lp_pool(
+    public: Callable[..., Any], dimensions: int, input: Tensor, norm_type: Any, kernel_size: Any, stride: Any, ceil_mode: Any
+) -> Tensor:
     if has_torch_function_unary(input):
-        return handle_torch_function(LP[dimensions], (input,), input, norm_type, kernel_size, stride, ceil_mode)
-    kernel = arguments.lp_kernel(f"lp_pool{dimensions}d", kernel_size, dimensions)
+        return handle_torch_function(public, (input,), input, norm_type, kernel_size, stride, ceil_mode)
+    kernel = _kernel(f"lp_pool{dimensions}d", kernel_size, dimensions)
     if not isinstance(input, Tensor):
         raise AttributeError(
             f"lp_pool{dimensions}d(): argument 'input' must be Tensor: {type(input).__name__!r} object has no attribute 'pow'"
@@ -39,34 +42,41 @@ def _lp_pool(dimensions: int, input: Tensor, norm_type: Any, kernel_size: Any, s
             return -MAX[dimensions](-input.abs(), kernel_size, stride, ceil_mode=ceil_mode)
     average = AVERAGE[dimensions](input.pow(norm_type), kernel_size, stride, ceil_mode=ceil_mode)
     if isinstance(kernel[0], (tuple, list)):
-        raise TypeError(f"lp_pool1d(): argument 'kernel_size' must be an int, not {type(kernel_size).__name__}")
+        raise wrong_type("lp_pool1d", "kernel_size", kernel_size, "an int")
     return torch.where(average == 0, 0, average).mul(prod(kernel)).pow(1.0 / norm_type)  # unlike masked_fill, where() keeps channels_last
+
+
+def _kernel(function: str, kernel: Any, dimensions: int) -> tuple[Any, ...]:
+    """The kernel size per dimension, in the forms that torch takes: an int, or one int per dimension."""
+    if dimensions == 1 or isinstance(kernel, (int, float)) or not (hasattr(kernel, "__iter__") and hasattr(kernel, "__len__")):
+        return (kernel,) * dimensions
+    if isinstance(kernel, Tensor) and kernel.ndim == 0:
+        raise TypeError(f"{function}(): argument 'kernel_size' must be an int or a tuple of ints, not a tensor without dimensions")
+    if len(kernel) != dimensions:
+        raise ValueError(
+            f"{function}(): kernel_size must be an int or a tuple of {COUNTS[dimensions]} (expected {dimensions}, got {len(kernel)})"
+        )
+    return tuple(kernel)
 
 
 def lp_pool1d(input: Tensor, norm_type: float, kernel_size: int, stride: Any = None, ceil_mode: bool = False) -> Tensor:
     """The p-norm of every window of a signal: `(N, C, H) -> (N, C, I)` or `(C, H) -> (C, I)`; see `lp_pool2d`."""
-    return _lp_pool(1, input, norm_type, kernel_size, stride, ceil_mode)
+    return _lp_pool(lp_pool1d, 1, input, norm_type, kernel_size, stride, ceil_mode)
 
 
 def lp_pool2d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
     """The p-norm of every window of an image: `(N, C, H, W) -> (N, C, I, J)` or `(C, H, W) -> (C, I, J)`.
 
-    Args:
-        input: the image
-        norm_type: p, any number but zero; infinity and minus infinity give the largest and the smallest absolute value
-        kernel_size: pixels of the window; here and below an int, or one int per dimension
-        stride: pixels from one window to the next; the kernel size if None
-        ceil_mode: whether a last window may extend beyond the edge
+    `norm_type` is p, any number but zero; infinity and minus infinity give the largest and the smallest absolute value. Other arguments
+    as in `max_pool2d`.
     """
-    return _lp_pool(2, input, norm_type, kernel_size, stride, ceil_mode)
+    return _lp_pool(lp_pool2d, 2, input, norm_type, kernel_size, stride, ceil_mode)
 
 
 def lp_pool3d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
     """The p-norm of every window of a volume: `(N, C, D, H, W) -> (N, C, I, J, K)`, with or without N; see `lp_pool2d`."""
-    return _lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)
+    return _lp_pool(lp_pool3d, 3, input, norm_type, kernel_size, stride, ceil_mode)
 
-
-LP: dict[int, Callable[..., Tensor]] = {1: lp_pool1d, 2: lp_pool2d, 3: lp_pool3d}
 
 # ---- The Modules -----------------------------------------------------------------------------------------------------------------------
 
@@ -76,7 +86,7 @@ class LPPool1d(torch.nn.LPPool1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """The pooled signal."""
-        return _lp_pool(1, input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
+        return _lp_pool(lp_pool1d, 1, input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode)
 
 
 class LPPool2d(torch.nn.LPPool2d):

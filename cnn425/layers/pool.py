@@ -22,11 +22,13 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from cnn425 import compat
 from cnn425.algorithms import pool as algorithm
+from cnn425.algorithms.layout import HALF, is_channels_last
 from cnn425.layers import pool_arguments as arguments
-from cnn425.layers.arguments import INTEGERS, remembered
+from cnn425.layers.arguments import INTEGERS, check_dense, remembered
 from cnn425.layers.function import LinearMap, computed_by, linear_map, operation, others, over_batch
-from cnn425.windows import Geometry, Windows
+from cnn425.windows import Adaptive, Geometry, Windows
 
 # ---- The Functions: mathematics only -----------------------------------------------------------------------------------------------------
 
@@ -54,7 +56,7 @@ class MaxPool(Function):
     def backward(ctx: Any, gy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if gy is None:
             return None, None, None, None
-        arguments.check_adaptive_gradient(gy, ctx.windows)
+        check_adaptive_gradient(gy, ctx.windows)
         return route(gy, ctx.size, *ctx.saved_tensors, ctx.last), None, None, None
 
     @staticmethod
@@ -90,10 +92,18 @@ class Route(LinearMap):
         return pick(g, *others(ctx)), None, None, None
 
 
+def check_adaptive_gradient(gy: Tensor, windows: Windows) -> None:
+    """Torch's adaptive pools have an output without windows, but no gradient of it; the mean of everything has one."""
+    if isinstance(windows, Adaptive) and 0 in gy.shape[1:] and not windows.is_global:
+        raise RuntimeError(
+            f"adaptive_pool{windows.dimensions}d_backward(): Expected grad_output to have non-zero size for non-batch dimensions, "
+            f"but grad_output has sizes {list(gy.shape)}"
+        )
+
+
 max_pool, pick, route = operation(MaxPool), *map(linear_map, (Pick, Route))
 
 # ---- The functions: arguments and checks -------------------------------------------------------------------------------------------------
-
 
 # `settings` are the arguments after the input, in the order of the public functions.
 
@@ -101,29 +111,51 @@ max_pool, pick, route = operation(MaxPool), *map(linear_map, (Pick, Route))
 def _max_pool(dimensions: int, input: Any, *settings: Any) -> Any:
     if has_torch_function_unary(input):
         return handle_torch_function(MAX[dimensions], (input,), input, *settings)
-    arguments.check_tensor(f"max_pool{dimensions}d", input)
+    check_dense(f"max_pool{dimensions}d", input)
     *windows, indices = settings
     geometry = _checked(dimensions, input.shape, input.dtype, bool(indices), *windows)
-    last = arguments.channels_last(input, dimensions) and (dimensions > 1 or indices or arguments.computes_winners(input))
-    found = max_pool(input, geometry, last, True) if indices else max_pool(arguments.upcast(input, dimensions), geometry, last, False)[0]
-    return volume_channels_last(found) if dimensions == 3 and arguments.single_channels_last(input) else found
+    last = channels_last(input, dimensions) and (dimensions > 1 or indices or computes_winners(input))
+    found = max_pool(input, geometry, last, True) if indices else max_pool(upcast(input, dimensions), geometry, last, False)[0]
+    return stored_like(input, found) if dimensions == 3 else found
 
 
 @remembered
 def _checked(dimensions: int, size: torch.Size, dtype: torch.dtype, indices: bool, *windows: Any) -> Geometry:
     function = f"max_pool{dimensions}d"
     geometry = arguments.geometry(function, dimensions, *windows)
-    arguments.check_shape(function, size, dimensions)
-    arguments.check_fits(function, size, geometry)
+    arguments.check_size(function, size, geometry)
     integers = INTEGERS if dimensions > 1 or indices else ()
     arguments.check_dtype(function, dtype, arguments.FLOATS + integers)
     return geometry
 
 
-def volume_channels_last(found: Any) -> Any:
-    """Results of a single volume (C, I, J, K), in torch's memory layout: channels last, as in the volume."""
+def channels_last(input: Tensor, dimensions: int) -> bool:
+    """Whether torch would keep the channels of this image last in memory: signals count as images of one row."""
+    if dimensions == 1:
+        return input.ndim == 3 and is_channels_last(input.unsqueeze(-2))
+    if dimensions == 3:
+        return is_channels_last(input if input.ndim == 5 else input.unsqueeze(0))
+    return is_channels_last(input)
+
+
+def computes_winners(input: Tensor) -> bool:
+    """Whether torch would compute the winners of a signal, and not only the largest numbers, whose result is always contiguous."""
+    return not input.is_cpu or (input.requires_grad and torch.is_grad_enabled()) or compat.forward_mode._current_level >= 0
+
+
+def upcast(input: Tensor, dimensions: int) -> Tensor:
+    """Half-precision volumes in float32 under autocast on the CPU, as in torch; other inputs unchanged."""
+    if dimensions == 3 and input.device.type == "cpu" and input.dtype in HALF and torch.is_autocast_enabled("cpu"):
+        return input.float()
+    return input
+
+
+def stored_like(x: Tensor, found: Any) -> Any:
+    """Results of a single volume (C, D, H, W) that keeps its channels last, in torch's memory layout: as the volume."""
+    if x.ndim != 4 or x.is_contiguous() or not x.movedim(0, -1).is_contiguous():
+        return found
     if isinstance(found, tuple):
-        return tuple(map(volume_channels_last, found))
+        return tuple(stored_like(x, part) for part in found)
     return found.unsqueeze(0).contiguous(memory_format=torch.channels_last_3d).squeeze(0)
 
 

@@ -10,6 +10,7 @@ Intentional difference from torch: three-dimensional average pools take half pre
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from cnn425.algorithms import pool as algorithm
 from cnn425.layers import pool_arguments as arguments
-from cnn425.layers.arguments import integer, remembered, written
+from cnn425.layers.arguments import check_dense, integer, is_int, remembered, written, wrong_type
 from cnn425.layers.function import LinearMap, computed_by, linear_map, others
+from cnn425.layers.pool import channels_last, check_adaptive_gradient, upcast
 from cnn425.windows import Geometry, Windows
 
 # ---- The Functions: mathematics only -----------------------------------------------------------------------------------------------------
@@ -45,7 +47,7 @@ class ShareOut(LinearMap):
 
     @staticmethod
     def forward(gy: Tensor, size: tuple[int, ...], windows: Windows, last: bool, divisor: int, padding: bool) -> Tensor:
-        arguments.check_adaptive_gradient(gy, windows)
+        check_adaptive_gradient(gy, windows)
         if windows.is_global:
             last = False  # the gradient of a mean of everything is contiguous, in torch
         return algorithm.share_out(gy, windows, last, divisor, padding, size)
@@ -65,26 +67,31 @@ average_pool, share_out = map(linear_map, (AveragePool, ShareOut))
 def _avg_pool(dimensions: int, input: Any, *settings: Any) -> Tensor:
     if has_torch_function_unary(input):
         return handle_torch_function(AVERAGE[dimensions], (input,), input, *settings)
-    arguments.check_tensor(f"avg_pool{dimensions}d", input)
+    check_dense(f"avg_pool{dimensions}d", input)
     geometry, divisor = _checked(dimensions, input.shape, input.dtype, *settings)
-    last = dimensions < 3 and arguments.channels_last(input, dimensions)
+    last = dimensions < 3 and channels_last(input, dimensions)
     size = tuple(input.shape[input.ndim - dimensions :])
-    return average_pool(arguments.upcast(input, dimensions), size, geometry, last, divisor, settings[4])
+    return average_pool(upcast(input, dimensions), size, geometry, last, divisor, settings[4])
 
 
 @remembered
 def _checked(dimensions: int, size: torch.Size, dtype: torch.dtype, *settings: Any) -> tuple[Geometry, int]:
-    """The windows, and what to divide their sums by."""
+    """The windows, and what to divide their sums by; 0 stands for their cells, whose number differs from window to window."""
     function, (kernel, stride, padding, ceil_mode, count_include_pad, *divisor) = f"avg_pool{dimensions}d", settings
     divisor_override = divisor[0] if divisor else None
-    arguments.check_average(function, count_include_pad, divisor_override)
+    if not isinstance(count_include_pad, bool):  # torch checks types before values
+        raise wrong_type(function, "count_include_pad", count_include_pad, "bool")
+    if divisor_override is not None and not is_int(divisor_override):
+        raise wrong_type(function, "divisor_override", divisor_override, "int")
     geometry = arguments.geometry(function, dimensions, kernel, stride, padding, 1, ceil_mode)
     if divisor_override is not None and divisor_override == 0:
         raise RuntimeError("divisor must be not zero: divisor_override is 0")
-    arguments.check_shape(function, size, dimensions)
-    arguments.check_fits(function, size, geometry)
+    arguments.check_size(function, size, geometry)
     arguments.check_dtype(function, dtype, (*arguments.FLOATS, torch.int64))
-    return geometry, arguments.cells(geometry, count_include_pad) if divisor_override is None else integer(divisor_override)
+    if divisor_override is not None:
+        return geometry, integer(divisor_override)
+    alike = not ceil_mode and (count_include_pad or all(low == high == 0 for low, high in geometry.padding))
+    return geometry, prod(geometry.kernel) if alike else 0
 
 
 def avg_pool1d(
@@ -107,15 +114,13 @@ def avg_pool2d(
 ) -> Tensor:
     """The mean of every window of an image: `(N, C, H, W) -> (N, C, I, J)` or `(C, H, W) -> (C, I, J)`.
 
-    Args:
-        input: the image; floating point, or int64 (means are rounded towards zero)
-        kernel_size: pixels of the window; here and below an int, or one int per dimension
-        stride: pixels from one window to the next; the kernel size if None
-        padding: pixels of zeros around the image, at most half the kernel size
-        ceil_mode: whether a last window may extend beyond the edge if it starts inside the image or its low padding
-        count_include_pad: whether the padding counts as cells of the window
-        divisor_override: what to divide sums by, instead of the number of cells
-        out: the tensor to write to, where no gradient is wanted
+    input              the image; floating point, or int64 (means are rounded towards zero)
+    padding            pixels of zeros around the image, at most half the kernel size; an int, or one int per dimension
+    count_include_pad  whether the padding counts as cells of the window
+    divisor_override   what to divide sums by, instead of the number of cells
+    out                the tensor to write to, where no gradient is wanted
+
+    Other arguments as in `max_pool2d`.
     """
     y = _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     return y if out is None else written("avg_pool2d", y.detach(), out, input)
