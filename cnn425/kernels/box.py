@@ -12,51 +12,56 @@ REGISTER = 64  # bytes of a vector register; the compiler takes several smaller 
 AHEAD = 6  # registers behind what is read that are fetched into the cache
 
 
-def _parts(builder, number, I, K):
+def spread(builder, number, vector):
+    """The instructions that put a number into all lanes of a vector."""
+    from llvmlite import ir
+
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.IntType(64)(0))
+    return builder.shuffle_vector(one, one, ir.VectorType(ir.IntType(32), vector.count)([0] * vector.count))
+
+
+def _parts(builder, a):
     """`load(place)`, the first I numbers of a vector register, and `store(register, place)`, its first K, as instructions."""
     from llvmlite import ir
     from numba.core import cgutils
 
     word, short, byte, bit = (ir.IntType(n) for n in (64, 32, 8, 1))
-    align = number.width // 8 if isinstance(number, ir.IntType) else 8 if isinstance(number, ir.DoubleType) else 4
-    lanes = REGISTER // align
-    vector, numbers, bits = (ir.VectorType(t, lanes) for t in (number, short, bit))
+    lanes = REGISTER // a.size
+    vector, numbers, bits = (ir.VectorType(t, lanes) for t in (a.number, short, bit))
 
     def known(name, *arguments, result=None):
         return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result or ir.VoidType(), arguments), name)
 
-    if align < 4 or CAPABILITY != "AVX512":  # few processors have masks for so many numbers, and elsewhere masks are slow or missing
+    if a.size < 4 or CAPABILITY != "AVX512":  # few processors have masks for so many numbers, and elsewhere masks are slow or missing
         copy, part = known("llvm.memcpy.p0.p0.i64", *[byte.as_pointer()] * 2, word, bit), cgutils.alloca_once(builder, vector)
 
         def moved(to, origin, count):
             with builder.if_else(builder.icmp_signed("==", count, word(lanes))) as (whole, some):
                 with whole:
-                    builder.store(builder.load(origin, align=align), to, align=align)
+                    builder.store(builder.load(origin, align=a.size), to, align=a.size)
                 with some:
                     ends = (builder.bitcast(end, byte.as_pointer()) for end in (to, origin))
-                    builder.call(copy, [*ends, builder.mul(count, word(align)), bit(0)])
+                    builder.call(copy, [*ends, builder.mul(count, word(a.size)), bit(0)])
 
         def load(place):
-            moved(part, place, I)
+            moved(part, place, a.I)
             return builder.load(part)
 
         def store(register, place):
             builder.store(register, part)
-            moved(place, part, K)
+            moved(place, part, a.K)
 
         return load, store
 
     def first(count):
-        one = builder.insert_element(ir.Constant(numbers, ir.Undefined), builder.trunc(count, short), short(0))
-        same = builder.shuffle_vector(one, one, ir.Constant(numbers, [0] * lanes))
-        return builder.icmp_signed("<", ir.Constant(numbers, list(range(lanes))), same)
+        return builder.icmp_signed("<", numbers(list(range(lanes))), spread(builder, builder.trunc(count, short), numbers))
 
-    kind, seen, kept = f"v{lanes}{'i' if isinstance(number, ir.IntType) else 'f'}{8 * align}.p0", first(I), first(K)
+    kind, seen, kept = f"v{lanes}{'i' if isinstance(a.number, ir.IntType) else 'f'}{8 * a.size}.p0", first(a.I), first(a.K)
     masked_load = known(f"llvm.masked.load.{kind}", vector.as_pointer(), short, bits, vector, result=vector)
     masked_store = known(f"llvm.masked.store.{kind}", vector, vector.as_pointer(), short, bits)
     return (
-        lambda place: builder.call(masked_load, [place, short(align), seen, ir.Constant(vector, [number(0)] * lanes)]),
-        lambda register, place: builder.call(masked_store, [register, place, short(align), kept]),
+        lambda place: builder.call(masked_load, [place, short(a.size), seen, vector([a.number(0)] * lanes)]),
+        lambda register, place: builder.call(masked_store, [register, place, short(a.size), kept]),
     )
 
 
@@ -70,73 +75,39 @@ def _fetch(builder, place):
     builder.call(fetch, [builder.bitcast(place, byte), *map(short, (0, 3, 1))])
 
 
-def _prefetch():
-    """The fetching of a number in machine code."""
-    from numba.core import types
-    from numba.extending import intrinsic
-    from numba.np.arrayobj import make_array
-
-    @intrinsic
-    def prefetch(typing, x, at):
-        """See `prefetch` below."""
-
-        def generate(context, builder, signature, values):
-            _fetch(builder, builder.gep(make_array(signature.args[0])(context, builder, values[0]).data, [values[1]]))
-            return context.get_dummy_value()
-
-        return types.void(x, types.intp), generate
-
-    return prefetch
-
-
-@machine_step(_prefetch)
+@machine_step(lambda builder, a: _fetch(builder, builder.gep(a.x, [a.at])))
 def prefetch(x, at):
     """Fetch the numbers around x[at] into the cache: they are needed soon."""
 
 
-def _block():
+def _block(builder, a):
     """The transposition in machine code: rows are interleaved in pairs, as often as it takes; what is no part of it is masked."""
     from llvmlite import ir
-    from numba.core import types
-    from numba.extending import intrinsic
-    from numba.np.arrayobj import make_array
 
-    @intrinsic
-    def transpose_block(typing, x, at, hop, y, to, step_, I, K):
-        """See `transpose_block` below."""
+    word, lanes = ir.IntType(64), REGISTER // a.size
+    (load, store), last, lines = _parts(builder, a), builder.sub(a.K, word(1)), []
 
-        def generate(context, builder, signature, values):
-            word, short, number, lanes = ir.IntType(64), ir.IntType(32), context.get_data_type(x.dtype), REGISTER // (x.dtype.bitwidth // 8)
-            source, target = (make_array(signature.args[i])(context, builder, values[i]).data for i in (0, 3))
-            _, at, hop, _, to, step_, I, K = values
-            (load, store), last, lines = _parts(builder, number, I, K), builder.sub(K, word(1)), []
+    def place(data, start, distance, count):
+        found = builder.gep(data, [builder.add(start, builder.mul(distance, count))])
+        return builder.bitcast(found, ir.VectorType(a.number, lanes).as_pointer())
 
-            def place(data, start, distance, count):
-                found = builder.gep(data, [builder.add(start, builder.mul(distance, count))])
-                return builder.bitcast(found, ir.VectorType(number, lanes).as_pointer())
-
-            for k in range(lanes):
-                origin = place(source, at, hop, builder.select(builder.icmp_signed("<", word(k), last), word(k), last))
-                lines.append(load(origin))
-                _fetch(builder, builder.gep(origin, [word(AHEAD)]))
-            halves = range(lanes // 2), range(lanes // 2, lanes)
-            masks = [ir.Constant(ir.VectorType(short, lanes), [i + lanes * odd for i in half for odd in (0, 1)]) for half in halves]
-            for _ in range(lanes.bit_length() - 1):  # a line and the one half the lines later become two neighbours
-                pairs = zip(lines[: lanes // 2], lines[lanes // 2 :], strict=True)
-                lines = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
-            end = builder.append_basic_block("end")
-            for i, line in enumerate(lines):
-                store(line, place(target, to, step_, word(i)))
-                following = builder.append_basic_block()
-                builder.cbranch(builder.icmp_signed("<", word(i + 1), I), following, end)
-                builder.position_at_end(following)
-            builder.branch(end)
-            builder.position_at_end(end)
-            return context.get_dummy_value()
-
-        return types.void(x, *[types.intp] * 2, y, *[types.intp] * 4), generate
-
-    return transpose_block
+    for k in range(lanes):
+        origin = place(a.x, a.at, a.hop, builder.select(builder.icmp_signed("<", word(k), last), word(k), last))
+        lines.append(load(origin))
+        _fetch(builder, builder.gep(origin, [word(AHEAD)]))
+    halves = range(lanes // 2), range(lanes // 2, lanes)
+    masks = [ir.VectorType(ir.IntType(32), lanes)([i + lanes * odd for i in half for odd in (0, 1)]) for half in halves]
+    for _ in range(lanes.bit_length() - 1):  # a line and the one half the lines later become two neighbours
+        pairs = zip(lines[: lanes // 2], lines[lanes // 2 :], strict=True)
+        lines = [builder.shuffle_vector(one, other, mask) for one, other in pairs for mask in masks]
+    end = builder.append_basic_block("end")
+    for i, line in enumerate(lines):
+        store(line, place(a.y, a.to, a.step_, word(i)))
+        following = builder.append_basic_block()
+        builder.cbranch(builder.icmp_signed("<", word(i + 1), a.I), following, end)
+        builder.position_at_end(following)
+    builder.branch(end)
+    builder.position_at_end(end)
 
 
 @machine_step(_block)

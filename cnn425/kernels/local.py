@@ -14,7 +14,7 @@ import numpy as np
 
 from cnn425.kernels.box import REGISTER, fill, padded, prefetch, rows_of_grid, transpose
 from cnn425.kernels.threads import loop, step, sums
-from cnn425.kernels.tile import SHORT, rows_of, tile_of
+from cnn425.kernels.tile import SHORT, rows_of, tile
 
 BLOCK = 32  # positions whose outputs are reordered together: neighbours in memory are written together
 
@@ -171,7 +171,7 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, blocks, y):
     `sets (P)` is each position's set of weights, `start (P)` the pixel of its first cell, `cell (K)` the pixels from there to its others.
     """
     (_, GO, K), (N, _, P), (_, C, D, H, W, width) = w.shape, y.shape, image.shape
-    R, lanes, O, total = rows_of(V), REGISTER // w.itemsize, GO // groups, C * D * H * W
+    R, lanes, O, total = rows_of(V, 0, 0), REGISTER // w.itemsize, GO // groups, C * D * H * W
     weights, pixels, result = w.reshape(w.size), image.reshape(image.size), y.reshape(y.size)
     row, out = np.minimum(np.arange(O + R), O - 1) * K, np.minimum(np.arange(O + R), O - 1) * width
     along, place, zeros = np.arange(K), cell * width, np.zeros(width, w.dtype)
@@ -191,7 +191,7 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, blocks, y):
                         for r in range(o, min(o + R, O) if after != sets[first + p] else 0):
                             for next_ in range(k, min(K, k + SHORT), lanes):
                                 prefetch(weights, ((after * groups + g) * O + r) * K + next_)
-                        tile_of(V, weights, base, row, o, along, k, min(K, k + SHORT), pixels, panel, place, part, to, out, zeros, 0, 1)
+                        tile(V, weights, base, row, o, along, k, min(K, k + SHORT), pixels, panel, place, part, to, out, zeros, 0, 1, 0, 0)
         for o in range(GO):
             transpose(part, o * width, GO * width, result, (n * width * GO + o) * P + first, GO * P, min(width, N - n * width), count)
 
@@ -203,7 +203,7 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
     Blocks of images, and of each some channels, are shared out; every pixel adds up what its windows say in their order.
     """
     (_, GO, K), (N, _, P), (_, C, D, H, W, width) = w.shape, gy.shape, image.shape
-    R, lanes, O, each, volume = rows_of(V), REGISTER // w.itemsize, GO // groups, C // groups, D * H * W
+    R, lanes, O, each, volume = rows_of(V, 0, 0), REGISTER // w.itemsize, GO // groups, C // groups, D * H * W
     weights, pixels, upstream, cells = w.reshape(w.size), image.reshape(image.size), gy.reshape(gy.size), K // each
     across, place, zeros = np.arange(O) * K, np.arange(O) * width, np.zeros(width, w.dtype)
     rows = np.zeros((BLOCK + 1) * GO * width, w.dtype)
@@ -226,7 +226,7 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image)
                         for k in range(0, end - begin, R):
                             for next_ in range(o, stop if after != sets[first + p] and k % lanes < R else 0):
                                 prefetch(weights, ((after * groups + g) * O + next_) * K + begin + k)
-                            tile_of(V, weights, base, row, k, across, o, stop, rows, panel, place, pixels, to, out, zeros, 0, 1)
+                            tile(V, weights, base, row, k, across, o, stop, rows, panel, place, pixels, to, out, zeros, 0, 1, 0, 0)
 
 
 @step
@@ -261,7 +261,7 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
     pixels of x are. `order` lists the positions set by set, those of set q from bounds[q] to bounds[q + 1].
     """
     (_, GO, K), (N, _, P), GC, result, upstream_ = gw.shape, gy.shape, source[0, 4], gw.reshape(gw.size), gy.reshape(gy.size)
-    R, lanes, O, C = rows_of(V), REGISTER // gw.itemsize, GO // groups, GC // groups
+    R, lanes, O, C = rows_of(V, 0, 0), REGISTER // gw.itemsize, GO // groups, GC // groups
     width, zeros, corner, box = V * lanes, np.zeros(V * lanes, gw.dtype), np.empty(3, np.int64), np.empty(3, np.int64)
     for side in range(3):
         corner[side], box[side] = -grid[2, side], padded(grid, side)
@@ -295,6 +295,6 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
                             for c in range(outputs if i == 0 and m + many == N and k % lanes < R else 0):
                                 prefetch(result, to + c * K + k)
                             stop, more = min(sums_, i + SHORT), m + i
-                            tile_of(V, image, base, row, k, pixel, i, stop, upstream, panel, place, part, slot, out, zeros, 0, more)
+                            tile(V, image, base, row, k, pixel, i, stop, upstream, panel, place, part, slot, out, zeros, 0, more, 0, 0)
                     if m + many == N:
                         transpose(part, slot + low * width, width, result, to, K, outputs, high - low)

@@ -5,10 +5,11 @@ What is compiled is kept in files, as long as no file of this folder changes.
 
 import contextlib
 import ctypes
+import inspect
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ steps: dict[tuple[object, ...], Any] = {}  # compiled once for all loops, by ste
 
 
 class Step:
-    """A part of a loop with a name of its own, compiled into the loops that call it."""
+    """A part of a loop with a name of its own, compiled into the loops that call it, or written by `emit`: see `instructions`."""
 
-    def __init__(self, function: Callable[..., Any], make: Callable[[], Any] | None = None) -> None:
-        self.function, self.make = function, make
+    def __init__(self, function: Callable[..., Any], emit: Callable[[Any, Any], None] | None = None, literal: tuple[str, ...] = ()) -> None:
+        self.function, self.emit, self.literal = function, emit, literal
         self.__doc__, self.__name__ = function.__doc__, function.__name__
 
     def __call__(self, *arguments: Any) -> Any:
@@ -43,7 +44,7 @@ def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[s
     def once(step: Step, parts: dict[str, Any]) -> Any:
         key = (step, fast, *parts.items())
         if key not in steps:
-            steps[key] = step.make() if step.make else inline(linked(step.function, parts, once))
+            steps[key] = instructions(step, step.emit) if step.emit else inline(linked(step.function, parts, once))
         return steps[key]
 
     inner = compile_(linked(function, parts, once))
@@ -55,6 +56,38 @@ def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[s
     with contextlib.suppress(RuntimeError):  # no folder that can be written to
         made._cache = _files()(entry)
     return made
+
+
+def instructions(step: Step, emit: Callable[[Any, Any], None]) -> Any:
+    """A step in machine code: `emit(builder, a)` writes it, with its arguments as attributes of `a`.
+
+    Of an array that is the address of its numbers; those named in `literal` are known. `number` is the type of those of x, of `size` bytes.
+    """
+    from numba.core import types
+    from numba.extending import intrinsic
+    from numba.np.arrayobj import make_array
+
+    parameters = inspect.signature(step.function).parameters
+
+    def typed(typing: Any, *arguments: Any) -> Any:
+        kinds = dict(zip(parameters, arguments, strict=True))
+        if not all(isinstance(kinds[name], types.IntegerLiteral) for name in step.literal):
+            return None
+
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            a = SimpleNamespace(number=context.get_data_type(kinds["x"].dtype), size=kinds["x"].dtype.bitwidth // 8)
+            for (name, kind), value in zip(kinds.items(), values, strict=True):
+                known = kind.literal_value if name in step.literal else value
+                setattr(a, name, make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else known)
+            emit(builder, a)
+            return context.get_dummy_value()
+
+        passed = (types.intp if isinstance(kind, types.Integer) and name not in step.literal else kind for name, kind in kinds.items())
+        return types.void(*passed), generate
+
+    first = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    typed.__signature__ = inspect.Signature([first, *parameters.values()])  # type: ignore[attr-defined]
+    return intrinsic(prefer_literal=True)(typed)
 
 
 def linked(function: Callable[..., Any], parts: dict[str, Any], made: Callable[[Step, dict[str, Any]], Any]) -> FunctionType:
@@ -172,7 +205,7 @@ def openmp() -> dict[str, int | None]:
 def _numba_functions() -> dict[str, Any]:
     """`arrays`, which makes arrays of addresses, and `share`, which runs a loop by torch's threads: for use in compiled code."""
     from llvmlite import binding
-    from numba.core import types
+    from numba.core import cgutils, types
     from numba.extending import intrinsic
 
     for name, address in openmp().items():
@@ -188,10 +221,8 @@ def _numba_functions() -> dict[str, Any]:
         made = types.Tuple([array_type(argument) for argument in arguments.types])
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            parts = []
-            for position, (given, wanted) in enumerate(zip(arguments.types, made.types, strict=True)):
-                value = builder.extract_value(values[0], position)
-                parts.append(_array(context, builder, value, given, wanted) if given != wanted else value)
+            given = zip(cgutils.unpack_tuple(builder, values[0]), arguments.types, made.types, strict=True)
+            parts = [value if kind == wanted else _array(context, builder, value, wanted) for value, kind, wanted in given]
             return context.make_tuple(builder, made, parts)
 
         return made(arguments), generate
@@ -212,12 +243,12 @@ def _numba_functions() -> dict[str, Any]:
     return {"arrays": arrays, "share": share}
 
 
-def _array(context: Any, builder: Any, value: Any, given: Any, wanted: Any) -> Any:
+def _array(context: Any, builder: Any, value: Any, wanted: Any) -> Any:
     """The instructions that make an array of its description: (zero of its type, address, sizes)."""
-    from numba.core import types
+    from numba.core import cgutils, types
     from numba.np.arrayobj import make_array, populate_array
 
-    address, *shape = (builder.extract_value(value, position) for position in range(1, len(given)))
+    _, address, *shape = cgutils.unpack_tuple(builder, value)
     size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(wanted.dtype)))
     strides: list[Any] = []
     step = size
@@ -240,7 +271,7 @@ def _body(context: Any, builder: Any, kernel: Any, arguments: Any, packed: Any) 
     body.linkage = "internal"
     inside = ir.IRBuilder(body.append_basic_block())
     given = inside.load(inside.bitcast(body.args[0], packed.as_pointer()))
-    count, unpacked = inside.extract_value(given, 0), inside.extract_value(given, 1)
+    count, unpacked = cgutils.unpack_tuple(inside, given)
     asked = ir.FunctionType(word, [])
     this, all_ = (inside.sext(inside.call(cgutils.get_or_insert_function(builder.module, asked, name), []), wide) for name in (THIS, ALL))
     lo = inside.sdiv(inside.mul(count, this), all_)
@@ -249,7 +280,7 @@ def _body(context: Any, builder: Any, kernel: Any, arguments: Any, packed: Any) 
     compiled_kernel = kernel.dispatcher.get_compile_result(resolved)
     context.active_code_library.add_linking_library(compiled_kernel.library)
     function = context.declare_function(builder.module, compiled_kernel.fndesc)
-    parts = [inside.extract_value(unpacked, position) for position in range(len(arguments.types))]
+    parts = cgutils.unpack_tuple(inside, unpacked)
     context.call_conv.call_function(inside, function, resolved.return_type, resolved.args, [lo, hi, *parts])
     inside.ret_void()
     return body

@@ -13,12 +13,13 @@ import contextlib
 
 import numpy as np
 
-from cnn425.kernels.box import REGISTER, transpose
+from cnn425.kernels.box import REGISTER, spread, transpose
 from cnn425.kernels.threads import Loop, loop, machine_step, step
 
 ADDS = 0  # whether a window is added up: a `Loop` is compiled with a number of its own, see below
 IMAGES = 32  # that are interleaved
 RESULTS = 1 << 8  # outputs of interleaved images that are separated at a time
+WIDTHS = (64, 32, 16, 4, 1)  # windows that are reduced at once
 
 
 @step
@@ -49,50 +50,35 @@ def follow(x, first, planes, rows, a, i, ready, image):
 # ---- One window --------------------------------------------------------------------------------------------------------------------------
 
 
-def _reduce():
+def _reduce(builder, a):
     """`reduce` in machine code: what a window has come to so far stays in vector registers."""
     from llvmlite import ir
-    from numba.core import cgutils, types
-    from numba.extending import intrinsic
-    from numba.np.arrayobj import make_array
+    from numba.core import cgutils
 
-    @intrinsic(prefer_literal=True)
-    def reduce(typing, x, k, line, top, R, cell, w, step_, V, cells, y, where, to, L, adds):
-        """See `reduce` below."""
-        if not isinstance(L, types.IntegerLiteral) or not isinstance(adds, types.IntegerLiteral):
-            return None
-        lanes, align, word, short = L.literal_value, x.dtype.bitwidth // 8, ir.IntType(64), ir.IntType(32)
+    word, short = ir.IntType(64), ir.IntType(32)
 
-        def generate(context, builder, signature, values):
-            data = {i: make_array(signature.args[i])(context, builder, values[i]).data for i in (0, 2, 3, 5, 10, 11)}
-            k, R, w, step_, V, cells, to = (values[i] for i in (1, 4, 6, 7, 8, 9, 12))
-            numbers, pixels = ir.VectorType(context.get_data_type(x.dtype), lanes), ir.VectorType(short, lanes)
+    def at(array, place, vector):
+        return builder.bitcast(builder.gep(array, [place]), vector.as_pointer())
 
-            def at(array, place, kind):
-                return builder.bitcast(builder.gep(data[array], [place]), kind.as_pointer())
+    def each_cell(of_row, of_cell, vector):
+        with cgutils.for_range(builder, a.R) as row:
+            start, above = (builder.load(builder.gep(array, [row.index])) for array in (a.line, a.top))
+            with of_row(), cgutils.for_range(builder, a.V) as column:
+                here = builder.add(builder.add(above, a.w), builder.mul(column.index, a.step_))
+                place = builder.add(builder.add(start, a.k), builder.load(builder.gep(a.cell, [column.index])))
+                of_cell(builder.load(at(a.x, place, vector), align=a.size), builder.trunc(here, short))
 
-            def each_cell(of_row, of_cell):
-                with cgutils.for_range(builder, R) as row:
-                    start, above = (builder.load(builder.gep(data[i], [row.index])) for i in (2, 3))
-                    with of_row(), cgutils.for_range(builder, V) as column:
-                        here = builder.add(builder.add(above, w), builder.mul(column.index, step_))
-                        place = builder.add(builder.add(start, k), builder.load(builder.gep(data[5], [column.index])))
-                        of_cell(builder.load(at(0, place, numbers), align=align), builder.trunc(here, short))
-
-            if adds.literal_value:
-                found = builder.fdiv(_total(builder, numbers, each_cell), _spread(builder, cells, numbers))
+    for L in WIDTHS:
+        numbers, pixels = ir.VectorType(a.number, L), ir.VectorType(short, L)
+        with builder.if_then(builder.icmp_signed("==", a.L, word(L))):
+            if a.adds:
+                found = builder.fdiv(_total(builder, numbers, each_cell), spread(builder, a.cells, numbers))
             else:
-                some = builder.icmp_signed(">", builder.mul(R, V), word(0))
-                first = builder.select(some, builder.add(builder.load(builder.gep(data[3], [word(0)])), w), word(-1))
-                found, pixel = _largest(builder, numbers, each_cell, _spread(builder, builder.trunc(first, short), pixels))
-                builder.store(pixel, at(11, to, pixels), align=4)
-            builder.store(found, at(10, to, numbers), align=align)
-            return context.get_dummy_value()
-
-        i = types.intp
-        return types.void(x, i, line, top, i, cell, i, i, i, cells, y, where, i, L, adds), generate
-
-    return reduce
+                some = builder.icmp_signed(">", builder.mul(a.R, a.V), word(0))
+                first = builder.select(some, builder.add(builder.load(a.top), a.w), word(-1))
+                found, pixel = _largest(builder, numbers, each_cell, spread(builder, builder.trunc(first, short), pixels))
+                builder.store(pixel, at(a.where, a.to, pixels), align=4)
+            builder.store(found, at(a.y, a.to, numbers), align=a.size)
 
 
 def _total(builder, numbers, each_cell):
@@ -112,7 +98,7 @@ def _total(builder, numbers, each_cell):
         add(total, builder.load(part))
 
     builder.store(zero, total)
-    each_cell(of_row, lambda number, _: add(part, number))
+    each_cell(of_row, lambda number, _: add(part, number), numbers)
     return builder.load(total)
 
 
@@ -126,27 +112,19 @@ def _largest(builder, numbers, each_cell, first):
         held = builder.load(best)
         wins = builder.or_(builder.fcmp_ordered(">", number, held), builder.fcmp_unordered("uno", number, number))
         builder.store(builder.select(wins, number, held), best)
-        builder.store(builder.select(wins, _spread(builder, here, first.type), builder.load(pixel)), pixel)
+        builder.store(builder.select(wins, spread(builder, here, first.type), builder.load(pixel)), pixel)
 
     builder.store(numbers([float("-inf")] * numbers.count), best)
     builder.store(first, pixel)
-    each_cell(contextlib.nullcontext, of_cell)
+    each_cell(contextlib.nullcontext, of_cell, numbers)
     return builder.load(best), builder.load(pixel)
 
 
-def _spread(builder, number, vector):
-    """The instructions that put a number into all lanes of a vector."""
-    from llvmlite import ir
-
-    one = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.IntType(64)(0))
-    return builder.shuffle_vector(one, one, ir.VectorType(ir.IntType(32), vector.count)([0] * vector.count))
-
-
-@machine_step(_reduce)
+@machine_step(_reduce, "adds")
 def reduce(x, k, line, top, R, cell, w, step_, V, cells, y, where, to, L, adds):
     """y[to + l] = sum / cells, or largest, of x[k + line[r] + cell[v] + l] over rows r < R and columns v < V, for L of the l.
 
-    Rows are summed up one by one. `where` has the pixel of the largest number, `top[r] + w + v*step_`.
+    L is one of WIDTHS. Rows are summed up one by one. `where` has the pixel of the largest number, `top[r] + w + v*step_`.
     """
     best, pixel, total = np.full(L, -np.inf, x.dtype), np.full(L, top[0] + w if R * V else -1), np.zeros(L, x.dtype)
     for r in range(R):
@@ -200,16 +178,7 @@ def row_of_windows(x, line, top, R, columns, K, divisor, counted, y, where, to):
         for first in range(0, K, some):
             k = min(first, K - some) if K > 1 else 0  # the last numbers are found again
             start, at = w * K + k, to + j * K + k
-            if some == 64:
-                reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, 64, ADDS)
-            elif some == 32:
-                reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, 32, ADDS)
-            elif some == 16:
-                reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, 16, ADDS)
-            elif some == 4:
-                reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, 4, ADDS)
-            else:
-                reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, 1, ADDS)
+            reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, some, ADDS)
         if K == 1 and not ADDS and R * V > 0:
             for n in range(some):
                 where[to + j + n] += n  # what is found is the pixel of the first of them

@@ -22,17 +22,7 @@ import numpy as np
 
 from cnn425.kernels.box import REGISTER, fill, load, neighbours, padded, rows_of_grid, store, transpose_block
 from cnn425.kernels.threads import Loop, loop, step
-from cnn425.kernels.tile import (
-    GROUP,
-    GROUPS,
-    SHORT,
-    rows_of,
-    rows_of_channels,
-    rows_of_groups,
-    tile_of,
-    tile_of_channels,
-    tile_of_groups,
-)
+from cnn425.kernels.tile import GROUP, GROUPS, SHORT, rows_of, tile
 
 BLOCK = 64  # rows of a weight that stay in the cache while it is transposed
 
@@ -121,7 +111,7 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
     Panels that are full, and whose outputs are neighbours in y, are written there; others by way of a box of outputs.
     """
     Q, K, width = w.shape
-    R, C, lanes, wide, apart, F = rows_of(V), source[0, 4], REGISTER // x.itemsize, Q * width, target[1, 4], phases.shape[1]
+    R, C, lanes, wide, apart, F = rows_of(V, GROUP, 0), source[0, 4], REGISTER // x.itemsize, Q * width, target[1, 4], phases.shape[1]
     _, _, hop, _, _, long, _ = rows_of_sides(sides)
     most = images * hop[0] * long[1] * hop[1] * long[2] * hop[2]
     weights, straight, steps = w.reshape(w.size), apart == 1 and panels[1].min() == width, np.arange(K) * (width * max(GROUP, 1))
@@ -149,11 +139,12 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
         for f in range(F):
             start, end = phases[3, f], phases[4, f]
             for q in range(part * Q // parts, (part + 1) * Q // parts):
-                to, base, panel = first + panels[0, q] if straight else q * width, at + panels[2, q], q * K * width
+                column, base, panel = q * width, at + panels[2, q], q * K * width
+                to = first + panels[0, q] if straight else column
                 for k in range(start, max(end, start + 1), SHORT):
                     for p in range(ends[f], ends[f + 1] - R, R):
                         stop, more = min(end, k + SHORT), k - start
-                        tile_of(V, buffer, base, row, p, cell, k, stop, weights, panel, steps, result, to, out, bias, q * width, more)
+                        tile(V, buffer, base, row, p, cell, k, stop, weights, panel, steps, result, to, out, bias, column, more, GROUP, 0)
         for q in range(part * Q // parts, 0 if straight else (part + 1) * Q // parts):
             store(result, wide, q * width, first, place, run, found, apart, panels[0, q], panels[1, q], y)
 
@@ -165,7 +156,7 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
     There is one phase.
     """
     _, Q, K, width = gw.shape
-    R, C, lanes, apart = rows_of(V), source[0, 4], REGISTER // x.itemsize, target[1, 4]
+    R, C, lanes, apart = rows_of(V, GROUP, 1), source[0, 4], REGISTER // x.itemsize, target[1, 4]
     _, _, _, _, _, long, _ = rows_of_sides(sides)
     most = images * long[1] * long[2]
     row, place, steps, out = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(most) * width, np.arange(K) * width
@@ -188,17 +179,11 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
                 for p in range(0, P, SHORT):
                     for k in range(0, phases[4, 0], R):
                         stop, base, more = min(P, p + SHORT), at + panels[2, q], box - begin + p
-                        tile_of(V, buffer, base, cell, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, more)
+                        tile(V, buffer, base, cell, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, more, GROUP, 1)
 
 
-def loops_of(function, turned):
-    """A loop for large groups (0), for depthwise convolutions (1), and for each size of small groups."""
-    steps = {0: {}, 1: {"tile_of": tile_of_channels, "rows_of": rows_of_channels}}
-    small = {"tile_of": tile_of_groups, "rows_of": rows_of_groups, "TURNED": int(turned)}
-    return {G: Loop(function, False, GROUP=G, **steps.get(G, small)) for G in GROUPS}
-
-
-PRODUCTS, WEIGHT_GRADIENTS = loops_of(product, False), loops_of(weight_gradient, True)
+# a loop for large groups (0), for depthwise convolutions (1), and for each size of small groups
+PRODUCTS, WEIGHT_GRADIENTS = ({G: Loop(function, False, GROUP=G) for G in GROUPS} for function in (product, weight_gradient))
 
 
 @loop

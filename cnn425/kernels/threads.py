@@ -141,9 +141,9 @@ def step(function: Callable[..., Any]) -> Step:
     return Step(function)
 
 
-def machine_step(make: Callable[[], Any]) -> Callable[[Callable[..., Any]], Step]:
-    """A part of a loop for which `make` gives the machine code, where the compiler would not find it by itself."""
-    return lambda function: Step(function, make)
+def machine_step(emit: Callable[[Any, Any], None], *literal: str) -> Callable[[Callable[..., Any]], Step]:
+    """A part of a loop whose machine code `emit` writes, where the compiler would not find it by itself; some arguments are literal."""
+    return lambda function: Step(function, emit, literal)
 
 
 def sums(function: Callable[..., None]) -> Loop:
