@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from cnn425.algorithms import definition
+from cnn425.algorithms import convolution, definition, local, use
 from cnn425.windows import Geometry, Sharing
 
 GEOMETRY = Geometry((2, 3), (2, 1), ((1, 0), (0, 2)), (1, 2))
@@ -65,15 +65,16 @@ def test_sums_of_half_precision_are_rounded_once(sharing):
     """Partial sums beyond 65504, the largest float16, cancel; what is added up in float16 becomes infinite, or NaN."""
     one, geometry = torch.tensor([40000.0, 40000.0, -40000.0, -39008.0], dtype=torch.float16), Geometry((4,), (1,), ((0, 0),), (1,))
     pixels, w, g = one.view(1, 1, 4), torch.ones((1, 1, 1, 4) if sharing else (1, 1, 4), dtype=torch.float16), torch.ones(1, 1, 1).half()
-    assert definition.output(pixels, w, geometry, 1, sharing) == 992
+    layer, more = (local, (sharing,)) if sharing else (convolution, ())
+    alone, pair = Geometry((1,), (1,), ((0, 0),), (1,)), Geometry((2,), (1,), ((1, 1),), (1,))
     images, upstream = one.view(4, 1, 1), torch.ones(4, 1, 1, dtype=torch.float16)
-    alone = Geometry((1,), (1,), ((0, 0),), (1,))
-    assert definition.weight_gradient(upstream, images, alone, 1, sharing) == 992
-    outputs = one.view((1, 4, 1, 1) if sharing else (4, 1, 1))
-    assert definition.input_gradient(g.expand(1, 4, 1), outputs, alone, 1, (1,), sharing) == 992
-    weight, pair = torch.tensor([400.0, -400.0]).half().view(1, 1, 2), Geometry((2,), (1,), ((1, 1),), (1,))
+    outputs, weight = one.view((1, 4, 1, 1) if sharing else (4, 1, 1)), torch.tensor([400.0, -400.0]).half().view(1, 1, 2)
     own = weight.expand(3, 1, 1, 2) if sharing else weight  # each pixel is seen by two windows, which say 80000 and -80000
-    assert definition.input_gradient(torch.full((1, 1, 3), 200.0).half(), own, pair, 1, (2,), sharing).tolist() == [[[0, 0]]]
+    with use("definition"):
+        assert layer.output(pixels, w, geometry, 1, *more) == 992
+        assert layer.weight_gradient(upstream, images, alone, 1, *more) == 992
+        assert layer.input_gradient(g.expand(1, 4, 1), outputs, alone, 1, *more, (1,)) == 992
+        assert layer.input_gradient(torch.full((1, 1, 3), 200.0).half(), own, pair, 1, *more, (2,)).tolist() == [[[0, 0]]]
 
 
 def test_channels_in_groups_are_a_view():

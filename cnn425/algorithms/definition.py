@@ -10,8 +10,8 @@ has weights of its own, there is one. `scatter` returns the window gradient to p
 channels of both operands.
 
 Cost: 2*N*O*C/G*I*J*U*V operations per map. Einsum copies the windows before it multiplies, so U*V copies of the image are written and
-read. Right for every dtype (integers too; complex numbers without conjugation; half precision is computed in float32 and rounded once),
-any dimension, empty batches and channels; slow.
+read. Right for every dtype (integers too; complex numbers without conjugation; who calls has made half precision float32), any dimension,
+empty batches and channels; slow.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cnn425.algorithms.layout import HALF
 from cnn425.windows import Geometry, Sharing, in_dimensions, scatter, windows
 
 
 def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None = None) -> Tensor:
     """The output, `(N, C, *size), (O, C/G, *kernel) -> (N, O, *positions)`; the weight of a local layer is `(*sets, O, C/G, *kernel)`."""
-    if x.dtype in HALF:
-        return output(x.float(), w.float(), geometry, groups, sharing).to(x.dtype)
     cells, d = split(windows(x, geometry), 1, groups), geometry.dimensions
     if sharing is None:
         return torch.einsum(in_dimensions("ngcijuv,gocuv->ngoij", d), cells, split(w, 0, groups)).flatten(1, 2)
@@ -37,8 +34,6 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Shari
 
 def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size: Sequence[int], sharing: Sharing | None = None) -> Tensor:
     """The gradient of the input, `(N, O, *positions), weight -> (N, C, *size)`."""
-    if gy.dtype in HALF:
-        return input_gradient(gy.float(), w.float(), geometry, groups, size, sharing).to(gy.dtype)
     g, d = split(gy, 1, groups), geometry.dimensions
     if sharing is None:
         gwin = torch.einsum(in_dimensions("ngoij,gocuv->ngcijuv", d), g, split(w, 0, groups))
@@ -50,8 +45,6 @@ def input_gradient(gy: Tensor, w: Tensor, geometry: Geometry, groups: int, size:
 
 def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None = None) -> Tensor:
     """The gradient of the weight, `(N, O, *positions), (N, C, *size) -> (O, C/G, *kernel)`, or one for every set of positions."""
-    if gy.dtype in HALF:
-        return weight_gradient(gy.float(), x.float(), geometry, groups, sharing).to(gy.dtype)
     g, cells, d = split(gy, 1, groups), split(windows(x, geometry), 1, groups), geometry.dimensions
     if sharing is None:
         return torch.einsum(in_dimensions("ngoij,ngcijuv->gocuv", d), g, cells).flatten(0, 1)
