@@ -24,10 +24,11 @@ from torch import Tensor
 from cnn425.algorithms.layout import FLOATS, HALF, strides_of
 from cnn425.compat import tracing_state
 from cnn425.kernels import pool as loops
-from cnn425.kernels.threads import loops_run, memory
+from cnn425.kernels.threads import Loop, loops_run, memory
 from cnn425.windows import Geometry, Side, Windows
 
 NO_PIXEL = -1
+NOWHERE = memory(torch.empty(0, dtype=torch.int32, device="cpu"), 0, 0)  # pixels of windows that are added up
 LINES = 1 << 19  # numbers of interleaved lines
 
 
@@ -38,12 +39,8 @@ def winners(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
         return y.to(x.dtype), where
     if not loops_run(x) or x.dtype not in FLOATS or (plan := known_plan(windows, x.shape, last)) is None:
         return winners_by_definition(x, windows, last)
-    y, where, numbers = blank(x, plan.shape, plan.strides), blank(x, plan.shape, plan.strides, torch.int32), dense(x, plan.dimensions, last)
-    loop = loops.max_pool_rows if plan.neighbours else loops.max_pool_images
-    image = memory(numbers, *plan.image), *plan.neighbours, *plan.tables
-    divisor = 1  # of an average, by the same loop
-    loop(plan.units, plan.steps, *image, divisor, memory(y, *plan.rows), memory(where, *plan.rows))
-    return y, where
+    where = blank(x, plan.shape, plan.strides, torch.int32)
+    return reduced(x, plan, last, loops.MAXIMA, 1, memory(where, *plan.rows)), where
 
 
 def route(g: Tensor, where: Tensor, size: Sequence[int], last: bool) -> Tensor:
@@ -80,7 +77,7 @@ def average(x: Tensor, windows: Windows, last: bool, divisor: int, padding: bool
         return average(x.float(), windows, last, divisor, padding).to(x.dtype)
     if not loops_run(x) or x.dtype not in FLOATS or windows.is_global or (plan := known_plan(windows, x.shape, last, padding)) is None:
         return average_by_definition(x, windows, last, divisor, padding)
-    return summed(x, plan, last, divisor)
+    return reduced(x, plan, last, loops.SUMS, divisor, NOWHERE)
 
 
 def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bool, size: Sequence[int]) -> Tensor:
@@ -93,15 +90,14 @@ def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bo
     cells = divisor or known_cells(windows, tuple(size), padding)
     if isinstance(cells, Tensor):
         g, cells = g / cells, 1
-    return summed(g, plan, last, cells)
+    return reduced(g, plan, last, loops.SUMS, cells, NOWHERE)
 
 
-def summed(x: Tensor, plan: "Plan", last: bool, divisor: int) -> Tensor:
-    """The sums of windows over an image, divided."""
+def reduced(x: Tensor, plan: "Plan", last: bool, by: dict[str, Loop], divisor: int, where: tuple[object, ...]) -> Tensor:
+    """What windows come to, by the loop over their rows, or over images that are interleaved; a maximum has no divisor."""
     y, numbers = blank(x, plan.shape, plan.strides), dense(x, plan.dimensions, last)
-    loop, where = loops.sum_pool_rows if plan.neighbours else loops.sum_pool_images, x.new_empty(0, 0, dtype=torch.int32)
     image = memory(numbers, *plan.image), *plan.neighbours, *plan.tables
-    loop(plan.units, plan.steps, *image, divisor, memory(y, *plan.rows), memory(where, 0, 0))
+    by["rows" if plan.neighbours else "images"](plan.units, plan.steps, *image, divisor, memory(y, *plan.rows), where)
     return y
 
 

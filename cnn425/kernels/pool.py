@@ -227,8 +227,8 @@ def pool_images(lo, hi, x, planes, rows, columns, divisor, y, where):
                     done, count = done + count, 0
 
 
-max_pool_images, sum_pool_images = Loop(pool_images, False, ADDS=0), Loop(pool_images, False, ADDS=1)
-max_pool_rows, sum_pool_rows = Loop(pool_rows, False, ADDS=0), Loop(pool_rows, False, ADDS=1)
+MAXIMA = {"rows": Loop(pool_rows, False, ADDS=0), "images": Loop(pool_images, False, ADDS=0)}
+SUMS = {"rows": Loop(pool_rows, False, ADDS=1), "images": Loop(pool_images, False, ADDS=1)}
 
 # ---- The gradient of a max pool ----------------------------------------------------------------------------------------------------------
 
