@@ -124,7 +124,7 @@ class Plan:
         one = (1,) * d
         self.pointwise = sharing is not None and sharing.each and self.O <= FEW and geometry == Geometry(one, one, ((0, 0),) * d, one)
         self.grid, self.sets = grid(geometry, tuple(image[1:])), sets_of(self.sharing, self.positions)
-        self.padded = padded_size(self.grid.tolist())
+        self.padded = tuple(padded(self.grid.tolist(), side) for side in range(3))  # the size of an image with zeros around
         self.where = memory(self.grid, 6, 3), memory(self.sets[0], self.P)  # the geometry and the set of each position, for loops
         self.low = memory(self.grid[2], 3)  # the zeros in front of an image, for loops
 
@@ -192,7 +192,15 @@ class Plan:
     @cached_property
     def windows(self) -> tuple[Tensor, Tensor]:
         """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its cells, `(K)`."""
-        return cell_offsets(self.geometry, tuple(self.size[3 - self.geometry.dimensions :]), self.C)
+        kernel, stride, _, dilation, positions, _ = self.grid.tolist()
+        _, height, width = self.padded
+
+        def pixels(counts: Sequence[int], steps: Sequence[int]) -> Tensor:
+            t, u, v = (torch.arange(n, device=CPU) * s for n, s in zip(counts, steps, strict=True))
+            return ((t[:, None, None] * height + u[:, None]) * width + v).flatten()
+
+        planes = torch.arange(self.C, device=CPU)[:, None] * prod(self.padded)
+        return pixels(positions, stride), (planes + pixels(kernel, dilation)).flatten()
 
     def interleaved(self, x: Tensor, V: int) -> tuple[Tensor, tuple[object, ...], tuple[object, ...]]:
         """Memory for images side by side, `(B, C, D, H, W, width)`, the same as an argument for a loop, and the zeros in front of them."""
@@ -220,7 +228,7 @@ class Plan:
         weight = memory(w, self.Q, self.outputs, self.cells), self.groups, self.where[1]
         where = memory(start, self.P), memory(cell, self.cells), V, parts
         loops.multiply_gradient(image.shape[0] * parts, gy.numel() * self.cells, self.output(gy), *weight, *where, pixels)
-        loops.separate(image.shape[0] * image.shape[1], image.numel(), pixels, low, self.image(gx))
+        loops.separate(image.shape[0] * image.shape[1], image.numel(), self.image(gx), low, pixels)
 
     def multiply_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
         """Write `gw`."""
@@ -278,22 +286,3 @@ def source_of(N: int, C: int, size: tuple[int, int, int]) -> Tensor:
     """The sizes of contiguous images along n, d, h, w, c, and the strides: `(2, 5)`."""
     volume = prod(size)
     return torch.tensor([[N, *size, C], [C * volume, size[1] * size[2], size[2], 1, volume]], device=CPU)
-
-
-def padded_size(rows: list[list[int]]) -> tuple[int, ...]:
-    """The size along d, h, w of an image with zeros around, as far as windows reach; `rows` are those of `grid`."""
-    return tuple(padded(rows, side) for side in range(3))
-
-
-@lru_cache(maxsize=256)
-def cell_offsets(geometry: Geometry, size: tuple[int, ...], C: int) -> tuple[Tensor, Tensor]:
-    """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its C*T*U*V cells."""
-    kernel, stride, _, dilation, positions, _ = rows = grid(geometry, size).tolist()
-    _, height, width = around = padded_size(rows)
-    volume = prod(around)
-
-    def pixels(counts: Sequence[int], steps: Sequence[int]) -> Tensor:
-        t, u, v = (torch.arange(n, device=CPU) * s for n, s in zip(counts, steps, strict=True))
-        return ((t[:, None, None] * height + u[:, None]) * width + v).flatten()
-
-    return pixels(positions, stride), (torch.arange(C, device=CPU)[:, None] * volume + pixels(kernel, dilation)).flatten()

@@ -110,7 +110,8 @@ def plan(map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, 
         phases.append([*outputs, len(cells), len(cells) + len(more)])
         cells += more
         kernel += places_of([which for _, which in found], (*ones, *geometry.kernel), 1, 1)
-    tables = (x.in_five(), table(sides, box, pixels), list(zip(*phases, strict=True)), cells + cells[-1:] * ROWS, panels, y.in_five())
+    rows = [*zip(*(s[:5] for s in sides), strict=True), box, pixels]
+    tables = (x.in_five(), rows, list(zip(*phases, strict=True)), cells + cells[-1:] * ROWS, panels, y.in_five())
     kept = tuple(torch.tensor(t, dtype=torch.int64, device=CPU) for t in tables)
     source, sides_, phases_, cells_, panels_, target = (memory(t, *t.shape) for t in kept)
     boxes = -(-x.shape[0] // images) * prod(-(-s.positions // b) for s, b in zip(sides, box, strict=True))
@@ -137,12 +138,6 @@ def backward_side(geometry: Geometry, dim: int, n: int, m: int) -> Axis:
     origin = min(p for each in positions for p in each) if any(positions) else 0
     phases = [([p - origin for p in each], which) for each, which in zip(positions, cells, strict=True)]
     return Axis(-(-m // s), m, s, origin, 1, phases)
-
-
-def table(sides: Sequence[Axis], box: Sequence[int], pixels: Sequence[int]) -> list[list[int]]:
-    """The geometry as loops read it, `(7, 3)`."""
-    rows = zip(*((s.positions, s.outputs, s.hop, s.origin, s.step) for s in sides), strict=True)
-    return [*map(list, rows), list(box), list(pixels)]
 
 
 def places_of(offsets: Sequence[Sequence[int]], pixels: Sequence[int], channels: int, inputs: int) -> list[int]:
@@ -213,15 +208,6 @@ def stored_weight(w: Tensor) -> tuple[Tensor, bool]:
     return (w, True) if last.is_contiguous() else (w.contiguous(), False)
 
 
-def packed(w: Tensor, plan: Plan, place: Places) -> Tensor:
-    """The weight in panels `(Q, K, width)`."""
-    K = place.offset.shape[0]
-    p = w.new_empty(plan.Q, K, plan.width)
-    weight = memory(w, w.numel()), memory(place.offset, K), memory(place.order, K), place.hop, place.group, plan.O
-    loops.pack(plan.Q * -(-K // loops.BLOCK), p.numel(), *weight, memory(p, *p.shape))
-    return p
-
-
 # ---- The maps ----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +240,11 @@ def input_gradient(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry, groups
 def multiply(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, G: int, transposed: bool) -> None:
     """Write `y`. The weight is `(G*O, C, *kernel)`, with `transposed` that of the other direction."""
     w, last = stored_weight(w)
-    panels, bias = packed(w, plan, places(plan, prod(w.shape[2:]), transposed, last)), w.new_empty(0) if bias is None else bias.contiguous()
+    place, bias = places(plan, prod(w.shape[2:]), transposed, last), w.new_empty(0) if bias is None else bias.contiguous()
+    K = len(place.offset)
+    panels = w.new_empty(plan.Q, K, plan.width)
+    numbers = memory(w, w.numel()), memory(place.offset, K), memory(place.order, K), place.hop, place.group, plan.O
+    loops.pack(plan.Q * -(-K // loops.BLOCK), panels.numel(), *numbers, memory(panels, *panels.shape))
     weight = memory(panels, *panels.shape), memory(bias, bias.numel()), plan.panels, plan.V, plan.parts
     loops.PRODUCTS[G](
         plan.boxes * plan.parts, plan.work, memory(x, plan.numbers[0]), *plan.image, *weight, plan.target, memory(y, y.numel())

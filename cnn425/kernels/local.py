@@ -13,9 +13,10 @@ position, with images side by side in the vector registers, and for the gradient
 import numpy as np
 
 from cnn425.kernels.box import REGISTER, fill, padded, prefetch, rows_of_grid, transpose
-from cnn425.kernels.threads import loop, step, sums
+from cnn425.kernels.threads import Loop, loop, step, sums
 from cnn425.kernels.tile import SHORT, rows_of, tile
 
+BACK = 0  # of a `Loop`: whether images that are side by side are separated
 BLOCK = 32  # positions whose outputs are reordered together: neighbours in memory are written together
 
 
@@ -129,39 +130,31 @@ def weight_gradient(lo, hi, gy, x, groups, grid, order, bounds, gw):
 # ---- Many images and channels ------------------------------------------------------------------------------------------------------------
 
 
-@loop
-def interleave(lo, hi, x, low, image):
+def interleaved(lo, hi, x, low, image):
     """image[b, c, d, h, w, k] = x[b*width + k, c, d - low, h - low, w - low], zero outside: `x (N, C, D, H, W) -> (B, C, D, H, W, width)`.
 
-    Channels of blocks of images are shared out.
+    With BACK the other way round, without the zeros. Channels of blocks of images are shared out.
     """
     N, C, D, H, W = x.shape
     _, _, _, height, across, width = image.shape
     numbers, hop = x.reshape(x.size), C * D * H * W
     for unit in range(lo, hi):
         b, c = unit // C, unit % C
-        plane = image[b, c].reshape(image[b, c].size)
-        plane[:] = 0
+        plane, images = image[b, c].reshape(image[b, c].size), min(width, N - b * width)
+        if not BACK:
+            plane[:] = 0
         for line in range(D * H):
             at, to = b * width * hop + (c * D * H + line) * W, ((line // H + low[0]) * height + line % H + low[1]) * across + low[2]
-            transpose(numbers, at, hop, plane, to * width, width, W, min(width, N - b * width))
+            if BACK:
+                for k in range(images):
+                    for w in range(0, W, REGISTER // x.itemsize):
+                        prefetch(numbers, at + k * hop + 2 * W + w)
+                transpose(plane, to * width, width, numbers, at, hop, images, W)
+            else:
+                transpose(numbers, at, hop, plane, to * width, width, W, images)
 
 
-@loop
-def separate(lo, hi, image, low, x):
-    """The inverse of `interleave`: zeros around are left out."""
-    N, C, D, H, W = x.shape
-    _, _, _, height, across, width = image.shape
-    numbers, hop = x.reshape(x.size), C * D * H * W
-    for unit in range(lo, hi):
-        b, c = unit // C, unit % C
-        plane, images = image[b, c].reshape(image[b, c].size), min(width, N - b * width)
-        for line in range(D * H):
-            to, at = b * width * hop + (c * D * H + line) * W, ((line // H + low[0]) * height + line % H + low[1]) * across + low[2]
-            for k in range(images):
-                for w in range(0, W, REGISTER // x.itemsize):
-                    prefetch(numbers, to + k * hop + 2 * W + w)
-            transpose(plane, at * width, width, numbers, to, hop, images, W)
+interleave, separate = Loop(interleaved, False, BACK=0), Loop(interleaved, False, BACK=1)
 
 
 @loop
