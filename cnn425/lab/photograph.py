@@ -5,14 +5,14 @@ ink       what differs from the brightness of the paper around it; without noise
 digit     the ink cut out, scaled and centred
 """
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,7 +34,9 @@ def read_picture(path: Path) -> tuple[Tensor, bool]:
             warnings.simplefilter("ignore")  # about EXIF that Pillow cannot read: the picture can be
             with Image.open(path) as opened:
                 opened.load()
-                grey = brightness(turned(opened))
+                with contextlib.suppress(Exception):  # many types, on EXIF that cannot be read, or not be packed again once it has turned
+                    ImageOps.exif_transpose(opened, in_place=True)
+                grey = brightness(opened)
     except OSError as error:
         raise LabError(f"{path} cannot be read as a picture: {error.strerror or first_line(error)}") from None
     except Exception as error:  # Pillow raises many types on damaged files
@@ -45,24 +47,6 @@ def read_picture(path: Path) -> tuple[Tensor, bool]:
     lit = (ink > 0.2).nonzero()
     (top, left), (bottom, right) = lit.amin(0).tolist(), (lit.amax(0) + 1).tolist()
     return centred(ink[top:bottom, left:right])[None, None], several
-
-
-def turned(image: Image.Image) -> Image.Image:
-    """The picture as its EXIF says that it is to be looked at; EXIF that cannot be read says nothing."""
-    flips = Image.Transpose
-    ways: dict[Any, Image.Transpose] = {
-        2: flips.FLIP_LEFT_RIGHT,
-        3: flips.ROTATE_180,
-        4: flips.FLIP_TOP_BOTTOM,
-        5: flips.TRANSPOSE,
-        6: flips.ROTATE_270,
-    }
-    ways |= {7: flips.TRANSVERSE, 8: flips.ROTATE_90}
-    try:
-        way = ways.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # many types, as above
-        way = None
-    return image if way is None else image.transpose(way)
 
 
 def brightness(image: Image.Image) -> Tensor:
@@ -175,23 +159,14 @@ def without_lines(ink: Tensor, noise: float) -> Tensor:
         pieces = torch.stack([piece.median(1).values for piece in ink.tensor_split(min(8, w), 1)]).sort(0).values
         lined = pieces[len(pieces) > 3 and 1] > max(0.03, 3 * noise / max(1, w / 8) ** 0.5)  # in all pieces of the row but one
         ink = ink.clone()
-        for run in runs(lined.nonzero().flatten().tolist()):
-            sides = [row for row in (run[0] - 1, run[-1] + 1) if 0 <= row < h]
-            if sides and len(run) <= 0.04 * h:
+        rows = lined.nonzero().flatten()
+        for run in rows.tensor_split((rows.diff() > 1).nonzero().flatten() + 1):  # those that follow one another
+            sides = torch.cat((run[:1] - 1, run[-1:] + 1))
+            sides = sides[(sides >= 0) & (sides < h)]
+            if len(sides) and len(run) <= 0.04 * h:
                 ink[run] = torch.minimum(ink[run], ink[sides].amax(0))
         ink = ink.T
     return ink
-
-
-def runs(numbers: Sequence[int]) -> list[list[int]]:
-    """Ascending whole numbers, those that follow one another together."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and number == found[-1][-1] + 1:
-            found[-1].append(number)
-        else:
-            found.append([number])
-    return found
 
 
 def parts(mask: Tensor) -> list[Tensor]:
