@@ -47,7 +47,7 @@ from cnn425.lab.errors import command
 from cnn425.lab.models import Layers, local_layer, namespace, parameters
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say_table, watched
-from cnn425.lab.study import at_least, parse, study
+from cnn425.lab.study import at_least, in_full, parse, study
 from cnn425.nn import functional
 
 from .samples import SmallOptions, accuracy, fit, small, subset
@@ -76,9 +76,7 @@ class LadderOptions(SmallOptions):
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing; `--full` has numbers of its own."""
-        if self.full:
-            for name, value in {"seeds": 20, "test_examples": 0}.items():
-                object.__setattr__(self, name, value)
+        in_full(self, seeds=20, test_examples=0)
         super().__post_init__()
         at_least(self, drawings=1, epochs=1)
 

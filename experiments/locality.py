@@ -34,7 +34,7 @@ from cnn425.lab.errors import LabError, command
 from cnn425.lab.models import namespace
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say_table, watched
-from cnn425.lab.study import at_least, parse, study
+from cnn425.lab.study import at_least, in_full, parse, study
 from cnn425.lab.verdict import percent
 
 from .samples import SIDE, SmallOptions, accuracy, fit, small, subset
@@ -63,9 +63,7 @@ class LocalityOptions(SmallOptions):
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing; `--full` has numbers of its own."""
-        if self.full:
-            for name, value in {"steps": 30000, "seeds": 5, "examples": 60000, "test_examples": 0}.items():
-                object.__setattr__(self, name, value)
+        in_full(self, steps=30000, seeds=5, examples=60000, test_examples=0)
         super().__post_init__()
         at_least(self, steps=1, examples=1, beta=0)
         if not self.penalties or self.penalties[0] <= 0 or list(self.penalties) != sorted(set(self.penalties)):

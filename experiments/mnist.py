@@ -30,7 +30,7 @@ from cnn425.lab.errors import LabError, command
 from cnn425.lab.folder import claim
 from cnn425.lab.loop import default_folder, show_board, train
 from cnn425.lab.models import build, looked_at
-from cnn425.lab.options import Options, meaning, parse
+from cnn425.lab.options import Options, at_least, meaning, parse
 from cnn425.lab.pictures import Pictures, pattern_images
 from cnn425.lab.progress import in_a_shell, is_first, say
 from cnn425.lab.seeds import write_spread
@@ -62,9 +62,7 @@ class DigitOptions(Options):
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
         super().__post_init__()
-        for name, least in (("examples", 0), ("seeds", 1)):
-            if getattr(self, name) < least:
-                raise LabError(f"--{name} is {getattr(self, name)}; it must be at least {least}", 2)
+        at_least(self, examples=0, seeds=1)
 
 
 class DigitVerdict(NamedTuple):

@@ -33,7 +33,7 @@ from cnn425.lab.errors import LabError, command
 from cnn425.lab.models import local_layer
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say_table, watched
-from cnn425.lab.study import at_least, parse, study
+from cnn425.lab.study import at_least, in_full, parse, study
 from cnn425.lab.verdict import percent
 
 from .samples import SIDE, SmallOptions, accuracy, fit, network, small, subset
@@ -75,9 +75,7 @@ class RelaxingOptions(SmallOptions):
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing; `--full` has numbers of its own."""
-        if self.full:
-            for name, value in {"steps": 2000, "seeds": 5, "relax_at": (0.02, 0.1, 0.5), "test_examples": 0}.items():
-                object.__setattr__(self, name, value)
+        in_full(self, steps=2000, seeds=5, relax_at=(0.02, 0.1, 0.5), test_examples=0)
         super().__post_init__()
         at_least(self, steps=2, examples=1, points=1)
         if not self.relax_at or not all(0 < share < 1 for share in self.relax_at):

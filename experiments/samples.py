@@ -33,7 +33,7 @@ from cnn425.lab.models import Layers, local_layer, namespace, parameters
 from cnn425.lab.order import Order
 from cnn425.lab.pictures import Pictures, bars
 from cnn425.lab.progress import say_table, watched
-from cnn425.lab.study import StudyOptions, at_least, parse, study
+from cnn425.lab.study import StudyOptions, at_least, in_full, parse, study
 from cnn425.lab.verdict import percent
 from cnn425.nn import functional
 
@@ -81,9 +81,7 @@ class SampleOptions(SmallOptions):
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing; `--full` has numbers of its own."""
-        if self.full:
-            for name, value in {"sizes": (30, 100, 300, 1000, 3000, 10000, 30000), "seeds": 5, "steps": 1500, "test_examples": 0}.items():
-                object.__setattr__(self, name, value)
+        in_full(self, sizes=(30, 100, 300, 1000, 3000, 10000, 30000), seeds=5, steps=1500, test_examples=0)
         super().__post_init__()
         at_least(self, steps=1)
         if not self.sizes or min(self.sizes) < 1:

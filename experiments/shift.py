@@ -28,10 +28,9 @@ from cnn425.lab.errors import command
 from cnn425.lab.folder import claim, home, locked
 from cnn425.lab.loop import default_folder, show_board, train
 from cnn425.lab.models import Layers, local_layer, namespace
-from cnn425.lab.options import Options, digest, meaning, parse
+from cnn425.lab.options import Options, at_least, digest, meaning, parse
 from cnn425.lab.pictures import Pictures, bars
 from cnn425.lab.progress import is_first, say, say_table
-from cnn425.lab.study import at_least
 from cnn425.lab.verdict import conclude, percent
 
 TINY = ("--epochs", "1", "--examples", "64", "--test-examples", "40")

@@ -38,7 +38,7 @@ from cnn425.lab.errors import LabError, command
 from cnn425.lab.models import looked_at
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say_table, watched
-from cnn425.lab.study import parse, study
+from cnn425.lab.study import in_full, parse, study
 from cnn425.lab.verdict import percent
 from cnn425.nn import LocallyConnected2d, share_, sharing
 
@@ -65,9 +65,7 @@ class SleepOptions(SpectrumOptions):
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing; `--full` has numbers of its own."""
         super().__post_init__()
-        if self.full:
-            for name, value in {"steps": 4000, "every": (1, 3, 10, 30, 100, 300, 1000)}.items():
-                object.__setattr__(self, name, value)
+        in_full(self, steps=4000, every=(1, 3, 10, 30, 100, 300, 1000))
         if not self.every or self.every[0] != 1 or list(self.every) != sorted(set(self.every)):
             raise LabError(f"--every is {self.every}; ascending numbers are wanted, the first of them 1", 2)
 

@@ -40,7 +40,7 @@ from cnn425.lab.errors import LabError, command
 from cnn425.lab.models import looked_at, parameters
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say_table, watched
-from cnn425.lab.study import at_least, parse, study
+from cnn425.lab.study import at_least, in_full, parse, study
 from cnn425.lab.verdict import percent
 from cnn425.nn import functional
 
@@ -96,9 +96,7 @@ class SpectrumOptions(SmallOptions):
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing; `--full` has numbers of its own."""
-        if self.full:
-            for name, value in {"steps": 1200, "seeds": 5, "examples": 10000, "test_examples": 0}.items():
-                object.__setattr__(self, name, value)
+        in_full(self, steps=1200, seeds=5, examples=10000, test_examples=0)
         super().__post_init__()
         at_least(self, steps=1, examples=1)
         if self.layers == "torch":

@@ -38,7 +38,7 @@ from cnn425.lab.errors import LabError, command
 from cnn425.lab.models import namespace
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say_table, watched
-from cnn425.lab.study import at_least, parse, study
+from cnn425.lab.study import at_least, in_full, parse, study
 from cnn425.lab.verdict import percent
 from cnn425.nn import neighbour_similarity
 
@@ -63,9 +63,7 @@ class TopographyOptions(SmallOptions):
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing; `--full` has numbers of its own."""
-        if self.full:
-            for name, value in {"steps": 2000, "seeds": 5, "examples": 10000, "test_examples": 0}.items():
-                object.__setattr__(self, name, value)
+        in_full(self, steps=2000, seeds=5, examples=10000, test_examples=0)
         super().__post_init__()
         at_least(self, steps=1, examples=1)
         if len(self.weights) < 2 or self.weights[0] != 0 or list(self.weights) != sorted(set(self.weights)):

@@ -30,9 +30,9 @@ from rich.table import Table
 from cnn425.lab import checkpoint
 from cnn425.lab.board import scalars
 from cnn425.lab.errors import LabError, command
+from cnn425.lab.options import at_least
 from cnn425.lab.progress import opening, say_table, watched
 from cnn425.lab.signals import CODES
-from cnn425.lab.study import at_least
 from cnn425.lab.verdict import Finding, conclude, percent
 
 ROOT = Path(__file__).parents[1]

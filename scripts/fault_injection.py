@@ -40,8 +40,8 @@ from cnn425.lab import checkpoint
 from cnn425.lab.board import scalars
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.folder import write_whole
+from cnn425.lab.options import at_least
 from cnn425.lab.progress import opening, say_table
-from cnn425.lab.study import at_least
 from cnn425.lab.verdict import Finding, conclude
 from experiments import mnist
 

@@ -31,10 +31,10 @@ import tyro
 from cnn425.lab import digits
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.models import Layers, namespace
+from cnn425.lab.options import at_least
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import opening, say
 from cnn425.lab.recipes import DEVIATION, MEAN, Recipe, accuracy, build, train
-from cnn425.lab.study import at_least
 from cnn425.lab.verdict import Finding, conclude, percent
 
 ROOT = Path(__file__).parents[1]

@@ -29,15 +29,8 @@ import tyro
 from cnn425.lab.errors import LabError, expanded
 from cnn425.lab.progress import module_of, opening
 
-BOOKKEEPING = (
-    "log_dir",
-    "resume",
-    "data_dir",
-    "download",
-    "checkpoint_seconds",
-    "dry_run",
-    "seeds",
-)  # these say where and how often, never what comes out
+# These say where and how often, never what comes out.
+BOOKKEEPING = ("log_dir", "resume", "data_dir", "download", "checkpoint_seconds", "dry_run", "seeds")
 
 
 @dataclass(frozen=True)
@@ -89,14 +82,18 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
-        leasts = {"epochs": 0, "batch_size": 1, "log_every": 1, "threads": 0, "patience": 0, "clip": 0, "checkpoint_seconds": 0}
-        for name, least in leasts.items():
-            if not getattr(self, name) >= least:  # NaN is refused too
-                raise LabError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}", 2)
+        at_least(self, epochs=0, batch_size=1, log_every=1, threads=0, patience=0, clip=0, checkpoint_seconds=0)
         if not 0 < self.warmup < 1:
             raise LabError(f"--warmup is {self.warmup}; it must be more than 0 and less than 1", 2)
         if not 0 < self.lr < math.inf:
             raise LabError(f"--lr is {self.lr}; a learning rate must be positive and finite", 2)
+
+
+def at_least(options: Any, **least: float) -> None:
+    """Refuses an option below its least value, in one line: `at_least(self, steps=1)`."""
+    for name, bound in least.items():
+        if not getattr(options, name) >= bound:  # NaN is refused too
+            raise LabError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least {bound}", 2)
 
 
 MOST_THREADS = 1024

@@ -22,6 +22,7 @@ from cnn425.lab.errors import LabError
 from cnn425.lab.folder import claim, describe, home, locked, own
 from cnn425.lab.loop import show_board
 from cnn425.lab.options import as_words, digest, meaning, parse_any, run_name, with_paths
+from cnn425.lab.options import at_least as at_least
 from cnn425.lab.progress import say
 from cnn425.lab.training import settings
 from cnn425.lab.verdict import conclude
@@ -49,11 +50,11 @@ class StudyOptions:
         at_least(self, threads=0)
 
 
-def at_least(options: Any, **least: float) -> None:
-    """Refuses an option below its least value, in one line: `at_least(self, steps=1)`."""
-    for name, bound in least.items():
-        if not getattr(options, name) >= bound:  # NaN is refused too
-            raise LabError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least {bound}", 2)
+def in_full(options: StudyOptions, **instead: Any) -> None:
+    """Puts the numbers of `--full` in the place of the usual ones, if it was said: `in_full(self, steps=2000)`."""
+    if options.full:
+        for name, value in instead.items():
+            object.__setattr__(options, name, value)
 
 
 SomeOptions = TypeVar("SomeOptions", bound=StudyOptions)
