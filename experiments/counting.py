@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from cnn425.lab import figures, models
 from cnn425.lab.errors import LabError, command
-from cnn425.lab.models import Layers, namespace
+from cnn425.lab.models import Layers, hooked, looked_at, namespace
 from cnn425.lab.progress import say_table
 from cnn425.lab.study import StudyOptions, at_least, parse, study
 from cnn425.nn import LocallyConnected2d
@@ -114,25 +114,22 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> list[Count]:
     counts: list[Count] = []
     seen: set[Tensor] = set()
 
-    def note(module: nn.Module, _: Any, output: Tensor) -> None:
+    def note(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
         weight = getattr(module, "weight", None)
         own = [p for p in module.parameters(recurse=False) if p not in seen]
         seen.update(own)
-        shape, name = tuple(output.shape[1:]), type(module).__name__
+        shape, kind = tuple(output.shape[1:]), type(module).__name__
         if not isinstance(weight, Tensor):
-            counts.append(Count(name, shape))
+            counts.append(Count(kind, shape))
             return
         units = output[0].numel()
         # fully connected, convolution: weight[o] is what one unit sees; locally connected: each unit has its own part of all weights
         sees = weight.numel() // units if weight.ndim > max(2, output.ndim) else weight[0].numel()
         weights = sum(p.numel() for p in own if p is weight)
-        counts.append(Count(name, shape, weights, sum(p.numel() for p in own) - weights, units * sees))
+        counts.append(Count(kind, shape, weights, sum(p.numel() for p in own) - weights, units * sees))
 
-    hooks = [module.register_forward_hook(note) for module in model.modules() if not list(module.children())]
-    with torch.no_grad():
-        model.eval()(torch.empty(1, *input_shape, device="meta"))
-    for hook in hooks:
-        hook.remove()
+    with looked_at(model), hooked(model, note):
+        model(torch.empty(1, *input_shape, device="meta"))
     missed = sum(p.numel() for p in model.parameters()) - sum(c.weights + c.biases for c in counts)
     if missed:
         raise LabError(f"this model has {missed:,} parameters outside of its layers, which this table does not count", 2)

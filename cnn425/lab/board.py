@@ -21,7 +21,7 @@ from torch.utils.tensorboard import summary
 
 from cnn425.lab.errors import about
 from cnn425.lab.folder import EVENTS, claim, ours, sync
-from cnn425.lab.models import looked_at
+from cnn425.lab.models import hooked, looked_at
 
 # The custom-scalars page, in the order in which a run is read; the time-series page sorts by the alphabet.
 CHARTS: dict[str, dict[str, list[Any]]] = {
@@ -139,27 +139,18 @@ def _nodes(model: nn.Module, images: Tensor) -> list[Any]:
     alive = [images]  # an id is only meaningful while its tensor lives
     nodes = [node_def_pb2.NodeDef(name="images", op="Input", attr={"_output_shapes": _shapes(images)})]
 
-    def record(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            sources = [made_by[id(x)] for x in inputs if id(x) in made_by]
-            attributes = {"_output_shapes": _shapes(output), "layer": attr_value_pb2.AttrValue(s=repr(module).encode())}
-            for key, parameter in module.named_parameters(recurse=False):
-                nodes.append(node_def_pb2.NodeDef(name=f"{name}/{key}", op="Parameter", attr={"_output_shapes": _shapes(parameter)}))
-                sources.append(f"{name}/{key}")
-            nodes.append(node_def_pb2.NodeDef(name=f"{name}/output", op=type(module).__name__, input=sources, attr=attributes))
-            made_by[id(output)] = f"{name}/output"
-            alive.append(output)
+    def record(place: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        name, sources = f"{type(module).__name__}_{place}", [made_by[id(x)] for x in inputs if id(x) in made_by]
+        attributes = {"_output_shapes": _shapes(output), "layer": attr_value_pb2.AttrValue(s=repr(module).encode())}
+        for key, parameter in module.named_parameters(recurse=False):
+            nodes.append(node_def_pb2.NodeDef(name=f"{name}/{key}", op="Parameter", attr={"_output_shapes": _shapes(parameter)}))
+            sources.append(f"{name}/{key}")
+        nodes.append(node_def_pb2.NodeDef(name=f"{name}/output", op=type(module).__name__, input=sources, attr=attributes))
+        made_by[id(output)] = f"{name}/output"
+        alive.append(output)
 
-        return hook
-
-    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(record(f"{type(module).__name__}_{name}")) for name, module in leaves]
-    try:
-        with looked_at(model):
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with looked_at(model), hooked(model, record):
+        model(images)
     return nodes
 
 

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnn425.lab.models import hooked
+from cnn425.lab.shards import whole
+
 LOSS = "the loss itself"
 
 
@@ -23,26 +26,15 @@ def described(indices: Tensor) -> str:
 def first_culprit(model: nn.Module, images: Tensor) -> str:
     """The first layer whose output is not finite on these images, in the order of the computation."""
     culprits: list[str] = []
-    hooks = []
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, Tensor) and not bool(output.isfinite().all()):
-                culprits.append(f"layer {name} ({type(module).__name__})")
+    def watch(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not bool(output.isfinite().all()):
+            culprits.append(f"layer {name} ({type(layer).__name__})")
 
-        return hook
-
-    for name, module in model.named_modules():
-        if not list(module.children()):
-            hooks.append(module.register_forward_hook(watch(name)))
-    try:
-        with torch.no_grad():
-            if not bool(images.isfinite().all()):
-                return "the images themselves"
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), hooked(model, watch):
+        if not bool(images.isfinite().all()):
+            return "the images themselves"
+        model(images)
     return culprits[0] if culprits else LOSS
 
 
@@ -57,7 +49,7 @@ def gradient_norm(model: nn.Module, most: float = 0.0) -> float:
     """The length of the whole gradient; if it is more than `most`, the gradient is shortened to that (0: never)."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
+    norm = float(whole(total))
     if 0 < most < norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, most, total)
     return norm

@@ -10,7 +10,8 @@
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal
 
@@ -111,6 +112,18 @@ def looked_at(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(training)
+
+
+@contextlib.contextmanager
+def hooked(model: nn.Module, hook: Callable[[str, nn.Module, Any, Any], None]) -> Iterator[None]:
+    """While it lasts, `hook(name, layer, inputs, output)` is called after each layer that has no layers inside."""
+    leaves = [(name, layer) for name, layer in model.named_modules() if not list(layer.children())]
+    handles = [layer.register_forward_hook(partial(hook, name)) for name, layer in leaves]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def parameters(model: nn.Module) -> int:

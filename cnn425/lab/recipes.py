@@ -33,7 +33,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cnn425.lab import checkpoint
 from cnn425.lab.distortions import warped
-from cnn425.lab.models import Layers, local_layer, looked_at, namespace
+from cnn425.lab.models import Layers, hooked, local_layer, looked_at, namespace
 from cnn425.lab.options import digest
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say
@@ -161,21 +161,16 @@ def multiply_adds(model: nn.Module, side: int = 28) -> int:
     """Products of a weight and a value, for one picture."""
     found = 0
 
-    def count(module: Any, inputs: Any, output: Tensor) -> None:
+    def count(name: str, layer: Any, inputs: Any, output: Tensor) -> None:
         nonlocal found
-        if hasattr(module, "kernel_size") and hasattr(module, "in_channels"):
-            window = module.in_channels // module.groups * math.prod(module.kernel_size)
-            found += output[0].numel() * (window + 1) * module.rank if hasattr(module, "rank") else output[0].numel() * window
-        elif hasattr(module, "in_features"):
-            found += module.in_features * module.out_features
+        if hasattr(layer, "kernel_size") and hasattr(layer, "in_channels"):
+            window = layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+            found += output[0].numel() * (window + 1) * layer.rank if hasattr(layer, "rank") else output[0].numel() * window
+        elif hasattr(layer, "in_features"):
+            found += layer.in_features * layer.out_features
 
-    hooks = [module.register_forward_hook(count) for module in model.modules()]
-    try:
-        with looked_at(model):
-            model(torch.zeros(1, 1, side, side))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with looked_at(model), hooked(model, count):
+        model(torch.zeros(1, 1, side, side))
     return found
 
 
