@@ -27,9 +27,9 @@ from matplotlib.ticker import PercentFormatter
 from rich.table import Table
 from torch import Tensor, nn
 
-from cnn425.lab import digits, figures
+from cnn425.lab import digits, figures, recipes
 from cnn425.lab.errors import LabError, command
-from cnn425.lab.models import Layers, local_layer, namespace, parameters
+from cnn425.lab.models import Layers, namespace, parameters
 from cnn425.lab.order import Order
 from cnn425.lab.pictures import Pictures, bars
 from cnn425.lab.progress import say_table, watched
@@ -37,11 +37,11 @@ from cnn425.lab.study import StudyOptions, at_least, in_full, parse, study
 from cnn425.lab.verdict import percent
 from cnn425.nn import functional
 
-from .shift import COLOURS, KINDS, Kind
+from .shift import COLOURS, KINDS, Kind, units
 
 TINY = ("--dataset", "bars", "--sizes", "8", "16", "--steps", "2", "--seeds", "1", "--test-examples", "40")
 
-SIDE, KERNEL, CHANNELS = 16, 5, (8, 16)  # pixels, pixels, of the two stages
+SIDE, CHANNELS = 16, (8, 16)  # pixels, of the two stages
 
 
 @dataclass(frozen=True)
@@ -178,36 +178,20 @@ def fit(
 
 def accuracy(model: nn.Module, pictures: Pictures) -> float:
     """The share of pictures that are recognised."""
-    with torch.no_grad():
-        right = [(model(images).argmax(1) == labels).sum() for images, labels in map(pictures.batch, parts(len(pictures.labels)))]
-    return int(sum(right)) / len(pictures.labels)
-
-
-def parts(examples: int) -> Sequence[Tensor]:
-    """Indices of all examples, a thousand at a time."""
-    return torch.arange(examples).split(1000)
+    return recipes.accuracy(model, pictures.images, pictures.labels)
 
 
 def network(kind: Kind, layers: Layers, seed: int, classes: int) -> nn.Sequential:
     """Images `(N, 1, 16, 16) -> (N, classes)`: two stages of units, maximum over 2x2 units, whatever connects them to what lies before."""
     ours = namespace(layers)
-
-    def stage(c: int, o: int, side: int) -> list[nn.Module]:
-        units: list[nn.Module]
-        if kind == "fully connected":
-            units = [nn.Flatten(), ours.Linear(c * side**2, o * side**2), nn.Unflatten(1, (o, side, side))]
-        elif kind == "locally connected":
-            units = [local_layer(layers)(c, o, side, KERNEL, padding=KERNEL // 2)]
-        else:
-            units = [ours.Conv2d(c, o, KERNEL, padding=KERNEL // 2)]
-        return [*units, ours.ReLU(), ours.MaxPool2d(2)]
-
+    stages: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        first, second = CHANNELS
-        return nn.Sequential(
-            *stage(1, first, SIDE), *stage(first, second, SIDE // 2), nn.Flatten(), ours.Linear(second * SIDE**2 // 16, classes)
-        )
+        c, side = 1, SIDE
+        for o in CHANNELS:
+            stages += [*units(kind, layers, c, o, side), ours.ReLU(), ours.MaxPool2d(2)]
+            c, side = o, side // 2
+        return nn.Sequential(*stages, nn.Flatten(), ours.Linear(c * side**2, classes))
 
 
 def main(argv: Sequence[str] | None = None) -> SampleVerdict:

@@ -92,20 +92,22 @@ class ShiftVerdict(NamedTuple):
         )
 
 
+def units(kind: Kind, layers: Layers, c: int, o: int, side: int) -> list[nn.Module]:
+    """Images `(N, c, side, side) -> (N, o, side, side)`: units that see everything, or 5x5 windows, with weights of their own or shared."""
+    ours = namespace(layers)
+    if kind == "fully connected":
+        return [nn.Flatten(), ours.Linear(c * side**2, o * side**2), nn.Unflatten(1, (o, side, side))]
+    if kind == "locally connected":
+        return [local_layer(layers)(c, o, side, KERNEL, padding=KERNEL // 2)]
+    return [ours.Conv2d(c, o, KERNEL, padding=KERNEL // 2)]
+
+
 def network(kind: Kind, layers: Layers, seed: int) -> nn.Sequential:
     """Images `(N, 1, 16, 16) -> (N, 4)`; 2048 units in the first layer, whatever connects them."""
     ours = namespace(layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        first: list[nn.Module] = {
-            "fully connected": lambda: [
-                nn.Flatten(),
-                ours.Linear(SIZE * SIZE, CHANNELS * SIZE * SIZE),
-                nn.Unflatten(1, (CHANNELS, SIZE, SIZE)),
-            ],
-            "locally connected": lambda: [local_layer(layers)(1, CHANNELS, (SIZE, SIZE), KERNEL, padding=KERNEL // 2)],
-            "convolution": lambda: [ours.Conv2d(1, CHANNELS, KERNEL, padding=KERNEL // 2)],
-        }[kind]()
+        first = units(kind, layers, 1, CHANNELS, SIZE)
         return nn.Sequential(*first, ours.ReLU(), ours.MaxPool2d(SIZE), nn.Flatten(), ours.Linear(CHANNELS, 4))
 
 

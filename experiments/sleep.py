@@ -35,7 +35,6 @@ from torch import Tensor, nn
 
 from cnn425.lab import figures
 from cnn425.lab.errors import LabError, command
-from cnn425.lab.models import looked_at
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say_table, watched
 from cnn425.lab.study import in_full, parse, study
@@ -144,8 +143,7 @@ def main(argv: Sequence[str] | None = None) -> SleepVerdict:
             else:
                 model = network("convolution", seed, len(training.classes))
                 fit(model, chosen, options.steps, options, seed, kind=Momentum)
-            with looked_at(model):
-                reached[k, repeat] = accuracy(model, test)
+            reached[k, repeat] = accuracy(model, test)
         mean, spread = reached.mean(1), reached.std(1, correction=min(1, options.seeds - 1))
         names = [*(f"every {k} steps" if k > 1 else "every step" for k in options.every), "never", "a convolution"]
         table = Table("shared", "test accuracy", "filters apart", title=f"{options.examples} examples, {options.seeds} seeds")

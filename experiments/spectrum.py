@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from cnn425 import nn as ours
 from cnn425.lab import figures
 from cnn425.lab.errors import LabError, command
-from cnn425.lab.models import looked_at, parameters
+from cnn425.lab.models import parameters
 from cnn425.lab.pictures import Pictures
 from cnn425.lab.progress import say_table, watched
 from cnn425.lab.study import at_least, in_full, parse, study
@@ -186,8 +186,7 @@ def main(argv: Sequence[str] | None = None) -> SpectrumVerdict:
             known = list(SETS.values())[s](subset(training, options.examples, seed), seed)
             model = network(NAMES[k], seed, classes)
             fit(model, known, options.steps, options, seed)
-            with looked_at(model):
-                reached[s, k, repeat] = accuracy(model, tests[s])
+            reached[s, k, repeat] = accuracy(model, tests[s])
         mean, spread = reached.mean(2), reached.std(2, correction=min(1, options.seeds - 1))
         table = Table("network", "parameters", *SETS, title=f"{options.examples} examples, {options.seeds} seeds: mean and spread")
         for k, name in enumerate(NAMES):

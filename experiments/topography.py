@@ -42,7 +42,8 @@ from cnn425.lab.study import at_least, in_full, parse, study
 from cnn425.lab.verdict import percent
 from cnn425.nn import neighbour_similarity
 
-from .samples import KERNEL, SmallOptions, accuracy, fit, network, small, subset
+from .samples import SmallOptions, accuracy, fit, network, small, subset
+from .shift import KERNEL
 from .sleep import local_layers
 
 TINY = ("--dataset", "bars", "--steps", "2", "--examples", "16", "--weights", "0", "1", "--seeds", "1", "--test-examples", "20")
