@@ -39,21 +39,8 @@ from cnn425.lab.verdict import percent
 from .samples import SIDE, SmallOptions, accuracy, fit, network, small, subset
 
 TINY = (
-    "--dataset",
-    "bars",
-    "--steps",
-    "4",
-    "--relax-at",
-    "0.5",
-    "--examples",
-    "32",
-    "--seeds",
-    "1",
-    "--test-examples",
-    "40",
-    "--points",
-    "2",
-)
+    "--dataset", "bars", "--steps", "4", "--relax-at", "0.5", "--examples", "32", "--seeds", "1", "--test-examples", "40", "--points", "2",
+)  # fmt: skip
 
 SHARED, FREE = "shared throughout", "free from the start"
 

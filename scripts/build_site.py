@@ -59,19 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     if not options.quick and not options.picture and stale(PICTURE):
         raise LabError(f"{PICTURE} shows the explorer as it was; make it again with scripts/site --picture {PICTURE}")
     shutil.rmtree(options.out, ignore_errors=True)
-    words = [
-        "-W",
-        "-E",
-        "--keep-going",
-        "-n",
-        "-q",
-        "-b",
-        "html",
-        "-d",
-        str(options.runs / "doctrees"),
-        str(ROOT / "docs"),
-        str(options.out),
-    ]
+    folders = [str(options.runs / "doctrees"), str(ROOT / "docs"), str(options.out)]
+    words = ["-W", "-E", "--keep-going", "-n", "-q", "-b", "html", "-d", *folders]
     if subprocess.run([sys.executable, "-m", "sphinx", *words], cwd=ROOT).returncode:
         raise LabError("the docs have broken links or other mistakes, see above")
     copy_sources(options.out / "files")

@@ -46,18 +46,8 @@ from cnn425.lab.verdict import Finding, conclude
 from experiments import mnist
 
 WORDS = [
-    "--dataset",
-    "patterns",
-    "--examples",
-    "480",
-    "--model",
-    "linear",
-    "--batch-size",
-    "16",
-    "--epochs",
-    "2",
-    "--checkpoint-seconds",
-    "0.05",
+    *("--dataset", "patterns", "--examples", "480", "--model", "linear"),
+    *("--batch-size", "16", "--epochs", "2", "--checkpoint-seconds", "0.05"),
 ]
 Outcome = tuple[dict[str, torch.Tensor], object, object, bytes, list[tuple[str, int, float]]]
 

@@ -132,11 +132,8 @@ def pool_arguments(layer: str, d: int, size: list[int], batch: list[int], draw: 
 def window_arguments(layer: str, draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of unfold and fold for images, the only ones that torch takes."""
     named = {name: pair(draw, low, 2) for name, low in (("kernel_size", 1), ("dilation", 1), ("padding", 0), ("stride", 1))}
-    size, batch, channels = (
-        [draw.randint(5, 7), draw.randint(5, 7)],
-        [draw.randint(0, 2)] if draw.random() < 0.8 else [],
-        draw.randint(1, 2),
-    )
+    size = [draw.randint(5, 7), draw.randint(5, 7)]
+    batch, channels = [draw.randint(0, 2)] if draw.random() < 0.8 else [], draw.randint(1, 2)
     dtype = draw.choice([t for t in DTYPES if t != torch.bool])
     if layer == "unfold":
         channels -= draw.mistake(0.05)

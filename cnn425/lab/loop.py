@@ -63,7 +63,6 @@ class Loop:
         self.training, self.signals, self.title, self.first = run, signals, title, run.group.first
         self.metrics: Metrics | None = None
         self.board: Board | None = None
-        self.kept: Path | None = None
 
     def run(self) -> Verdict:
         """Everything from the first step, or the one after the checkpoint, to the verdict."""
@@ -193,7 +192,7 @@ class Loop:
             self.metrics.flush()
             self.board.flush()
             files = lengths([self.metrics.path, *event_files(run.folder)])
-            self.kept = checkpoint.save(run.folder, run.at.step, {**state, "files": files})
+            checkpoint.save(run.folder, run.at.step, {**state, "files": files})
 
     def what_is_kept(self) -> str:
         """Where the work is, in words."""

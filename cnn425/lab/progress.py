@@ -133,14 +133,8 @@ class Reporter:
         self.began = self.spoke = time.monotonic()
         self.bar: Progress | None = None
         if self.console.is_terminal and not silent:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
-            self.bar = Progress(*columns, console=self.console, transient=True)
+            columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+            self.bar = Progress(TextColumn("{task.description}"), *columns, console=self.console, transient=True)
             self.task = self.bar.add_task(title, total=total, completed=done, note="")
 
     def __enter__(self) -> "Reporter":

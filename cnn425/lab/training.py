@@ -267,12 +267,8 @@ def exact_sums(device: str) -> Iterator[None]:
 def settings(options: Options, rank: int = 0) -> Iterator[None]:
     """Threads, deterministic algorithms, seeds, the style of figures, a word when loops are compiled; everything as before afterwards."""
     flags: Any = torch.utils.deterministic
-    threads, dtype, fill, random = (
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-        flags.fill_uninitialized_memory,
-        checkpoint.random_state(),
-    )
+    threads, dtype, fill = torch.get_num_threads(), torch.get_default_dtype(), flags.fill_uninitialized_memory
+    random = checkpoint.random_state()
     deterministic, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if options.threads:
         torch.set_num_threads(options.threads)
