@@ -22,9 +22,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 if __name__ == "__main__":  # the claim is said before torch is imported, which takes seconds
     from cnn425.lab.progress import opening_before_imports
@@ -73,8 +74,7 @@ class Options:
     """folder for the figures"""
 
 
-@dataclass(frozen=True)
-class Conv:
+class Conv(NamedTuple):
     """A convolution: input (N, C, *size), O outputs, kernel, stride, padding, dilation, groups."""
 
     name: str
@@ -284,6 +284,15 @@ LOCALS = (
     Conv("local lecture", (1, 1, 200, 200), 20, (10, 10)),
 )
 UNROLLED = 1000  # positions; Keras 2 writes a product per position into its graph
+# By name: the cases, each with its name first; what they are called while they are timed; the title of their table.
+CASES: dict[str, tuple[Sequence[Any], str, str]] = {
+    "conv": (CONVOLUTIONS, "convolutions", "convolution, ours / torch"),
+    "survey": (SURVEY, "convolutions", "convolution, ours / torch"),
+    "pool": (POOLS, "pools", "pooling, ours / torch"),
+    "local": (LOCALS, "local layers", "local layers"),
+    "between": (BETWEEN, "between local and convolution", "between local and convolution"),
+    **{name: (cases, name, f"{name}, ours / torch") for name, cases in (("transposed", TRANSPOSED), ("small", SMALL), ("rows", ROWS))},
+}
 SWEEPS = {
     "batch": [Conv(str(n), (n, 64, 28, 28), 64, (3, 3), 1, 1) for n in (1, 2, 4, 8, 16, 32)],
     "pixels per side": [Conv(str(s), (8, 64, s, s), 64, (3, 3), 1, 1) for s in (7, 14, 28, 56, 112)],
@@ -370,7 +379,7 @@ def convolution(case: Conv, options: Options, rates: tuple[float, float]) -> dic
     y = theirs.__dict__[f"conv{d}d"](x, w, **arguments)
     operations = 2 * y.numel() * w[0].numel()
     bytes_moved = (x.numel() + w.numel() + y.numel()) * x.element_size()
-    row: dict[str, Any] = {"name": case.name, "case": asdict(case), "ms": race(rivals, options.seconds)}
+    row: dict[str, Any] = {"name": case.name, "case": case._asdict(), "ms": race(rivals, options.seconds)}
     row["MB"] = {side: peak_megabytes(runs["both"]) for side, runs in rivals.items()}
     row["MB allowed"] = bytes_moved / 2**20 + 16
     fastest = min(v for k, v in row["ms"]["both"].items() if k.startswith("ours"))
@@ -668,18 +677,8 @@ def draw_sweeps(sweeps: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def wrong(options: Options) -> str | None:
     """What is wrong with the options, in one sentence; folders for results are made before anything is timed."""
-    names: dict[str, Sequence[Any]] = {
-        "conv": CONVOLUTIONS,
-        "survey": SURVEY,
-        "pool": POOLS,
-        "local": LOCALS,
-        "between": BETWEEN,
-        "transposed": TRANSPOSED,
-        "small": SMALL,
-        "rows": ROWS,
-    }
     for what in options.what:
-        if what in names and not any(options.only in (c.name if isinstance(c, Conv) else c[0]) for c in names[what]):
+        if what in CASES and not any(options.only in case[0] for case in CASES[what][0]):
             return f"--only {options.only!r} is in no name of a case of {what}; run without --only to see the names"
     if options.threads < 1 or not options.seconds >= 0:
         return f"--threads {options.threads} --seconds {options.seconds}: a number of threads and a time are wanted"
@@ -708,33 +707,17 @@ def main(options: Options) -> dict[str, Any]:
         "GFLOP/s": rates[0] / 1e9, "GB/s": rates[1] / 1e9,
     }  # fmt: skip
     console.print(f"{options.threads} threads, {options.dtype}: products {rates[0] / 1e9:.0f} GFLOP/s, copies {rates[1] / 1e9:.0f} GB/s")
-    for what, convolutions in (("conv", CONVOLUTIONS), ("survey", SURVEY)):
+    conv = partial(convolution, rates=rates)
+    timed: dict[str, Callable[[Any, Options], dict[str, Any]]] = {"conv": conv, "survey": conv, "pool": pool, "between": between}
+    timed["local"] = partial(local, rates=rates)
+    for what, (cases, words, title) in CASES.items():
         if what in options.what:
-            cases = [c for c in convolutions if options.only in c.name]
-            results[what] = [convolution(c, options, rates) for c in watched(cases, "convolutions", len(cases))]
-            for part in versus_torch("convolution, ours / torch", results[what]):
+            chosen = [case for case in cases if options.only in case[0]]
+            rows = [timed.get(what, function_of)(case, options) for case in watched(chosen, words, len(chosen))]
+            others = what in ("local", "between")  # what torch does not have
+            for part in (versus_others(title, rows), means_of_others(rows)) if others else versus_torch(title, rows):
                 console.print(part)
-    if "pool" in options.what:
-        pools = [c for c in POOLS if options.only in c[0]]
-        results["pool"] = [pool(c, options) for c in watched(pools, "pools", len(pools))]
-        for part in versus_torch("pooling, ours / torch", results["pool"]):
-            console.print(part)
-    if "local" in options.what:
-        cases = [c for c in LOCALS if options.only in c.name]
-        results["local"] = [local(c, options, rates) for c in watched(cases, "local layers", len(cases))]
-        console.print(versus_others("local layers", results["local"]))
-        console.print(means_of_others(results["local"]))
-    if "between" in options.what:
-        kept = [c for c in BETWEEN if options.only in c[0]]
-        results["between"] = [between(c, options) for c in watched(kept, "between local and convolution", len(kept))]
-        console.print(versus_others("between local and convolution", results["between"]))
-        console.print(means_of_others(results["between"]))
-    for what, functions in (("transposed", TRANSPOSED), ("small", SMALL), ("rows", ROWS)):
-        if what in options.what:
-            chosen = [c for c in functions if options.only in c[0]]
-            results[what] = [function_of(c, options) for c in watched(chosen, what, len(chosen))]
-            for part in versus_torch(f"{what}, ours / torch", results[what]):
-                console.print(part)
+            results[what] = rows
     if "step" in options.what:
         results["step"] = [step(options)]
         for part in versus_torch("training step, ours / torch", results["step"]):
