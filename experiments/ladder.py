@@ -106,8 +106,11 @@ class LadderVerdict(NamedTuple):
     connections: tuple[int, ...]
 
     def sentence(self) -> str:
-        """What came out."""
-        return in_words(self)
+        """Whether sharing helps, and which rungs are in the way of the whole ladder."""
+        flat = [f"net-{k + 2} ({100 * step:+.1f} points)" for k, step in enumerate(self.steps) if step <= 0]
+        steps = "every network is better than the one before" if self.whole else f"not better than the one before: {', '.join(flat)}"
+        sharing = "both networks that share weights gain" if self.holds else "not both networks that share weights gain"
+        return f"{sharing} more than two standard errors over the one before; {steps}"
 
 
 def set_down(pictures: Pictures) -> Pictures:
@@ -251,14 +254,6 @@ def main(argv: Sequence[str] | None = None) -> LadderVerdict:
         numbers = (tuple(row.tolist()) for row in (mean, spread, others.mean(1), better, sure))
         weights_and_connections = (tuple(pair[side] for pair in counts) for side in (1, 0))
         return record.verdict(LadderVerdict(bool((sure[2:] > 2).all()), bool((better > 0).all()), *numbers, *weights_and_connections))
-
-
-def in_words(verdict: LadderVerdict) -> str:
-    """Which rungs are in the way of the whole ladder, and whether sharing helps."""
-    flat = [f"net-{k + 2} ({100 * step:+.1f} points)" for k, step in enumerate(verdict.steps) if step <= 0]
-    steps = "every network is better than the one before" if verdict.whole else f"not better than the one before: {', '.join(flat)}"
-    sharing = "both networks that share weights gain" if verdict.holds else "not both networks that share weights gain"
-    return f"{sharing} more than two standard errors over the one before; {steps}"
 
 
 def draw(reached: Tensor, others: Tensor, counts: Sequence[tuple[int, int]]) -> Figure:

@@ -21,15 +21,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import nn
 
-from cnn425.lab import digits, figures
+from cnn425.lab import digits, figures, recipes
 from cnn425.lab.board import scalars
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.folder import claim
 from cnn425.lab.loop import default_folder, show_board, train
-from cnn425.lab.models import build, looked_at
+from cnn425.lab.models import build
 from cnn425.lab.options import Options, at_least, meaning, parse
 from cnn425.lab.pictures import Pictures, pattern_images
 from cnn425.lab.progress import in_a_shell, is_first, say
@@ -171,14 +170,11 @@ def with_seed(options: DigitOptions) -> DigitVerdict:
 def draw(options: DigitOptions, model: nn.Sequential, test: Pictures, folder: Path) -> None:
     """Loss and accuracy against the step, as mnist.png, and the pictures that are taken for something else, as mistakes.png."""
     written = {(tag, step): value for tag, step, value in scalars(folder)}
-    some = next(model.parameters())
-    with torch.no_grad(), looked_at(model):
-        batches = torch.arange(len(test.labels)).split(1000)
-        predictions = torch.cat([model(test.batch(part, some.dtype)[0].to(some.device)).argmax(1).cpu() for part in batches])
+    said = recipes.answers(model, test.images)
     with figures.own_style():
         made = figures.figure(9, 4)
-        right = float((predictions == test.labels.cpu()).double().mean())
-        made.suptitle(f"{options.model} of {options.layers} layers: {percent(right, 2)} of {len(test.labels):,} test pictures", fontsize=12)
+        right = percent(recipes.right(said, test.labels), 2)
+        made.suptitle(f"{options.model} of {options.layers} layers: {right} of {len(test.labels):,} test pictures", fontsize=12)
         for axes, name, label in zip(made.subplots(1, 2), ("loss", "accuracy"), ("loss [nats]", "recognised [%]"), strict=True):
             scale = 100 if name == "accuracy" else 1
             for kind, colour, style in (("train", "#bbbbbb", "-"), ("held-out", "#d1495b", "o-")):
@@ -189,7 +185,7 @@ def draw(options: DigitOptions, model: nn.Sequential, test: Pictures, folder: Pa
             axes.set(xlabel="step", ylabel=label, ylim=(0, None))
             axes.legend()
         figures.save(made, claim(folder, "mnist.png"), dpi=110)
-        wrong = figures.mistakes_figure(test, predictions)
+        wrong = figures.mistakes_figure(test, said.argmax(1))
         if wrong is not None:
             figures.save(wrong, claim(folder, "mistakes.png"), dpi=90)
 

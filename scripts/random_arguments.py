@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import torch
-from compare_layers import local_shapes, positions_along
+from compare_layers import dimensions, local_shapes, positions_along
 from torch import Tensor
 
 STRANGE: tuple[Any, ...] = (0, -1, 1.5, "a", None, True, (1,), (2, 2), (1, 2, 3), (1, 2, 3, 4), [2], [], torch.tensor(2))
@@ -50,8 +50,8 @@ def tensor(draw: Draw, *shape: int, dtype: torch.dtype | None = None, images: bo
 
 def drawn(layer: str, draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of a layer that torch has."""
-    d = int(layer[-2]) if layer[-1] == "d" and layer[-2].isdigit() else 0
-    size = [draw.choice((0, 1, 2, 5, 6, 7, 8) if draw.random() < 0.1 else (5, 6, 7, 8)) for _ in range(max(d, 0))]
+    d = dimensions(layer)
+    size = [draw.choice((0, 1, 2, 5, 6, 7, 8) if draw.random() < 0.1 else (5, 6, 7, 8)) for _ in range(d)]
     batch = [draw.choice((0, 1, 2, 3))] if draw.random() < 0.8 else []
     if layer.startswith("adaptive_avg"):  # of size 1 it is a plain mean in torch, which looks at nothing
         size = [max(n, 1) for n in size]

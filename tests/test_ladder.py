@@ -37,8 +37,8 @@ def test_units_of_a_shared_map_have_biases_of_their_own():
 )
 def test_a_ladder_that_does_not_hold_says_which_rungs_are_in_its_way(steps, helps, words):
     verdict = ladder.LadderVerdict(helps, all(step > 0 for step in steps), (), (), (), steps, (), (), ())
-    assert ladder.in_words(verdict).startswith("both networks that share" if helps else "not both networks that share")
-    assert ladder.in_words(verdict).endswith(f"; {words}")
+    assert verdict.sentence().startswith("both networks that share" if helps else "not both networks that share")
+    assert verdict.sentence().endswith(f"; {words}")
 
 
 @pytest.mark.parametrize("rung", PAPER)

@@ -262,9 +262,10 @@ def train(
 
 def answers(model: nn.Module, images: Tensor) -> Tensor:
     """What the network says of pictures, uint8 or brightness: `(N, 1, side, side) -> (N, classes)`."""
-    shown = Pictures(images, torch.zeros(len(images)), ())
+    shown, some = Pictures(images, torch.zeros(len(images)), ()), next(model.parameters())
     with looked_at(model):
-        return torch.cat([model(shown.batch(part)[0]) for part in torch.arange(len(images)).split(EVALUATED)])
+        batches = (shown.batch(part, some.dtype)[0] for part in torch.arange(len(images)).split(EVALUATED))
+        return torch.cat([model(batch.to(some.device)).cpu() for batch in batches])
 
 
 def right(said: Tensor, labels: Tensor) -> float:
