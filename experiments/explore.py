@@ -20,7 +20,7 @@ from torch import Tensor
 from cnn425.lab import trained
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.explorer import explore
-from cnn425.lab.options import parse_any
+from cnn425.lab.options import at_least, parse_any
 
 from . import mnist
 
@@ -46,8 +46,7 @@ class ExploreOptions:
 
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
-        if self.count < 1:
-            raise LabError(f"--count is {self.count}; it must be at least 1", 2)
+        at_least(self, count=1)
 
 
 class ExploreVerdict(NamedTuple):
@@ -74,8 +73,7 @@ def tiny(folder: Path) -> list[str]:
 
 def examples(model: trained.Trained, count: int, data_dir: Path | None) -> tuple[Tensor, Tensor]:
     """`count` pictures of the test set the model was trained for, wrong answers first, with their labels."""
-    kept = {name: model.options[name] for name in ("dataset", "examples", "seed")}
-    _, test = mnist.data(mnist.DigitOptions(**kept, data_dir=data_dir))
+    test = mnist.tested_on(model.options, data_dir)
     wrong: list[int] = []
     with torch.no_grad():
         for indices in torch.arange(len(test.labels)).split(1000):

@@ -101,6 +101,12 @@ def data(options: DigitOptions) -> tuple[Pictures, Pictures]:
     return training, test
 
 
+def tested_on(options: dict[str, Any], data_dir: Path | None) -> Pictures:
+    """The test pictures of a trained network, by the options in its checkpoint."""
+    kept = {name: options[name] for name in ("dataset", "examples", "seed")}
+    return data(DigitOptions(**kept, data_dir=data_dir))[1]
+
+
 def main(argv: Sequence[str] | None = None) -> DigitVerdict:
     """Train one model on one data set; the verdict."""
     options = parse(DigitOptions, argv)

@@ -85,20 +85,6 @@ def on_the_spot(data_dir: Path | None) -> trained.Trained:
     return trained.Trained(learnt.model, training.classes, options, steps)
 
 
-def evaluated(model: trained.Trained, data_dir: Path | None) -> float:
-    """The share of the test pictures that are recognised, from 0 to 1."""
-    options = mnist.DigitOptions(
-        dataset=model.options["dataset"], examples=model.options["examples"], seed=model.options["seed"], data_dir=data_dir
-    )
-    _, test = mnist.data(options)
-    right = 0
-    with torch.no_grad():
-        for indices in torch.arange(len(test.labels)).split(1000):
-            images, labels = test.batch(indices)
-            right += int((model.model(images).argmax(1) == labels).sum())
-    return right / len(test.labels)
-
-
 def exported(model: trained.Trained, folder: Path, formats: str) -> dict[str, float]:
     """The largest difference of an answer of each exported program, run back, from the model's."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,8 +111,10 @@ def main(argv: Sequence[str] | None = None) -> Prediction:
         print(f"{path}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in answer))
     for complaint in complaints:
         print(complaint)
-    accuracy = evaluated(model, options.data_dir) if options.evaluate else None
-    if accuracy is not None:
+    accuracy = None
+    if options.evaluate:
+        test = mnist.tested_on(model.options, options.data_dir)
+        accuracy = recipes.accuracy(model.model, test.images, test.labels)
         print(f"test set: {accuracy:.2%} recognised")
     errors = exported(model, options.export, options.formats) if options.export else {}
     for name, error in errors.items():

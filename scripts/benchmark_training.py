@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # the claim is said before torch is imported, which takes seconds
     from cnn425.lab.progress import opening_before_imports
@@ -120,7 +121,7 @@ def checkpoint_seconds(folder: Path, repeats: int) -> tuple[float, float, int]:
     return statistics.median(write), statistics.median(read), path.stat().st_size
 
 
-def measure(options: BenchmarkOptions, folder: Path) -> dict[str, object]:
+def measure(options: BenchmarkOptions, folder: Path) -> dict[str, Any]:
     """Everything, as numbers."""
     ways: dict[str, dict[str, list[float]]] = {name: {"images per second": [], "accuracy": []} for name in options.ways.split(",")}
     jobs = [(name, repeat) for repeat in range(options.repeats) for name in ways]
@@ -149,10 +150,9 @@ def measure(options: BenchmarkOptions, folder: Path) -> dict[str, object]:
     }
 
 
-def show(result: dict[str, object]) -> None:
+def show(result: dict[str, Any]) -> None:
     """The tables."""
     speed, relative, spread, accuracy = (result[k] for k in ("images per second", "relative to the first", "spread", "held-out accuracy"))
-    assert isinstance(speed, dict) and isinstance(relative, dict) and isinstance(spread, dict) and isinstance(accuracy, dict)  # noqa: PT018
     table = Table("way", "images per second", "relative", "held-out accuracy", title=f"{result['model']}: {result['machine']}")
     for name in speed:
         low, high = spread[name]
@@ -161,15 +161,13 @@ def show(result: dict[str, object]) -> None:
     for name in ("checkpoint write, seconds", "checkpoint read, seconds", "checkpoint size, bytes"):
         print(f"{name}: {result[name]:.4g}")
     if again := result["stop and resume, seconds"]:
-        assert isinstance(again, list)
         print("a run that is stopped and resumed takes {1:.1f} s longer ({0:.1f} to {2:.1f}), importing torch included".format(*again))
     share = result["checkpoint, share of an epoch of 60,000"]
-    assert isinstance(share, float)
     conclude(Finding(share < 0.01, f"one checkpoint per epoch of 60,000 pictures takes {percent(share, 2)} of its time"))
     print("next: docs/training.md says what each option does")
 
 
-def main(options: BenchmarkOptions) -> dict[str, object]:
+def main(options: BenchmarkOptions) -> dict[str, Any]:
     """Measure and show."""
     at_least(options, examples=1, epochs=1, repeats=1)
     known = [*WAYS, "2 processes"]

@@ -496,8 +496,7 @@ def networks(o: Options) -> "tuple[str, str, list[Layer]]":
         other, second = copy.deepcopy(mine.model).to(getattr(torch, against)), f"the same in {against}"
     else:
         other, second = trained.load(Path(against)).model, against
-    kept = {name: mine.options[name] for name in ("dataset", "examples", "seed")}
-    images, labels = mnist.data(mnist.DigitOptions(**kept, data_dir=o.data_dir))[1].first(o.batch).batch(slice(None))
+    images, labels = mnist.tested_on(mine.options, o.data_dir).first(o.batch).batch(slice(None))
     return words, second, side_by_side(mine.model, other, images, labels)
 
 

@@ -129,7 +129,7 @@ def samples(layer: str, o: Options) -> Check:
 
 def errors(layer: str, o: Options) -> Check:
     """PyTorch's own wrong inputs: the type of exception."""
-    for name, ours, _, error in wrong_inputs(layer, o.device):
+    for name, ours, error in wrong_inputs(layer, o.device):
         yield name, "" if type(ours) is error.error_type or isinstance(ours, error.error_type) else describe(ours)
 
 
@@ -137,18 +137,18 @@ def wording(layer: str, o: Options) -> Check:
     """PyTorch's own wrong inputs: the words of the message."""
     import re
 
-    for name, ours, _, error in wrong_inputs(layer, o.device):
+    for name, ours, error in wrong_inputs(layer, o.device):
         yield name, "" if re.search(error.error_regex, str(ours)) else f"{describe(ours)} instead of {error.error_regex}"
 
 
-def wrong_inputs(layer: str, device: str) -> Iterator[tuple[str, Exception | None, Exception | None, Any]]:
-    """Each of PyTorch's wrong inputs, and what ours and theirs raise."""
+def wrong_inputs(layer: str, device: str) -> Iterator[tuple[str, Exception | None, Any]]:
+    """Each of PyTorch's wrong inputs that torch refuses, what ours raises, and what is wanted."""
     for op in operators(layer):
         for i, error in enumerate(op.error_inputs(device) if op.error_inputs_func else ()):
             s = error.sample_input
             ours, theirs = (refusal(partial(getattr(library, layer), s.input, *s.args, **s.kwargs)) for library in (F, torch.nn.functional))
             if theirs is not None:
-                yield f"{layer} error {i}: {shapes((s.input, *s.args))} {s.kwargs}", ours, theirs, error
+                yield f"{layer} error {i}: {shapes((s.input, *s.args))} {s.kwargs}", ours, error
 
 
 def modules(layer: str, o: Options) -> Check:
