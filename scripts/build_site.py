@@ -121,7 +121,7 @@ def pages(options: SiteOptions) -> None:
 
 
 @contextlib.contextmanager
-def chromium(width: int, height: int, scale: float) -> Iterator[Any]:
+def chromium(width: int, height: int) -> Iterator[Any]:
     """An empty page of a browser without a window."""
     from playwright.sync_api import sync_playwright
 
@@ -130,13 +130,13 @@ def chromium(width: int, height: int, scale: float) -> Iterator[Any]:
         raise LabError("no Chromium is installed (apt-get install chromium)")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=scale)
+        yield browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=1.5)
         browser.close()
 
 
 def photograph(page: Path, picture: Path) -> None:
     """A picture of an explorer page, so narrow that its words can be read at 700 pixels: the unit that answers most, and its sum."""
-    with chromium(720, 1050, 1.5) as shown:
+    with chromium(720, 1050) as shown:
         shown.goto(page.resolve().as_uri())
         shown.evaluate("select(1, strongest(state.values[1])); scrollTo(0, at('layers').offsetTop)")
         shown.screenshot(path=str(picture))
@@ -156,7 +156,7 @@ def photograph_board(runs: Path, few: list[str], picture: Path) -> None:
         try:
             assert server.stderr is not None
             address = next(found[0] for line in server.stderr if (found := re.search(r"http://localhost:\d+/", line)))
-            with chromium(960, 590, 1.5) as shown:
+            with chromium(960, 590) as shown:
                 shown.set_default_timeout(120_000)  # milliseconds, for a machine that is busy with other things
                 shown.goto(f"{address}?tagFilter=(accuracy|loss)%2Fheld-out#timeseries")
                 shown.get_by_label("Toggle settings side pane").click()

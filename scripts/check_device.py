@@ -209,10 +209,10 @@ def every_algorithm(run: Run) -> Cases:
 
 
 @contextlib.contextmanager
-def deterministically(mode: bool = True) -> Iterator[None]:
+def deterministically() -> Iterator[None]:
     """Torch's deterministic mode, in which what has no fixed order raises."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(mode)
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:

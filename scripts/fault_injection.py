@@ -412,16 +412,16 @@ def code_of(run_of_two: ForkProcess) -> int | None:
     return run_of_two.exitcode
 
 
-def workers(parent: int) -> list[int]:
+def workers(run_of_two: ForkProcess) -> list[int]:
     """The processes that torchrun started, oldest first."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True, check=False).stdout.split()
-    return [int(number) for number in found]
+    words = ["ps", "-o", "pid=", "--ppid", str(identity(run_of_two))]
+    return [int(number) for number in subprocess.run(words, capture_output=True, text=True, check=False).stdout.split()]
 
 
 def wait_for_workers(run_of_two: ForkProcess, folder: Path) -> list[int]:
     """The two workers, once they have saved something."""
     wait_for_checkpoint(folder)
-    return workers(identity(run_of_two))
+    return workers(run_of_two)
 
 
 def identity(run_of_two: ForkProcess) -> int:
@@ -501,7 +501,7 @@ def killed_of_two(scene: Scene, kills: int) -> None:
         while hits < min(left, 5):
             run_of_two = torchrun(folder)
             time.sleep(scene.random.uniform(0.02, seconds))
-            processes = [identity(run_of_two), *workers(identity(run_of_two))]
+            processes = [identity(run_of_two), *workers(run_of_two)]
             if run_of_two.exitcode is not None:
                 break
             os.kill(scene.random.choice(processes), signal.SIGKILL)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 Layers = Literal["custom", "torch"]
 Name = Literal["smallest", "linear", "mlp", "local", "conv"]
+HIDDEN = 256  # units of mlp
 
 
 def namespace(layers: Layers) -> ModuleType:
@@ -61,28 +62,20 @@ def build(
     size: tuple[int, int] = (28, 28),
     classes: int = 10,
     channels: tuple[int, int] = (16, 32),
-    hidden: int = 256,
 ) -> nn.Sequential:
     """The network called `name`: images `(N, 1, *size) -> (N, classes)`. The random state outside is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(*_stages(name, layers, size, classes, channels, hidden))
+        return nn.Sequential(*_stages(name, layers, size, classes, channels))
 
 
-def _stages(
-    name: Name,
-    layers: Layers,
-    size: tuple[int, int],
-    classes: int,
-    channels: tuple[int, int],
-    hidden: int,
-) -> list[nn.Module]:
+def _stages(name: Name, layers: Layers, size: tuple[int, int], classes: int, channels: tuple[int, int]) -> list[nn.Module]:
     ours = namespace(layers)
     h, w = size
     if name in ("smallest", "linear"):
         return [nn.Flatten(), ours.Linear(h * w, classes)]
     if name == "mlp":
-        return [nn.Flatten(), ours.Linear(h * w, hidden), ours.ReLU(), ours.Linear(hidden, classes)]
+        return [nn.Flatten(), ours.Linear(h * w, HIDDEN), ours.ReLU(), ours.Linear(HIDDEN, classes)]
 
     def windowed(c: int, o: int, size: tuple[int, int]) -> nn.Module:
         if name == "conv":
@@ -91,14 +84,9 @@ def _stages(
 
     c, o = channels
     return [
-        windowed(1, c, (h, w)),
-        ours.ReLU(),
-        ours.MaxPool2d(2),
-        windowed(c, o, (h // 2, w // 2)),
-        ours.ReLU(),
-        ours.MaxPool2d(2),
-        nn.Flatten(),
-        ours.Linear(o * (h // 4) * (w // 4), classes),
+        *(windowed(1, c, (h, w)), ours.ReLU(), ours.MaxPool2d(2)),
+        *(windowed(c, o, (h // 2, w // 2)), ours.ReLU(), ours.MaxPool2d(2)),
+        *(nn.Flatten(), ours.Linear(o * (h // 4) * (w // 4), classes)),
     ]
 
 
