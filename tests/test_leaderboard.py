@@ -56,7 +56,7 @@ def test_what_is_there_is_not_trained_again_and_all_seeds_are_shown(tmp_path, ca
     monkeypatch.setattr(recipes, "train", None)
     assert leaderboard.main([*words, "--seeds", "1"]) == first
     monkeypatch.undo()
-    with pytest.raises(LabError, match="there are no results of golf in .*; say --seeds 1, or more"):  # of another kind of run
+    with pytest.raises(LabError, match=r"there are no results of golf in .*; say --seeds 1, or more"):  # of another kind of run
         leaderboard.main([*words, "--seeds", "0", "--layers", "torch"])
     assert leaderboard.main([*words, "--seeds", "1", "--seed", "7"]).runs == 2
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))

@@ -32,7 +32,7 @@ def test_a_folder_that_holds_one_run_is_that_run(stored, tmp_path):
     assert trained.load(tmp_path / "above").step == 5
     (tmp_path / "above" / "second").mkdir()
     (tmp_path / "above" / "second" / path.name).write_bytes((tmp_path / "above" / "run" / path.name).read_bytes())
-    with pytest.raises(LabError, match="holds 2 runs; name one of them: .*run, .*second"):
+    with pytest.raises(LabError, match=r"holds 2 runs; name one of them: .*run, .*second"):
         trained.load(tmp_path / "above")
 
 
