@@ -23,8 +23,8 @@ lecun1989-repro, has the same loss and plain gradient descent, but 7,291 digits,
 
 What comes out with these digits is the upper half of the ladder: with the same windows, sharing the first level gains about 10 points and
 sharing both another 7. The lower half does not: a hidden layer hardly helps, and small windows without sharing fall behind both networks
-that see everything, by about 14 points, so that net-5 ends only some points above net-2. `whole` says whether every rung is better than
-the one below.
+that see everything, by about 14 points, so that net-5 ends only some points above net-2. `whole` says whether every network is better than
+the one before.
 
 Figures:
 
@@ -84,14 +84,14 @@ class LadderOptions(SmallOptions):
 class LadderVerdict(NamedTuple):
     """Per network: test accuracy from 0 to 1, mean and spread (standard deviation over seeds); weights, connections.
 
-    `others` is the mean accuracy on digits of other writers; `steps` are the differences from rung to rung, on drawings known from other
-    places, and `sure` how many of their standard errors (over seeds, pairwise: the same pictures) each of them is. Holds if net-4 and
+    `others` is the mean accuracy on digits of other writers; `steps` are the differences from network to network, on drawings known from
+    other places, and `sure` how many of their standard errors (over seeds, pairwise: the same pictures) each of them is. Holds if net-4 and
     net-5, where weights become shared, gain two errors or more.
     """
 
     holds: bool
     whole: bool
-    """every rung is better than the one below"""
+    """every network is better than the one before"""
     accuracy: tuple[float, ...]
     """the same drawings, moved: recognised by net-1 to net-5 [%]"""
     spread: tuple[float, ...]
@@ -106,7 +106,7 @@ class LadderVerdict(NamedTuple):
     connections: tuple[int, ...]
 
     def sentence(self) -> str:
-        """Whether sharing helps, and which rungs are in the way of the whole ladder."""
+        """Whether sharing helps, and which networks are in the way of the whole ladder."""
         flat = [f"net-{k + 2} ({100 * step:+.1f} points)" for k, step in enumerate(self.steps) if step <= 0]
         steps = "every network is better than the one before" if self.whole else f"not better than the one before: {', '.join(flat)}"
         sharing = "both networks that share weights gain" if self.holds else "not both networks that share weights gain"

@@ -174,3 +174,8 @@ def test_complex_numbers(mixing):
     layer = nn.LowRankLocal2d(2, 3, 4, 2, rank=2, mixing=mixing, normalise=None, dtype=torch.complex128)
     x = torch.randn(2, 2, 4, 4, dtype=torch.complex128)
     assert compare(of_layer(layer), by_definition(layer), [torch.randn_like(t) for t in (*layer.parameters(), x)])
+
+
+def test_what_comes_from_the_convolution_cannot_be_chosen():
+    with pytest.raises(TypeError, match=r"from_conv\(\) takes stride from the convolution; leave it out"):
+        nn.LowRankLocal2d.from_conv(torch.nn.Conv2d(2, 4, 3), 6, rank=2, stride=2)

@@ -10,7 +10,7 @@ has weights of its own, there is one. `scatter` returns the window gradient to p
 channels of both operands.
 
 Cost: 2*N*O*C/G*I*J*U*V operations per map. Einsum copies the windows before it multiplies, so U*V copies of the image are written and
-read. Right for every dtype (integers too; complex numbers without conjugation; who calls has made half precision float32), any dimension,
+read. Right for every dtype (integers too; complex numbers without conjugation; callers give half precision as float32), any dimension,
 empty batches and channels; slow.
 """
 

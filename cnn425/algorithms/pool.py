@@ -28,7 +28,6 @@ from cnn425.kernels.threads import Loop, loops_run, memory
 from cnn425.windows import Geometry, Side, Windows
 
 NO_PIXEL = -1
-NOWHERE = memory(torch.empty(0, dtype=torch.int32, device="cpu"), 0, 0)  # pixels of windows that are added up
 LINES = 1 << 19  # numbers of interleaved lines
 
 
@@ -40,7 +39,7 @@ def winners(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
     if not loops_run(x) or x.dtype not in FLOATS or (plan := known_plan(windows, x.shape, last)) is None:
         return winners_by_definition(x, windows, last)
     where = blank(x, plan.shape, plan.strides, torch.int32)
-    return reduced(x, plan, last, loops.MAXIMA, 1, memory(where, *plan.rows)), where
+    return reduced(x, plan, last, loops.MAXIMA, 1, where), where
 
 
 def route(g: Tensor, where: Tensor, size: Sequence[int], last: bool) -> Tensor:
@@ -77,7 +76,7 @@ def average(x: Tensor, windows: Windows, last: bool, divisor: int, padding: bool
         return average(x.float(), windows, last, divisor, padding).to(x.dtype)
     if not loops_run(x) or x.dtype not in FLOATS or windows.is_global or (plan := known_plan(windows, x.shape, last, padding)) is None:
         return average_by_definition(x, windows, last, divisor, padding)
-    return reduced(x, plan, last, loops.SUMS, divisor, NOWHERE)
+    return reduced(x, plan, last, loops.SUMS, divisor)
 
 
 def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bool, size: Sequence[int]) -> Tensor:
@@ -90,14 +89,15 @@ def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bo
     cells = divisor or known_cells(windows, tuple(size), padding)
     if isinstance(cells, Tensor):
         g, cells = g / cells, 1
-    return reduced(g, plan, last, loops.SUMS, cells, NOWHERE)
+    return reduced(g, plan, last, loops.SUMS, cells)
 
 
-def reduced(x: Tensor, plan: "Plan", last: bool, by: dict[str, Loop], divisor: int, where: tuple[object, ...]) -> Tensor:
-    """What windows come to, by the loop over their rows, or over images that are interleaved; a maximum has no divisor."""
+def reduced(x: Tensor, plan: "Plan", last: bool, kind: dict[str, Loop], divisor: int, where: Tensor | None = None) -> Tensor:
+    """What windows come to, by the loop over their rows, or over interleaved images; maxima have the divisor 1, and fill `where`."""
     y, numbers = blank(x, plan.shape, plan.strides), dense(x, plan.dimensions, last)
     image = memory(numbers, *plan.image), *plan.neighbours, *plan.tables
-    by["rows" if plan.neighbours else "images"](plan.units, plan.steps, *image, divisor, memory(y, *plan.rows), where)
+    pixels = memory(x.new_empty(0, dtype=torch.int32), 0, 0) if where is None else memory(where, *plan.rows)
+    kind["rows" if plan.neighbours else "images"](plan.units, plan.steps, *image, divisor, memory(y, *plan.rows), pixels)
     return y
 
 

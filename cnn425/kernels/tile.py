@@ -27,7 +27,9 @@ def _rows(V, G, turned):
     """The rows of a tile of V registers: as many as registers are left for; five suit depthwise kernels of 9, 25 and 49 cells."""
     if G == 0:
         return 8 if MANY and V < 4 else 6
-    return 5 if G == 1 else 6 if not turned else 3 if MANY else 1
+    if G == 1:
+        return 5
+    return 6 if not turned else 3 if MANY else 1
 
 
 rows_of = step(_rows)
@@ -81,8 +83,8 @@ def _sums(builder, a, registers, R):
     hops = [builder.load(at(a.out, builder.mul(a.p, word(members)), word(r))) for r in range(len(totals))]
     places = [at(a.y, a.first, hops[r], word(v * lanes)) for r, v, _ in sums]
 
-    def finish(starts):
-        found = [builder.fadd(builder.load(total), load(start)) for (_, _, total), start in zip(sums, starts, strict=True)]
+    def finish(begun):
+        found = [builder.fadd(builder.load(total), load(start)) for (_, _, total), start in zip(sums, begun, strict=True)]
         for number, place in zip(found, places, strict=True):
             builder.store(number, builder.bitcast(place, vector.as_pointer()), align=a.size)
 
@@ -105,8 +107,8 @@ def _keep_rolled(builder, branch):
 def tile(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, G, turned):
     """y[first + out[p + r] + o] = (y or b[bias + o]) + sum over k to stop - 1 of x[base + row[p + r] + cell[k]] * w[panel + place[k] + o].
 
-    For the rows r of `rows_of` and the o of V registers; with `add` the sum is added to what `y` holds. Rows that write to one place write
-    the same there.
+    For the rows r of `rows_of` and the o of V registers, at most WIDEST of its kind; with `add` the sum is added to what `y` holds.
+    Rows that write to one place write the same there.
     With G, o sees the inputs i of its group: the sum is over k and i of x[base + row[p + r] + cell[k] + o//G*G + i] * w[panel + place[k] +
     i*width + o], or if it is `turned`, there is a row (r, i) for each i, and one w for them all.
     """

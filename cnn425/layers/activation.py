@@ -156,7 +156,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     if not inplace:
         return rectify(input)
     if is_traced() or compat.are_transforms_active() or compat.forward_mode._current_level >= 0:
-        # These support no Function that writes over its input, and differentiate the steps instead: on numbers that are not overwritten.
+        # None of these supports a Function that writes over its input: they differentiate the steps, which need the numbers from before.
         return input.copy_(rectify(input.clone()))
     if input.requires_grad and input.is_leaf and torch.is_grad_enabled():
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")

@@ -1,4 +1,4 @@
-"""The checks of arguments that all layers share, those of convolutions and local layers, and how a check is remembered.
+"""The checks of arguments that all layers share, and those of convolutions; how a check is remembered, and a layer with a weight applied.
 
 Exception types are torch's, and so are the words that other code matches on. Sizes are pixels.
 """
@@ -79,7 +79,7 @@ def written(function: str, result: Tensor, out: Tensor, *inputs: Tensor | None) 
 
 def dtype_name(dtype: torch.dtype) -> str:
     """The name that torch's messages use: `Long` for int64."""
-    return torch.empty(0, dtype=dtype, device="cpu").type().removeprefix("torch.").removesuffix("Tensor")
+    return torch.empty(0, dtype=dtype, device="cpu").type().rpartition(".")[2].removesuffix("Tensor")
 
 
 def is_int(value: object) -> bool:

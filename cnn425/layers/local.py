@@ -10,7 +10,8 @@ A convolution is this with the letters i, j of the weight deleted: the gradient 
 bilinear, and the derivative of each is made of the other two. `cnn425.layers.bilinear` defines them once, as Functions, for both layers.
 `cnn425.algorithms` decides how the sums are computed.
 
-Between the two, positions share sets of weights, and the gradient of a set is the sum over its positions. Position (i, j) uses
+Between a local layer and a convolution, positions share sets of weights: (a, b) takes the place of (i, j) in the weight, and the gradient
+of a set is the sum over its positions. Position (i, j) uses
 
     in blocks of s x t         the set (i // s, j // t)       Taigman et al. 2014, "DeepFace"; Sun et al. 2014, "DeepID"
     in tiles of s x t          the set (i % s, j % t)         Ngiam et al. 2010, "Tiled convolutional neural networks"
@@ -108,7 +109,7 @@ class LocallyConnected(torch.nn.Module):
     """
 
     dimensions: int
-    convolution = "Conv"
+    _convolution = "Conv"  # of torch.nn, without its dimensions
     weight: torch.nn.Parameter
     bias: torch.nn.Parameter | None
 

@@ -21,7 +21,7 @@ def copied_from(conv: ConvNd, kind: Any, input_size: int | Sequence[int], names:
 
 def check_convolution(conv: object, kind: Any) -> None:
     """Refuse what is not the convolution, transposed or not, that goes with local layers of type `kind`."""
-    wanted = f"{kind.convolution}{kind.dimensions}d"
+    wanted = f"{kind._convolution}{kind.dimensions}d"
     if not isinstance(conv, getattr(torch.nn, wanted)):
         raise TypeError(f"{kind.__name__}.from_conv: conv must be a {wanted}, but got {type(conv).__name__}")
 
@@ -59,7 +59,7 @@ def empty(kind: Any, source: Any, names: Sequence[str] = SETTINGS, **changed: An
 
 
 def settings_of(source: Any, names: Sequence[str]) -> dict[str, Any]:
-    """The arguments of these names with which the layer `source` was made, its device and its dtype."""
+    """The settings of these names of the layer `source`, its device and its dtype."""
     return {name: getattr(source, name) for name in names} | {"device": source.weight.device, "dtype": source.weight.dtype}
 
 

@@ -189,7 +189,10 @@ class LowRankLocal(LocallyConnected):
     def from_conv(cls, conv: compat.ConvNd, input_size: int | Sequence[int], rank: int = 1, **options: Any) -> Self:  # type: ignore[override]
         """The layer that computes what `conv` does: `rank` convolutions drawn at random around `conv`, whose mixture it is."""
         check_convolution(conv, cls)
-        layer = cls(input_size=input_size, rank=rank, bias=conv.bias is not None, **(options | settings_of(conv, SETTINGS)))
+        kept = settings_of(conv, SETTINGS)
+        if given := sorted(kept.keys() & options.keys()):
+            raise TypeError(f"{cls.__name__}.from_conv() takes {given[0]} from the convolution; leave it out")
+        layer = cls(input_size=input_size, rank=rank, bias=conv.bias is not None, **kept, **options)
         with torch.no_grad():
             shares = layer.coefficients().flatten(1)[:, 0]
             weight = layer.weight + (conv.weight - torch.tensordot(shares, layer.weight, 1)) / shares.sum()

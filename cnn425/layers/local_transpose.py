@@ -91,7 +91,7 @@ class LocallyConnectedTranspose(LocallyConnected):
     Weights and biases start uniform in +-1/sqrt(O/groups * prod(kernel)), as those of torch's transposed convolution.
     """
 
-    convolution = "ConvTranspose"
+    _convolution = "ConvTranspose"
 
     def __init__(
         self,

@@ -76,7 +76,7 @@ def _avg_pool(dimensions: int, input: Any, *settings: Any) -> Tensor:
 
 @remembered
 def _checked(dimensions: int, size: torch.Size, dtype: torch.dtype, *settings: Any) -> tuple[Geometry, int]:
-    """The windows, and what to divide their sums by; 0 stands for their cells, whose number differs from window to window."""
+    """The windows, and what to divide their sums by; 0: the number of their cells, which may differ from window to window."""
     function, (kernel, stride, padding, ceil_mode, count_include_pad, *divisor) = f"avg_pool{dimensions}d", settings
     divisor_override = divisor[0] if divisor else None
     if not isinstance(count_include_pad, bool):  # torch checks types before values
