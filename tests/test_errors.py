@@ -123,6 +123,17 @@ def test_first_line_is_never_empty():
     assert first_line(ValueError("one\ntwo")) == "one"
 
 
+def test_ctrl_c_is_one_line_where_it_killed_the_process_while_torch_was_imported():
+    code = """
+import os, signal
+from cnn425.lab.errors import command
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+command(lambda: os.kill(os.getpid(), signal.SIGINT))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert (run.returncode, run.stderr) == (130, "stopped by Ctrl-C\n")
+
+
 def test_nobody_reads_on():
     """`python -m experiments | head` ends without a word."""
     words = "import sys; from cnn425.lab.errors import command; command(lambda: print('x' * 10**6, flush=True))"

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import sympy  # noqa: F401 - its first import, wherever that is, adds a warning filter to the process
 from rich.cells import cell_len
 from test_training import surroundings
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cnn425.lab.models import build, parameters
+from cnn425.lab.models import build, hooked, parameters
 
 COUNTS = {
     "linear": 7850,
@@ -39,3 +39,11 @@ def test_building_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     build("linear", "custom", 0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_hook_sees_each_layer_that_has_none_inside_once_and_is_removed():
+    model, images, seen = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Flatten()), torch.nn.ReLU()), torch.rand(2, 1, 3, 3), []
+    with hooked(model, lambda name, layer, inputs, output: seen.append((name, type(layer).__name__, output.shape))):
+        model(images)
+    model(images)
+    assert seen == [("0.0", "Flatten", (2, 9)), ("1", "ReLU", (2, 9))]

@@ -23,7 +23,8 @@ GROUPS = (0, 1, 2, 4, 8)  # of a GROUP
 GROUP = 0  # of a `Loop`: inputs of groups that share a register, 0 for large groups
 
 
-def _rows(V, G, turned):
+@step
+def rows_of(V, G, turned):
     """The rows of a tile of V registers: as many as registers are left for; five suit depthwise kernels of 9, 25 and 49 cells."""
     if G == 0:
         return 8 if MANY and V < 4 else 6
@@ -32,16 +33,13 @@ def _rows(V, G, turned):
     return 6 if not turned else 3 if MANY else 1
 
 
-rows_of = step(_rows)
-
-
 def _tile(builder, a):
     """The tile in machine code: one fused multiply-add per row, register and k."""
     from llvmlite import ir
 
     for V in range(1, WIDEST[min(a.G, 2)] + 1):
         with builder.if_then(builder.icmp_signed("==", a.V, ir.IntType(64)(V))):
-            _sums(builder, a, range(V), _rows(V, a.G, a.turned))
+            _sums(builder, a, range(V), rows_of(V, a.G, a.turned))
 
 
 def _sums(builder, a, registers, R):
