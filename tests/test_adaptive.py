@@ -159,3 +159,9 @@ def test_a_compiled_average_learns_from_images_of_any_size(output):
             torch.autograd.grad(f(x).square().sum(), x)[0] for f in (compiled, lambda x: adaptive.adaptive_avg_pool2d(x, output))
         )
         torch.testing.assert_close(mine, eager)
+
+
+@pytest.mark.parametrize("name", ["adaptive_avg_pool2d", "adaptive_max_pool2d"])
+def test_an_output_that_no_memory_holds_is_refused_before_its_windows_are_listed(name):
+    with pytest.raises(RuntimeError, match="Storage size calculation overflowed"):
+        getattr(adaptive, name)(torch.ones(1, 1, 4, 4), 2**40)
