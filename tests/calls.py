@@ -22,9 +22,7 @@ def loops():
     found = {}
     for module in pkgutil.iter_modules(kernels.__path__):
         for name, value in vars(importlib.import_module(f"cnn425.kernels.{module.name}")).items():
-            if isinstance(value, dict):
-                found.update({f"{module.name}.{name}[{key}]": loop for key, loop in value.items() if isinstance(loop, Loop)})
-            elif isinstance(value, Loop):
+            if isinstance(value, Loop):
                 found[f"{module.name}.{name}"] = value
     return found
 

@@ -340,36 +340,6 @@ def test_two_types_of_numbers_compiled_at_once_are_not_mistaken_for_one_another(
     forking(program.format(dtype="float32"), package)
 
 
-@pytest.mark.slow
-def test_variants_of_a_loop_compiled_by_two_processes_are_not_mistaken_for_one_another(forking, package):
-    """A process that loads the machine code of both has two pieces of code made of one function."""
-    (package / "variants.py").write_text(
-        textwrap.dedent(
-            """
-            from cnn425.kernels.threads import Loop, memory
-
-            AMOUNT = 0
-
-            def add(lo, hi, x):
-                for i in range(lo, hi):
-                    x[i] += AMOUNT
-
-            LOOPS = {amount: Loop(add, False, AMOUNT=amount) for amount in (1, 2)}
-            """
-        )
-    )
-    program = """
-        from variants import LOOPS, memory
-        for amount in {amounts}:
-            x = torch.zeros(1 << 16)
-            LOOPS[amount](len(x), len(x), memory(x, len(x)))
-            assert (x == amount).all(), (amount, x)
-        print("fine")
-    """
-    for amounts in ((1,), (2,), (1, 2), (2, 1)):
-        forking(program.format(amounts=amounts), package)
-
-
 # ---- ways to run Python
 
 

@@ -212,7 +212,7 @@ class Plan:
         """Write `y`."""
         V, (start, cell) = registers(len(x), x), self.windows
         image, pixels, low = self.interleaved(x, V)
-        loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(x), low, pixels)
+        loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(x), low, pixels, 0)
         b = y.new_zeros(self.outputs, 1) if bias is None else bias.reshape(self.outputs, -1).contiguous()
         weight = memory(w, self.Q, self.outputs, self.cells), memory(b, *b.shape), self.groups, self.where[1]
         threads = torch.get_num_threads()
@@ -228,7 +228,7 @@ class Plan:
         weight = memory(w, self.Q, self.outputs, self.cells), self.groups, self.where[1]
         where = memory(start, self.P), memory(cell, self.cells), V, parts
         loops.multiply_gradient(image.shape[0] * parts, gy.numel() * self.cells, self.output(gy), *weight, *where, pixels)
-        loops.separate(image.shape[0] * image.shape[1], image.numel(), self.image(gx), low, pixels)
+        loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(gx), low, pixels, 1)
 
     def multiply_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
         """Write `gw`."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from cnn425.algorithms.layout import FLOATS, HALF, strides_of
 from cnn425.compat import tracing_state
 from cnn425.kernels import pool as loops
-from cnn425.kernels.threads import Loop, loops_run, memory
+from cnn425.kernels.threads import loops_run, memory
 from cnn425.windows import Geometry, Side, Windows
 
 NO_PIXEL = -1
@@ -39,7 +39,7 @@ def winners(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
     if not loops_run(x) or x.dtype not in FLOATS or (plan := known_plan(windows, x.shape, last)) is None:
         return winners_by_definition(x, windows, last)
     where = blank(x, plan.shape, plan.strides, torch.int32)
-    return reduced(x, plan, last, loops.MAXIMA, 1, where), where
+    return reduced(x, plan, last, 1, where), where
 
 
 def route(g: Tensor, where: Tensor, size: Sequence[int], last: bool) -> Tensor:
@@ -76,7 +76,7 @@ def average(x: Tensor, windows: Windows, last: bool, divisor: int, padding: bool
         return average(x.float(), windows, last, divisor, padding).to(x.dtype)
     if not loops_run(x) or x.dtype not in FLOATS or windows.is_global or (plan := known_plan(windows, x.shape, last, padding)) is None:
         return average_by_definition(x, windows, last, divisor, padding)
-    return reduced(x, plan, last, loops.SUMS, divisor)
+    return reduced(x, plan, last, divisor)
 
 
 def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bool, size: Sequence[int]) -> Tensor:
@@ -89,15 +89,16 @@ def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bo
     cells = divisor or known_cells(windows, tuple(size), padding)
     if isinstance(cells, Tensor):
         g, cells = g / cells, 1
-    return reduced(g, plan, last, loops.SUMS, cells)
+    return reduced(g, plan, last, cells)
 
 
-def reduced(x: Tensor, plan: "Plan", last: bool, kind: dict[str, Loop], divisor: int, where: Tensor | None = None) -> Tensor:
-    """What windows come to, by the loop over their rows, or over interleaved images; maxima have the divisor 1, and fill `where`."""
+def reduced(x: Tensor, plan: "Plan", last: bool, divisor: int, where: Tensor | None = None) -> Tensor:
+    """The means of the windows, or with `where`, which is filled, the maxima: by the loop over their rows, or over interleaved images."""
     y, numbers = blank(x, plan.shape, plan.strides), dense(x, plan.dimensions, last)
     image = memory(numbers, *plan.image), *plan.neighbours, *plan.tables
     pixels = memory(x.new_empty(0, dtype=torch.int32), 0, 0) if where is None else memory(where, *plan.rows)
-    kind["rows" if plan.neighbours else "images"](plan.units, plan.steps, *image, divisor, memory(y, *plan.rows), pixels)
+    run = loops.pool_rows if plan.neighbours else loops.pool_images
+    run(plan.units, plan.steps, *image, int(where is None), divisor, memory(y, *plan.rows), pixels)
     return y
 
 

@@ -245,10 +245,9 @@ def multiply(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, G
     panels = w.new_empty(plan.Q, K, plan.width)
     numbers = memory(w, w.numel()), memory(place.offset, K), memory(place.order, K), place.hop, place.group, plan.O
     loops.pack(plan.Q * -(-K // loops.BLOCK), panels.numel(), *numbers, memory(panels, *panels.shape))
-    weight = memory(panels, *panels.shape), memory(bias, bias.numel()), plan.panels, plan.V, plan.parts
-    loops.PRODUCTS[G](
-        plan.boxes * plan.parts, plan.work, memory(x, plan.numbers[0]), *plan.image, *weight, plan.target, memory(y, y.numel())
-    )
+    weight = memory(panels, *panels.shape), memory(bias, bias.numel()), plan.panels, plan.V, G, plan.parts
+    images = memory(x, plan.numbers[0]), *plan.image, *weight, plan.target, memory(y, y.numel())
+    loops.product(plan.boxes * plan.parts, plan.work, *images)
 
 
 def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, groups: int) -> None:
@@ -260,8 +259,8 @@ def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, group
     parts = min(found.boxes, max(1, min(UNITS // Q, few)) if groups == 1 else UNITS)
     pieces = Q if groups == 1 else min(Q, -(-UNITS // parts))  # a box has the inputs of all groups
     sums = gw.new_empty(parts, Q, K + ROWS * max(G, 1), found.width)
-    upstream = found.boxes, memory(gy, found.numbers[1]), found.panels, found.V, found.target, parts, pieces
-    loops.WEIGHT_GRADIENTS[G](parts * pieces, found.work, memory(x, found.numbers[0]), *found.image, *upstream, memory(sums, *sums.shape))
+    upstream = found.boxes, memory(gy, found.numbers[1]), found.panels, found.V, G, found.target, parts, pieces
+    loops.weight_gradient(parts * pieces, found.work, memory(x, found.numbers[0]), *found.image, *upstream, memory(sums, *sums.shape))
     weight = memory(place.offset, K), memory(place.order, K), place.hop, place.group, found.O, memory(gw, gw.numel())
     loops.unpack(Q * -(-K // loops.BLOCK), sums.numel(), memory(sums, *sums.shape), *weight)
 

@@ -13,10 +13,9 @@ position, with images side by side in the vector registers, and for the gradient
 import numpy as np
 
 from cnn425.kernels.box import REGISTER, fill, padded, prefetch, rows_of_grid, transpose
-from cnn425.kernels.threads import Loop, loop, step, sums
+from cnn425.kernels.threads import loop, step, sums
 from cnn425.kernels.tile import SHORT, rows_of, tile
 
-BACK = 0  # of a `Loop`: whether images that are side by side are separated
 BLOCK = 32  # positions whose outputs are reordered together: neighbours in memory are written together
 
 
@@ -130,10 +129,11 @@ def weight_gradient(lo, hi, gy, x, groups, grid, order, bounds, gw):
 # ---- Many images and channels ------------------------------------------------------------------------------------------------------------
 
 
-def interleaved(lo, hi, x, low, image):
+@loop
+def interleave(lo, hi, x, low, image, back):
     """image[b, c, d, h, w, k] = x[b*width + k, c, d - low, h - low, w - low], zero outside: `x (N, C, D, H, W) -> (B, C, D, H, W, width)`.
 
-    With BACK the other way round, without the zeros. Channels of blocks of images are shared out.
+    With `back` the other way round, without the zeros. Channels of blocks of images are shared out.
     """
     N, C, D, H, W = x.shape
     _, _, _, height, across, width = image.shape
@@ -141,20 +141,17 @@ def interleaved(lo, hi, x, low, image):
     for unit in range(lo, hi):
         b, c = unit // C, unit % C
         plane, images = image[b, c].reshape(image[b, c].size), min(width, N - b * width)
-        if not BACK:
+        if not back:
             plane[:] = 0
         for line in range(D * H):
             at, to = b * width * hop + (c * D * H + line) * W, ((line // H + low[0]) * height + line % H + low[1]) * across + low[2]
-            if BACK:
+            if back:
                 for k in range(images):
                     for w in range(0, W, REGISTER // x.itemsize):
                         prefetch(numbers, at + k * hop + 2 * W + w)
                 transpose(plane, to * width, width, numbers, at, hop, images, W)
             else:
                 transpose(numbers, at, hop, plane, to * width, width, W, images)
-
-
-interleave, separate = Loop(interleaved, False, BACK=0), Loop(interleaved, False, BACK=1)
 
 
 @loop

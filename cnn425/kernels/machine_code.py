@@ -6,7 +6,7 @@ What is compiled is kept in files, as long as no file of this folder changes.
 import contextlib
 import ctypes
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
@@ -16,14 +16,14 @@ import torch
 
 PARALLEL, THIS, ALL = "cnn425_parallel", "cnn425_thread", "cnn425_threads"  # names in machine code, which may be kept in a file
 CAPABILITY = torch.backends.cpu.get_cpu_capability()  # the vector registers of this processor: "AVX512", "AVX2" or others
-steps: dict[tuple[object, ...], Any] = {}  # compiled once for all loops, by step, kind of arithmetic and parts
+steps: dict[tuple[object, ...], Any] = {}  # compiled once for all loops, by step and kind of arithmetic
 
 
 class Step:
     """A part of a loop with a name of its own, compiled into the loops that call it, or written by `emit`: see `instructions`."""
 
-    def __init__(self, function: Callable[..., Any], emit: Callable[[Any, Any], None] | None = None, literal: tuple[str, ...] = ()) -> None:
-        self.function, self.emit, self.literal = function, emit, literal
+    def __init__(self, function: Callable[..., Any], emit: Callable[[Any, Any], None] | None = None) -> None:
+        self.function, self.emit = function, emit
         self.__doc__, self.__name__ = function.__doc__, function.__name__
 
     def __call__(self, *arguments: Any) -> Any:
@@ -31,7 +31,7 @@ class Step:
         return self.function(*arguments)
 
 
-def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[str, Any]) -> Callable[..., None]:
+def compiled(function: Callable[..., None], fast: bool) -> Callable[..., None]:
     """`entry(units, threads, arguments)` in machine code; the Python around the loop is a copy of `_entry` that numba finds beside it."""
     from numba import njit
 
@@ -41,17 +41,16 @@ def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[s
     around_it, whole, part = _compilers()
     compile_, inline = njit(**alone, pipeline_class=whole), njit(**alone, forceinline=True, pipeline_class=part)
 
-    def once(step: Step, parts: dict[str, Any]) -> Any:
-        key = (step, fast, *parts.items())
-        if key not in steps:
-            steps[key] = instructions(step, step.emit) if step.emit else inline(linked(step.function, parts, once))
-        return steps[key]
+    def once(step: Step) -> Any:
+        if (step, fast) not in steps:
+            steps[step, fast] = instructions(step, step.emit) if step.emit else inline(linked(step.function, once))
+        return steps[step, fast]
 
-    inner = compile_(linked(function, parts, once))
+    inner = compile_(linked(function, once))
     code = _entry.__code__.replace(co_filename=function.__code__.co_filename, co_firstlineno=function.__code__.co_firstlineno)
     around = {**_numba_functions(), "kernel": inner}
     entry = FunctionType(code, around, function.__name__)
-    entry.__module__, entry.__qualname__ = function.__module__, name
+    entry.__module__, entry.__qualname__ = function.__module__, function.__qualname__
     made = njit(**options, pipeline_class=around_it)(entry)
     with contextlib.suppress(RuntimeError):  # no folder that can be written to
         made._cache = _files()(entry)
@@ -61,7 +60,7 @@ def compiled(name: str, function: Callable[..., None], fast: bool, parts: dict[s
 def instructions(step: Step, emit: Callable[[Any, Any], None]) -> Any:
     """A step in machine code: `emit(builder, a)` writes it, with its arguments as attributes of `a`.
 
-    Of an array that is the address of its numbers; those named in `literal` are known. `number` is the type of those of x, of `size` bytes.
+    Of an array that is the address of its numbers. `number` is the type of those of x, of `size` bytes. See `cases`.
     """
     from numba.core import types
     from numba.extending import intrinsic
@@ -71,47 +70,48 @@ def instructions(step: Step, emit: Callable[[Any, Any], None]) -> Any:
 
     def typed(typing: Any, *arguments: Any) -> Any:
         kinds = dict(zip(parameters, arguments, strict=True))
-        if not all(isinstance(kinds[name], types.IntegerLiteral) for name in step.literal):
-            return None
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             a = SimpleNamespace(number=context.get_data_type(kinds["x"].dtype), size=kinds["x"].dtype.bitwidth // 8)
             for (name, kind), value in zip(kinds.items(), values, strict=True):
-                known = kind.literal_value if name in step.literal else value
-                setattr(a, name, make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else known)
+                setattr(a, name, make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value)
             emit(builder, a)
             return context.get_dummy_value()
 
-        passed = (types.intp if isinstance(kind, types.Integer) and name not in step.literal else kind for name, kind in kinds.items())
-        return types.void(*passed), generate
+        return types.void(*(types.intp if isinstance(kind, types.Integer) else kind for kind in kinds.values())), generate
 
     first = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     typed.__signature__ = inspect.Signature([first, *parameters.values()])  # type: ignore[attr-defined]
-    return intrinsic(prefer_literal=True)(typed)
+    return intrinsic(typed)
 
 
-def linked(function: Callable[..., Any], parts: dict[str, Any], made: Callable[[Step, dict[str, Any]], Any]) -> FunctionType:
-    """The function with `parts` in place of constants, and in place of each step what is made of it and the parts that matter to it."""
-    names = {**function.__globals__, **parts}
+def cases(builder: Any, value: Any, choices: Iterable[int]) -> Iterator[int]:
+    """The numbers that an argument may be: what is written while one is at hand runs where it is that number.
+
+    Where a loop names the number itself, it is the only one.
+    """
+    from llvmlite import ir
+
+    if isinstance(value, ir.Constant):
+        yield value.constant
+        return
+    end = builder.append_basic_block("end")
+    switch = builder.switch(value, end)
+    for choice in choices:
+        switch.add_case(value.type(choice), builder.append_basic_block())
+        builder.position_at_end(switch.cases[-1][1])
+        yield choice
+        builder.branch(end)
+    builder.position_at_end(end)
+
+
+def linked(function: Callable[..., Any], made: Callable[[Step], Any]) -> FunctionType:
+    """The function with what is made of each step in its place."""
+    names = dict(function.__globals__)
     for name in function.__code__.co_names:
         if isinstance(step := names.get(name), Step):
-            names[name] = made(step, named(step.function, parts))
-    copied = FunctionType(function.__code__, names, function.__name__)
-    copied.__qualname__ = variant(function, parts)
-    return copied
-
-
-def named(function: Callable[..., Any], parts: dict[str, Any]) -> dict[str, Any]:
-    """Those of `parts` that a function names, or a step that it calls."""
-    names = function.__code__.co_names
-    steps_ = [step for name in names if isinstance(step := parts.get(name, function.__globals__.get(name)), Step)]
-    found = {name for step in steps_ for name in named(step.function, parts)}
-    return {name: part for name, part in parts.items() if name in names or name in found}
-
-
-def variant(function: Callable[..., Any], parts: dict[str, Any]) -> str:
-    """A name of its own for each variant: machine code of several processes meets in one, where one name stands for one piece of code."""
-    return "_".join([function.__name__, *(str(part) for part in parts.values() if isinstance(part, int))])
+            names[name] = made(step)
+    return FunctionType(function.__code__, names, function.__name__)
 
 
 @cache

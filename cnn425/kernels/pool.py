@@ -14,9 +14,9 @@ import contextlib
 import numpy as np
 
 from cnn425.kernels.box import REGISTER, spread, transpose
-from cnn425.kernels.threads import Loop, loop, machine_step, step
+from cnn425.kernels.machine_code import cases
+from cnn425.kernels.threads import loop, machine_step, step
 
-ADDS = 0  # whether a window is added up: a `Loop` is compiled with a number of its own, see below
 IMAGES = 32  # that are interleaved
 RESULTS = 1 << 8  # outputs of interleaved images that are separated at a time
 WIDTHS = (64, 32, 16, 4, 1)  # windows that are reduced at once
@@ -68,10 +68,10 @@ def _reduce(builder, a):
                 place = builder.add(builder.add(start, a.k), builder.load(builder.gep(a.cell, [column.index])))
                 of_cell(builder.load(at(a.x, place, vector), align=a.size), builder.trunc(here, short))
 
-    for L in WIDTHS:
-        numbers, pixels = ir.VectorType(a.number, L), ir.VectorType(short, L)
-        with builder.if_then(builder.icmp_signed("==", a.L, word(L))):
-            if a.adds:
+    for adds in cases(builder, a.adds, (0, 1)):
+        for L in cases(builder, a.L, WIDTHS):
+            numbers, pixels = ir.VectorType(a.number, L), ir.VectorType(short, L)
+            if adds:
                 found = builder.fdiv(_total(builder, numbers, each_cell), spread(builder, a.cells, numbers))
             else:
                 some = builder.icmp_signed(">", builder.mul(a.R, a.V), word(0))
@@ -120,7 +120,7 @@ def _largest(builder, numbers, each_cell, first):
     return builder.load(best), builder.load(pixel)
 
 
-@machine_step(_reduce, "adds")
+@machine_step(_reduce)
 def reduce(x, k, line, top, R, cell, w, step_, V, cells, y, where, to, L, adds):
     """y[to + l] = sum / cells, or largest, of x[k + line[r] + cell[v] + l] over rows r < R and columns v < V, for L of the l.
 
@@ -164,32 +164,40 @@ def abreast(columns, j):
 
 
 @step
-def row_of_windows(x, line, top, R, columns, K, divisor, counted, y, where, to):
+def width_of(many):
+    """The largest of WIDTHS that is not above `many`."""
+    some = 64
+    while some > many:
+        some //= 2 if some > 16 else 4
+    return some
+
+
+@step
+def row_of_windows(x, line, top, R, columns, K, adds, divisor, counted, y, where, to):
     """The windows of all columns j, whose rows are those of `lines_of`: `y, where [to + j*K + k]`.
 
     Some k are taken at once, or where there is one, some j.
     """
-    cell, j = np.arange(columns[1].max()) * (columns[3].max() * K), 0
+    cell, j, some = np.arange(columns[1].max()) * (columns[3].max() * K), 0, width_of(K)
     while j < columns.shape[1]:
-        w, V, step_, many = columns[0, j], columns[1, j], columns[3, j], abreast(columns, j) if K == 1 else K
-        cells, some = x.dtype.type(divisor if divisor != 0 else counted * columns[2, j]), 64
-        while some > many:
-            some //= 2 if some > 16 else 4
+        w, V, step_, some = columns[0, j], columns[1, j], columns[3, j], width_of(abreast(columns, j)) if K == 1 else some
+        cells = x.dtype.type(divisor if divisor != 0 else counted * columns[2, j])
         for first in range(0, K, some):
             k = min(first, K - some) if K > 1 else 0  # the last numbers are found again
             start, at = w * K + k, to + j * K + k
-            reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, some, ADDS)
-        if K == 1 and not ADDS and R * V > 0:
+            reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, some, adds)
+        if K == 1 and not adds and R * V > 0:
             for n in range(some):
                 where[to + j + n] += n  # what is found is the pixel of the first of them
         j += some if K == 1 else 1
 
 
-def pool_rows(lo, hi, x, K, planes, rows, columns, divisor, y, where):
+@loop
+def pool_rows(lo, hi, x, K, planes, rows, columns, adds, divisor, y, where):
     """y[m,a,i,j,k] = the largest of x[m, d, h, w, k] over the cells of window (a, i, j); `where`: its pixel `(d*H + h)*W + w`.
 
     `x (M, D, H, W*K) -> y, where (M*A*I, J*K)`; the rows of windows are shared out. Of equal numbers the first pixel wins, of NaNs the
-    last; a window without cells is minus infinity and has pixel -1. With ADDS, `y` is the sum of the cells, divided by `divisor`, or if
+    last; a window without cells is minus infinity and has pixel -1. If it `adds`, `y` is the sum of the cells, divided by `divisor`, or if
     that is 0 by the cells that count, and `where` is empty. The adjoint of that is the same loop: the gradient of a pixel is a sum over a
     window of windows, those that show it.
     """
@@ -200,16 +208,17 @@ def pool_rows(lo, hi, x, K, planes, rows, columns, divisor, y, where):
         m, a, i = unit // (A * I), unit // I % A, unit % I
         R = lines_of((D, H, L), H, L // K, planes, rows, a, i, line, top)
         image, counted = x[m].reshape(D * H * L), planes[2, a] * rows[2, i]
-        row_of_windows(image, line, top, R, columns, K, divisor, counted, results, pixels, unit * J * K)
+        row_of_windows(image, line, top, R, columns, K, adds, divisor, counted, results, pixels, unit * J * K)
 
 
-def pool_images(lo, hi, x, planes, rows, columns, divisor, y, where):
+@loop
+def pool_images(lo, hi, x, planes, rows, columns, adds, divisor, y, where):
     """The same for contiguous images, `x (M, D, H, W) -> y, where (M, A*I*J)`; blocks of IMAGES images are shared out."""
     (M, _, H, W), I, J, most = x.shape, rows.shape[1], columns.shape[1], planes[1].max() * rows[1].max() + 1
     results, places, Q = y.reshape(y.size), where.reshape(where.size), y.shape[1]
     image = np.zeros((span(planes), span(rows), (W + REGISTER) * IMAGES), x.dtype)
     line, top, numbers = np.zeros(most, np.int64), np.zeros(most, np.int64), np.empty((RESULTS + J) * IMAGES, x.dtype)
-    pixels = np.empty(numbers.size, np.int32)
+    lines, pixels = image.reshape(image.size), np.empty(numbers.size, np.int32)
     for unit in range(lo, hi):
         done, count = 0, 0
         for a in range(planes.shape[1]):
@@ -217,18 +226,15 @@ def pool_images(lo, hi, x, planes, rows, columns, divisor, y, where):
             for i in range(I):
                 ready, counted = follow(x, unit * IMAGES, planes, rows, a, i, ready, image), planes[2, a] * rows[2, i]
                 R = lines_of(image.shape, H, W, planes, rows, a, i, line, top)
-                row_of_windows(image.reshape(image.size), line, top, R, columns, IMAGES, divisor, counted, numbers, pixels, count * IMAGES)
+                row_of_windows(lines, line, top, R, columns, IMAGES, adds, divisor, counted, numbers, pixels, count * IMAGES)
                 count += J
                 if count >= RESULTS or (i == I - 1 and a == planes.shape[1] - 1):
                     at, images = unit * IMAGES * Q + done, min(IMAGES, M - unit * IMAGES)
                     transpose(numbers, 0, IMAGES, results, at, Q, images, count)
-                    if not ADDS:
+                    if not adds:
                         transpose(pixels, 0, IMAGES, places, at, Q, images, count)
                     done, count = done + count, 0
 
-
-MAXIMA = {"rows": Loop(pool_rows, False, ADDS=0), "images": Loop(pool_images, False, ADDS=0)}
-SUMS = {"rows": Loop(pool_rows, False, ADDS=1), "images": Loop(pool_images, False, ADDS=1)}
 
 # ---- The gradient of a max pool ----------------------------------------------------------------------------------------------------------
 

@@ -21,8 +21,8 @@ that they see.
 import numpy as np
 
 from cnn425.kernels.box import REGISTER, fill, load, neighbours, padded, rows_of_grid, store, transpose_block
-from cnn425.kernels.threads import Loop, loop, step
-from cnn425.kernels.tile import GROUP, GROUPS, SHORT, rows_of, tile
+from cnn425.kernels.threads import loop, step
+from cnn425.kernels.tile import SHORT, rows_of, tile
 
 BLOCK = 64  # rows of a weight that stay in the cache while it is transposed
 
@@ -105,16 +105,17 @@ def windows_of(shape, source, sides, direct, t, u, v, row, out, P):
     return P
 
 
-def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels, V, parts, target, y):
+@loop
+def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels, V, G, parts, target, y):
     """The output: `x, w (panels, K, width), b (O) or (0) -> y`; boxes, and of each `parts` of the panels, are shared out.
 
     Panels that are full, and whose outputs are neighbours in y, are written there; others by way of a box of outputs.
     """
     Q, K, width = w.shape
-    R, C, lanes, wide, apart, F = rows_of(V, GROUP, 0), source[0, 4], REGISTER // x.itemsize, Q * width, target[1, 4], phases.shape[1]
+    R, C, lanes, wide, apart, F = rows_of(V, G, 0), source[0, 4], REGISTER // x.itemsize, Q * width, target[1, 4], phases.shape[1]
     _, _, hop, _, _, long, _ = rows_of_sides(sides)
     most = images * hop[0] * long[1] * hop[1] * long[2] * hop[2]
-    weights, straight, steps = w.reshape(w.size), apart == 1 and panels[1].min() == width, np.arange(K) * (width * max(GROUP, 1))
+    weights, straight, steps = w.reshape(w.size), apart == 1 and panels[1].min() == width, np.arange(K) * (width * max(G, 1))
     row, out, ends = np.empty(most + F * R, np.int64), np.empty(most + F * R, np.int64), np.zeros(F + 1, np.int64)
     place, run, known, found = np.empty(most, np.int64), np.empty(most, np.int64), (0, 0, 0, 0), 0
     buffer, bias = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype), np.zeros(wide, x.dtype)
@@ -144,19 +145,20 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
                 for k in range(start, max(end, start + 1), SHORT):
                     for p in range(ends[f], ends[f + 1] - R, R):
                         stop, more = min(end, k + SHORT), k - start
-                        tile(V, buffer, base, row, p, cell, k, stop, weights, panel, steps, result, to, out, bias, column, more, GROUP, 0)
+                        tile(V, buffer, base, row, p, cell, k, stop, weights, panel, steps, result, to, out, bias, column, more, G, 0)
         for q in range(part * Q // parts, 0 if straight else (part + 1) * Q // parts):
             store(result, wide, q * width, first, place, run, found, apart, panels[0, q], panels[1, q], y)
 
 
-def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxes, gy, panels, V, target, parts, pieces, gw):
+@loop
+def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxes, gy, panels, V, G, target, parts, pieces, gw):
     """The gradient of the weight in `parts` sums: `x, gy -> gw (parts, panels, K and some more, width)`.
 
     Parts of the boxes are shared out, and of each `pieces` of the panels. `cell` has ROWS more cells than K, so that the last tile is full.
     There is one phase.
     """
     _, Q, K, width = gw.shape
-    R, C, lanes, apart = rows_of(V, GROUP, 1), source[0, 4], REGISTER // x.itemsize, target[1, 4]
+    R, C, lanes, apart = rows_of(V, G, 1), source[0, 4], REGISTER // x.itemsize, target[1, 4]
     _, _, _, _, _, long, _ = rows_of_sides(sides)
     most = images * long[1] * long[2]
     row, place, steps, out = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(most) * width, np.arange(K) * width
@@ -179,11 +181,7 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
                 for p in range(0, P, SHORT):
                     for k in range(0, phases[4, 0], R):
                         stop, base, more = min(P, p + SHORT), at + panels[2, q], box - begin + p
-                        tile(V, buffer, base, cell, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, more, GROUP, 1)
-
-
-# a loop for large groups (0), for depthwise convolutions (1), and for each size of small groups
-PRODUCTS, WEIGHT_GRADIENTS = ({G: Loop(function, False, GROUP=G) for G in GROUPS} for function in (product, weight_gradient))
+                        tile(V, buffer, base, cell, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, more, G, 1)
 
 
 @loop

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cnn425.compat import dispatch_modes, is_transformed, tracing_state
-from cnn425.kernels.machine_code import Step, compiled, linked, openmp, variant
+from cnn425.kernels.machine_code import Step, compiled, linked, openmp
 
 PLAIN = (Tensor, torch.nn.Parameter)  # types of tensors whose numbers may be read: a subclass may keep none
 DOUBLES = 1 << 12  # fewer float64 numbers than this are left to the definition, which is as fast
@@ -98,13 +98,13 @@ def memory(t: Tensor, *shape: int) -> tuple[Any, ...]:
 class Loop:
     """A loop `f(lo, hi, *arguments)`: call it with the number of units, the steps of the innermost loop in all, and the arguments.
 
-    Arguments are numbers, and arrays given as `memory(tensor, *shape)`. `parts` take the place of constants and steps that it names.
+    Arguments are numbers, and arrays given as `memory(tensor, *shape)`.
     """
 
-    def __init__(self, function: Callable[..., None], fast: bool, **parts: Any) -> None:
-        self.function, self.fast, self.parts = function, fast, parts
+    def __init__(self, function: Callable[..., None], fast: bool) -> None:
+        self.function, self.fast = function, fast
         self.compiled: Callable[..., None] | None = None
-        self.__doc__, self.__name__ = function.__doc__, variant(function, parts)
+        self.__doc__, self.__name__ = function.__doc__, function.__name__
 
     def __call__(self, units: int, steps: int, *arguments: Any) -> None:
         """Compute all units."""
@@ -119,16 +119,16 @@ class Loop:
         """The machine code behind the loop, or with NUMBA_DISABLE_JIT=1 the Python."""
         from numba import config
 
-        self.compiled = self.python if getattr(config, "DISABLE_JIT", 0) else compiled(self.__name__, self.function, self.fast, self.parts)
+        self.compiled = self.python if getattr(config, "DISABLE_JIT", 0) else compiled(self.function, self.fast)
         return self.compiled
 
     def python(self, units: int, threads: int, arguments: tuple[Any, ...]) -> None:
         """The loop as ordinary Python."""
 
-        def made(step: Step, parts: dict[str, Any]) -> Any:
-            return linked(step.function, parts, made)
+        def made(step: Step) -> Any:
+            return linked(step.function, made)
 
-        linked(self.function, self.parts, made)(0, units, *map(_as_array, arguments))
+        linked(self.function, made)(0, units, *map(_as_array, arguments))
 
 
 def loop(function: Callable[..., None]) -> Loop:
@@ -141,9 +141,9 @@ def step(function: Callable[..., Any]) -> Step:
     return Step(function)
 
 
-def machine_step(emit: Callable[[Any, Any], None], *literal: str) -> Callable[[Callable[..., Any]], Step]:
-    """A part of a loop whose machine code `emit` writes, where the compiler would not find it by itself; some arguments are literal."""
-    return lambda function: Step(function, emit, literal)
+def machine_step(emit: Callable[[Any, Any], None]) -> Callable[[Callable[..., Any]], Step]:
+    """A part of a loop whose machine code `emit` writes, where the compiler would not find it by itself."""
+    return lambda function: Step(function, emit)
 
 
 def sums(function: Callable[..., None]) -> Loop:

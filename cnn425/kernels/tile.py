@@ -12,15 +12,14 @@ from functools import reduce
 import numpy as np
 
 from cnn425.kernels.box import REGISTER, spread
-from cnn425.kernels.machine_code import CAPABILITY
+from cnn425.kernels.machine_code import CAPABILITY, cases
 from cnn425.kernels.threads import machine_step, step
 
 SHORT = 48  # products of a sum: long sums are made of short ones, whose rounding errors are small, and whose numbers stay in the cache
 ROWS = 12  # no tile has more
 MANY = CAPABILITY == "AVX512"  # registers, 32 of REGISTER bytes; other processors have a quarter of that, 16 of 32 bytes or 32 of 16
 WIDEST = (4, 2, 1) if MANY else (1, 1, 1)  # registers beside one another in a tile: of large groups, of one channel each, of small ones
-GROUPS = (0, 1, 2, 4, 8)  # of a GROUP
-GROUP = 0  # of a `Loop`: inputs of groups that share a register, 0 for large groups
+GROUPS = (0, 1, 2, 4, 8)  # inputs of groups that share a register; 0 for large groups
 
 
 @step
@@ -35,21 +34,20 @@ def rows_of(V, G, turned):
 
 def _tile(builder, a):
     """The tile in machine code: one fused multiply-add per row, register and k."""
-    from llvmlite import ir
+    for turned in cases(builder, a.turned, (0, 1)):
+        for G in cases(builder, a.G, GROUPS):
+            for V in cases(builder, a.V, range(1, WIDEST[min(G, 2)] + 1)):
+                _sums(builder, a, G, turned, range(V), rows_of(V, G, turned))
 
-    for V in range(1, WIDEST[min(a.G, 2)] + 1):
-        with builder.if_then(builder.icmp_signed("==", a.V, ir.IntType(64)(V))):
-            _sums(builder, a, range(V), rows_of(V, a.G, a.turned))
 
-
-def _sums(builder, a, registers, R):
+def _sums(builder, a, G, turned, registers, R):
     """The instructions of the tile of R rows and so many registers."""
     from llvmlite import ir
     from numba.core import cgutils
 
     word, lanes, vector = ir.IntType(64), REGISTER // a.size, ir.VectorType(a.number, REGISTER // a.size)
     fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{lanes}f{8 * a.size}")
-    inside, members = (1, max(a.G, 1)) if a.turned else (max(a.G, 1), 1)  # inputs of a k, and of a row
+    inside, members = (1, max(G, 1)) if turned else (max(G, 1), 1)  # inputs of a k, and of a row
 
     def at(array, *offsets):
         return builder.gep(array, [reduce(builder.add, offsets)])
@@ -58,7 +56,7 @@ def _sums(builder, a, registers, R):
         return builder.load(builder.bitcast(place, vector.as_pointer()), align=a.size)
 
     def member(shown, i):
-        lane = [lane // a.G * a.G + i for lane in range(lanes)]
+        lane = [lane // G * G + i for lane in range(lanes)]
         return builder.shuffle_vector(shown, shown, ir.VectorType(ir.IntType(32), lanes)(lane))
 
     starts = [at(a.x, a.base, builder.load(at(a.row, a.p, word(r)))) for r in range(R)]
@@ -71,9 +69,9 @@ def _sums(builder, a, registers, R):
         for r, row in enumerate(totals):
             pixel = at(starts[r // members], offset)
             for v in registers:
-                shown = load(at(pixel, word(v * lanes))) if a.G else spread(builder, builder.load(pixel), vector)
+                shown = load(at(pixel, word(v * lanes))) if G else spread(builder, builder.load(pixel), vector)
                 for i in range(inside):
-                    factor = member(shown, r % members + i) if a.G > 1 else shown
+                    factor = member(shown, r % members + i) if G > 1 else shown
                     builder.store(builder.call(fma, [factor, factors[i][v], builder.load(row[v])]), row[v])
         end = builder.block
     _keep_rolled(builder, end.terminator)
@@ -101,7 +99,7 @@ def _keep_rolled(builder, branch):
     branch.set_metadata("llvm.loop", loop_id)
 
 
-@machine_step(_tile, "G", "turned")
+@machine_step(_tile)
 def tile(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, G, turned):
     """y[first + out[p + r] + o] = (y or b[bias + o]) + sum over k to stop - 1 of x[base + row[p + r] + cell[k]] * w[panel + place[k] + o].
 
