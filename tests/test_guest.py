@@ -365,6 +365,20 @@ def test_without_numba_results_are_those_of_the_definition_and_one_warning_says_
     """)
 
 
+def test_with_a_numba_that_is_made_in_another_way_results_are_those_of_the_definition_and_one_warning_says_so():
+    run("""
+        import numba.core.codegen
+        del numba.core.codegen.JITCodeLibrary
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            first, second = work(), work()
+        words = [str(w.message) for w in caught if "numba" in str(w.message)]
+        assert len(words) == 1 and "does not compile its loops (ImportError: " in words[0], words
+        assert same(first, second) and right(work)
+        print("fine")
+    """)
+
+
 def test_without_just_in_time_compilation():
     run(
         """

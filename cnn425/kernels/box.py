@@ -20,6 +20,14 @@ def spread(builder, number, vector):
     return builder.shuffle_vector(one, one, ir.VectorType(ir.IntType(32), vector.count)([0] * vector.count))
 
 
+def keep_rolled(builder, branch):
+    """Forbid LLVM to unroll the loop that ends with `branch`."""
+    rolled = builder.module.add_metadata(["llvm.loop.unroll.disable"])
+    loop_id = builder.module.add_metadata([rolled])
+    loop_id.operands = (loop_id, rolled)  # LLVM knows a loop by metadata that names itself
+    branch.set_metadata("llvm.loop", loop_id)
+
+
 def _parts(builder, a):
     """`load(place)`, the first I numbers of a vector register, and `store(register, place)`, its first K, as instructions."""
     from llvmlite import ir

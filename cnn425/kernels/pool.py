@@ -13,7 +13,7 @@ import contextlib
 
 import numpy as np
 
-from cnn425.kernels.box import REGISTER, spread, transpose
+from cnn425.kernels.box import REGISTER, keep_rolled, spread, transpose
 from cnn425.kernels.machine_code import cases
 from cnn425.kernels.threads import loop, machine_step, step
 
@@ -32,17 +32,17 @@ def span(table):
 
 
 @step
-def follow(x, first, planes, rows, a, i, ready, image):
+def follow(x, shape, first, planes, rows, a, i, ready, image):
     """Interleave the lines of windows (a, i) that are not in `image` yet, line h of plane d at their remainders; the next line comes back.
 
-    Lines before `ready` are there, or not needed any more.
+    Lines before `ready` are there, or not needed any more. `shape` is that of x, which is given as a row of numbers.
     """
-    (M, D, H, W), ready = x.shape, max(ready, rows[0, i] - rows[3, i] + 1)
+    (M, D, H, W), ready = shape, max(ready, rows[0, i] - rows[3, i] + 1)
     while ready <= rows[0, i] + (rows[1, i] - 1) * rows[3, i]:
         for t in range(planes[1, a]):
             d = planes[0, a] + t * planes[3, a]
             line = image[d % image.shape[0], ready % image.shape[1]]
-            transpose(x.reshape(x.size), (first * D + d) * H * W + ready * W, D * H * W, line, 0, IMAGES, W, min(IMAGES, M - first))
+            transpose(x, (first * D + d) * H * W + ready * W, D * H * W, line, 0, IMAGES, W, min(IMAGES, M - first))
         ready += 1
     return ready
 
@@ -67,6 +67,8 @@ def _reduce(builder, a):
                 here = builder.add(builder.add(above, a.w), builder.mul(column.index, a.step_))
                 place = builder.add(builder.add(start, a.k), builder.load(builder.gep(a.cell, [column.index])))
                 of_cell(builder.load(at(a.x, place, vector), align=a.size), builder.trunc(here, short))
+                end = builder.block
+            keep_rolled(builder, end.terminator)  # windows are small
 
     for adds in cases(builder, a.adds, (0, 1)):
         for L in cases(builder, a.L, WIDTHS):
@@ -173,19 +175,21 @@ def width_of(many):
 
 
 @step
-def row_of_windows(x, line, top, R, columns, K, adds, divisor, counted, y, where, to):
-    """The windows of all columns j, whose rows are those of `lines_of`: `y, where [to + j*K + k]`.
+def row_of_windows(x, base, line, top, R, columns, cell, K, adds, divisor, counted, y, where, to):
+    """The windows of all columns j, whose rows are those of `lines_of`, from x[base] on: `y, where [to + j*K + k]`.
 
-    Some k are taken at once, or where there is one, some j.
+    `cell` is where the columns of a window are. Some k are taken at once, or where there is one, some j.
     """
-    cell, j, some = np.arange(columns[1].max()) * (columns[3].max() * K), 0, width_of(K)
+    j, some = 0, width_of(K)
     while j < columns.shape[1]:
         w, V, step_, some = columns[0, j], columns[1, j], columns[3, j], width_of(abreast(columns, j)) if K == 1 else some
         cells = x.dtype.type(divisor if divisor != 0 else counted * columns[2, j])
-        for first in range(0, K, some):
+        first = 0
+        while first < K:  # a `range` would divide
             k = min(first, K - some) if K > 1 else 0  # the last numbers are found again
-            start, at = w * K + k, to + j * K + k
+            start, at = base + w * K + k, to + j * K + k
             reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, some, adds)
+            first += some
         if K == 1 and not adds and R * V > 0:
             for n in range(some):
                 where[to + j + n] += n  # what is found is the pixel of the first of them
@@ -202,31 +206,32 @@ def pool_rows(lo, hi, x, K, planes, rows, columns, adds, divisor, y, where):
     window of windows, those that show it.
     """
     (_, D, H, L), A, I, J = x.shape, planes.shape[1], rows.shape[1], columns.shape[1]
-    most = planes[1].max() * rows[1].max() + 1
-    line, top, results, pixels = np.zeros(most, np.int64), np.zeros(most, np.int64), y.reshape(y.size), where.reshape(where.size)
+    numbers, results, pixels, most = x.reshape(x.size), y.reshape(y.size), where.reshape(where.size), planes[1].max() * rows[1].max() + 1
+    line, top, cell = np.zeros(most, np.int64), np.zeros(most, np.int64), np.arange(columns[1].max()) * (columns[3].max() * K)
     for unit in range(lo, hi):
-        m, a, i = unit // (A * I), unit // I % A, unit % I
-        R = lines_of((D, H, L), H, L // K, planes, rows, a, i, line, top)
-        image, counted = x[m].reshape(D * H * L), planes[2, a] * rows[2, i]
-        row_of_windows(image, line, top, R, columns, K, adds, divisor, counted, results, pixels, unit * J * K)
+        base, a, i = unit // (A * I) * D * H * L, unit // I % A, unit % I
+        R, counted = lines_of((D, H, L), H, L // K, planes, rows, a, i, line, top), planes[2, a] * rows[2, i]
+        row_of_windows(numbers, base, line, top, R, columns, cell, K, adds, divisor, counted, results, pixels, unit * J * K)
 
 
 @loop
 def pool_images(lo, hi, x, planes, rows, columns, adds, divisor, y, where):
     """The same for contiguous images, `x (M, D, H, W) -> y, where (M, A*I*J)`; blocks of IMAGES images are shared out."""
     (M, _, H, W), I, J, most = x.shape, rows.shape[1], columns.shape[1], planes[1].max() * rows[1].max() + 1
-    results, places, Q = y.reshape(y.size), where.reshape(where.size), y.shape[1]
+    given, results, places, Q = x.reshape(x.size), y.reshape(y.size), where.reshape(where.size), y.shape[1]
     image = np.zeros((span(planes), span(rows), (W + REGISTER) * IMAGES), x.dtype)
     line, top, numbers = np.zeros(most, np.int64), np.zeros(most, np.int64), np.empty((RESULTS + J) * IMAGES, x.dtype)
     lines, pixels = image.reshape(image.size), np.empty(numbers.size, np.int32)
+    cell = np.arange(columns[1].max()) * (columns[3].max() * IMAGES)
     for unit in range(lo, hi):
         done, count = 0, 0
         for a in range(planes.shape[1]):
             ready = 0
             for i in range(I):
-                ready, counted = follow(x, unit * IMAGES, planes, rows, a, i, ready, image), planes[2, a] * rows[2, i]
-                R = lines_of(image.shape, H, W, planes, rows, a, i, line, top)
-                row_of_windows(lines, line, top, R, columns, IMAGES, adds, divisor, counted, numbers, pixels, count * IMAGES)
+                ready = follow(given, x.shape, unit * IMAGES, planes, rows, a, i, ready, image)
+                R, counted = lines_of(image.shape, H, W, planes, rows, a, i, line, top), planes[2, a] * rows[2, i]
+                at = count * IMAGES
+                row_of_windows(lines, 0, line, top, R, columns, cell, IMAGES, adds, divisor, counted, numbers, pixels, at)
                 count += J
                 if count >= RESULTS or (i == I - 1 and a == planes.shape[1] - 1):
                     at, images = unit * IMAGES * Q + done, min(IMAGES, M - unit * IMAGES)
@@ -242,9 +247,9 @@ def pool_images(lo, hi, x, planes, rows, columns, adds, divisor, y, where):
 @loop
 def route(lo, hi, gy, where, gx):
     """gx[m,p,k] = the sum of gy[m,q,k] over the windows q that pixel p won. `gy, where (M, Q*K) -> gx (M, P, K)`; images are shared out."""
-    _, P, K = gx.shape
+    (_, P, K), numbers = gx.shape, gx.reshape(gx.size)
     for m in range(lo, hi):
-        g, winner, image = gy[m], where[m], gx[m].reshape(P * K)
+        g, winner, image = gy[m], where[m], numbers[m * P * K : (m + 1) * P * K]
         image[:] = 0
         if K == 1:
             for q in range(g.size):

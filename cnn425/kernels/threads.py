@@ -70,15 +70,21 @@ def loops_run(*tensors: Tensor | None, few: bool = False) -> bool:
 
 @cache
 def has_numba() -> bool:
-    """Whether numba can be imported; if not, one warning says what is missing."""
+    """Whether numba can be imported and compiles a loop; if not, one warning says what is missing."""
     try:
-        import numba  # noqa: F401  (only at the first loop: `import cnn425.nn` needs no compiler)
+        import numba  # only at the first loop: `import cnn425.nn` needs no compiler
     except ImportError as error:
-        warnings.warn(
-            f"cnn425 computes by definition, which is slow: numba cannot be imported ({error}); `pip install numba`", stacklevel=2
-        )
-        return False
-    return True
+        trouble = f"numba cannot be imported ({error}); `pip install numba`"
+    else:
+        try:
+            x = torch.empty(1)
+            trial(1, 1, memory(x, 1))
+            return True
+        except Exception as error:  # its next version may be made in another way
+            reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+            trouble = f"numba {numba.__version__} does not compile its loops ({reason}); `pip install 'numba~=0.68.0'`"
+    warnings.warn(f"cnn425 computes by definition, which is slow: {trouble}", stacklevel=2)
+    return False
 
 
 @cache
@@ -149,6 +155,19 @@ def machine_step(emit: Callable[[Any, Any], None]) -> Callable[[Callable[..., An
 def sums(function: Callable[..., None]) -> Loop:
     """A loop whose innermost sum may be added in the order that a vector register likes: the same at every call."""
     return Loop(function, fast=True)
+
+
+@step
+def zero(x: Any, i: int) -> None:
+    """x[i] = 0."""
+    x[i] = 0
+
+
+@loop
+def trial(lo: int, hi: int, x: Any) -> None:
+    """x[i] = 0 for all i: whether this numba compiles loops, before a layer relies on it. `x (numbers)`, shared out."""
+    for i in range(lo, hi):
+        zero(x, i)
 
 
 def _as_array(argument: Any) -> Any:

@@ -11,7 +11,7 @@ from functools import reduce
 
 import numpy as np
 
-from cnn425.kernels.box import REGISTER, spread
+from cnn425.kernels.box import REGISTER, keep_rolled, spread
 from cnn425.kernels.machine_code import CAPABILITY, cases
 from cnn425.kernels.threads import machine_step, step
 
@@ -74,7 +74,7 @@ def _sums(builder, a, G, turned, registers, R):
                     factor = member(shown, r % members + i) if G > 1 else shown
                     builder.store(builder.call(fma, [factor, factors[i][v], builder.load(row[v])]), row[v])
         end = builder.block
-    _keep_rolled(builder, end.terminator)
+    keep_rolled(builder, end.terminator)  # as LLVM unrolls it for AMD's Zen 4, sums would not fit into registers
     sums = [(r, v, total) for r, row in enumerate(totals) for v, total in enumerate(row)]
     hops = [builder.load(at(a.out, builder.mul(a.p, word(members)), word(r))) for r in range(len(totals))]
     places = [at(a.y, a.first, hops[r], word(v * lanes)) for r, v, _ in sums]
@@ -89,14 +89,6 @@ def _sums(builder, a, G, turned, registers, R):
             finish(places)
         with begins:
             finish([at(a.b, a.bias, word(v * lanes)) for _, v, _ in sums])
-
-
-def _keep_rolled(builder, branch):
-    """The loop that ends with `branch` is not unrolled: as LLVM does it for AMD's Zen 4, sums would not fit into registers."""
-    rolled = builder.module.add_metadata(["llvm.loop.unroll.disable"])
-    loop_id = builder.module.add_metadata([rolled])
-    loop_id.operands = (loop_id, rolled)  # LLVM knows a loop by metadata that names itself
-    branch.set_metadata("llvm.loop", loop_id)
 
 
 @machine_step(_tile)
