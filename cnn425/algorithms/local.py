@@ -20,7 +20,7 @@ float32 and rounded once.
 """
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from math import gcd, prod
 
@@ -119,14 +119,16 @@ class Plan:
         self.geometry, self.groups, self.positions = geometry, groups, tuple(positions)
         self.sharing = sharing or Sharing((1,) * geometry.dimensions, (1,) * geometry.dimensions)
         self.O, self.C, self.Q, self.P = weight[d] // groups, weight[d + 1], prod(weight[:d]), prod(positions)
-        self.size, self.kernel = (*ones, *image[1:]), (*ones, *weight[d + 2 :])
-        self.cells, self.outputs = self.C * prod(self.kernel), groups * self.O
+        self.size = (*ones, *image[1:])
+        self.cells, self.outputs = self.C * prod(weight[d + 2 :]), groups * self.O
         one = (1,) * d
         self.pointwise = sharing is not None and sharing.each and self.O <= FEW and geometry == Geometry(one, one, ((0, 0),) * d, one)
         self.grid, self.sets = grid(geometry, tuple(image[1:])), sets_of(self.sharing, self.positions)
         self.padded = tuple(padded(self.grid.tolist(), side) for side in range(3))  # the size of an image with zeros around
         self.where = memory(self.grid, 6, 3), memory(self.sets[0], self.P)  # the geometry and the set of each position, for loops
         self.low = memory(self.grid[2], 3)  # the zeros in front of an image, for loops
+        self.start, self.cell = self.windows()
+        self.starts = memory(self.start, self.P), memory(self.cell, self.cells)
 
     def is_swept(self, images: int) -> bool:
         """Whether loops over the weight compute a map whose products have so many images to a set of weights."""
@@ -146,8 +148,7 @@ class Plan:
 
     def weight(self, w: Tensor) -> tuple[object, ...]:
         """The weight as an argument for a loop."""
-        T, U, V = self.kernel
-        return memory(w, self.Q, self.outputs, self.C, T * U, V)
+        return memory(w, self.Q, self.outputs, self.cells)
 
     def sweep_output(self, x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor) -> None:
         """Write `y`."""
@@ -156,16 +157,17 @@ class Plan:
             self.mix(x, self.along_positions(w).transpose(1, 2), b.view(self.outputs, -1), y)
             return
         bias_ = memory(b, self.outputs, b.numel() // self.outputs)
-        loops.output(self.P, y.numel() * self.cells, self.image(x), self.weight(w), bias_, self.groups, *self.where, self.output(y))
+        where = self.groups, *self.where, *self.starts
+        loops.output(self.P, y.numel() * self.cells, self.image(x), self.weight(w), bias_, *where, self.output(y))
 
     def sweep_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
         """Write `gx`."""
         if self.pointwise:
             self.mix(gy, self.along_positions(w), gx.new_zeros(gx.shape[1], 1), gx)
             return
-        parts = min(self.size[0] * self.size[1], -(-torch.get_num_threads() // len(gx)))
-        arguments = self.output(gy), self.weight(w), self.groups, *self.where, parts, self.image(gx)
-        loops.input_gradient(len(gx) * parts, gy.numel() * self.cells, *arguments)
+        parts = min(self.padded[0] * self.padded[1], -(-torch.get_num_threads() // len(gx)))
+        where = self.groups, *self.where, *self.starts, parts
+        loops.input_gradient(len(gx) * parts, gy.numel() * self.cells, self.output(gy), self.weight(w), *where, self.image(gx))
 
     def sweep_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
         """Write `gw`."""
@@ -176,8 +178,8 @@ class Plan:
             gw.view(self.P, -1).copy_(w.flatten(0, 1).t())
             return
         _, order, bounds = self.sets
-        arguments = self.output(gy), self.image(x), self.groups, self.where[0], memory(order, self.P), memory(bounds, self.Q + 1)
-        loops.weight_gradient(self.Q, gy.numel() * self.cells, *arguments, self.weight(gw))
+        where = self.groups, self.where[0], memory(order, self.P), memory(bounds, self.Q + 1), *self.starts
+        loops.weight_gradient(self.Q, gy.numel() * self.cells, self.output(gy), self.image(x), *where, self.weight(gw))
 
     def along_positions(self, w: Tensor) -> Tensor:
         """The weight of windows of one cell, `(*positions, G*O, C, 1, ...) -> (G, C, O, P)`."""
@@ -189,7 +191,6 @@ class Plan:
         images = memory(x, N, x.shape[1], self.P), memory(w, *w.shape), memory(b, *b.shape)
         pointwise.mix(N * O, y.numel() * w.shape[1], *images, self.groups, memory(y, N, O, self.P))
 
-    @cached_property
     def windows(self) -> tuple[Tensor, Tensor]:
         """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its cells, `(K)`."""
         kernel, stride, _, dilation, positions, _ = self.grid.tolist()
@@ -210,35 +211,35 @@ class Plan:
 
     def multiply_output(self, x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor) -> None:
         """Write `y`."""
-        V, (start, cell) = registers(len(x), x), self.windows
+        V = registers(len(x), x)
         image, pixels, low = self.interleaved(x, V)
         loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(x), low, pixels, 0)
         b = y.new_zeros(self.outputs, 1) if bias is None else bias.reshape(self.outputs, -1).contiguous()
-        weight = memory(w, self.Q, self.outputs, self.cells), memory(b, *b.shape), self.groups, self.where[1]
+        weight = self.weight(w), memory(b, *b.shape), self.groups, self.where[1]
         threads = torch.get_num_threads()
-        blocks, where = -(-self.P // (loops.BLOCK * threads)) * threads, (memory(start, self.P), memory(cell, self.cells), V)
+        blocks, where = -(-self.P // (loops.BLOCK * threads)) * threads, (*self.starts, V)
         loops.multiply(image.shape[0] * blocks, y.numel() * self.cells, pixels, *weight, *where, blocks, self.output(y))
 
     def multiply_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
         """Write `gx`."""
         most = 2 if self.sharing.each else 1  # few images stay in the cache, but weights that are not shared are read for each block
-        V, (start, cell) = registers(len(gx), gx, most), self.windows
+        V = registers(len(gx), gx, most)
         image, pixels, low = self.interleaved(gx, V)
         parts = min(image.shape[1], -(-torch.get_num_threads() // image.shape[0]))
-        weight = memory(w, self.Q, self.outputs, self.cells), self.groups, self.where[1]
-        where = memory(start, self.P), memory(cell, self.cells), V, parts
+        weight = self.weight(w), self.groups, self.where[1]
+        where = *self.starts, V, parts
         loops.multiply_gradient(image.shape[0] * parts, gy.numel() * self.cells, self.output(gy), *weight, *where, pixels)
         loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(gx), low, pixels, 1)
 
     def multiply_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
         """Write `gw`."""
-        V, (start, cell), (_, order, bounds) = registers(self.O, x), self.windows, self.sets
+        V, (_, order, bounds) = registers(self.O, x), self.sets
         bands, parts, images = bands_of(self, len(x), x.itemsize, torch.get_num_threads())
-        tables = memory(order, self.P), memory(bounds, self.Q + 1), memory(start, self.P), memory(cell, self.cells)
+        tables = memory(order, self.P), memory(bounds, self.Q + 1), *self.starts
         table = source_of(len(x), x.shape[1], self.size)  # kept here: another thread may take it from the cache
         source = memory(table, 2, 5), self.groups
         where = self.where[0], memory(bands, *bands.shape), 3 - self.geometry.dimensions
-        both, weight = (self.output(gy), memory(x, x.numel())), memory(gw, self.Q, self.outputs, self.cells)
+        both, weight = (self.output(gy), memory(x, x.numel())), self.weight(gw)
         loops.multiply_weights(len(bands) * parts, gy.numel() * self.cells, *both, *source, *where, *tables, V, parts, images, weight)
 
 

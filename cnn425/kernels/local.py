@@ -4,15 +4,16 @@
     gradient of x           gx[n,c,d,h,w]     = sum over o and the cells (p, t, u, v) that show the pixel  of  gy[n,o,p] * w[q,o,c,t,u,v]
     gradient of w           gw[q,o,c,t,u,v]   = sum over n and the positions p of the set  of  gy[n,o,p] * x[n,c, window p, cell t,u,v]
 
-for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. `grid` holds the geometry (`rows_of_grid`). The
-channels of group g are those from g*C/G on, so C below counts the channels of a group. `sets (P)` is the q of each position. For few images
-a window is copied to where its cells are neighbours, as its weights are. For many the sums are products by `cnn425.kernels.tile`: one per
-position, with images side by side in the vector registers, and for the gradient of the weight one per set, with outputs in them.
+for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. The channels of group g are those from g*C/G on,
+so C below counts the channels of a group. `grid` holds the geometry (`rows_of_grid`), `sets (P)` the q of each position, `start (P)` the
+pixel of its first cell in an image with zeros around, and `cell (K)` the pixels from there to its others. For few images a window is
+copied to where its cells are neighbours, as its weights are. For many the sums are products by `cnn425.kernels.tile`: one per position,
+with images side by side in the vector registers, and for the gradient of the weight one per set, with outputs in them.
 """
 
 import numpy as np
 
-from cnn425.kernels.box import REGISTER, fill, padded, prefetch, rows_of_grid, transpose
+from cnn425.kernels.box import REGISTER, fill, padded, prefetch, transpose
 from cnn425.kernels.threads import loop, step, sums
 from cnn425.kernels.tile import SHORT, rows_of, tile
 
@@ -20,110 +21,98 @@ BLOCK = 32  # positions whose outputs are reordered together: neighbours in memo
 
 
 @step
-def run(p, u, v, grid, D, H, W):
-    """The cells of row u = (t, u) of window p that are inside the image: pixel (d, h, w) of the first, its cell v, and their number."""
-    cells, stride, low, dilation, positions, _ = rows_of_grid(grid)
-    t, I, J = u // cells[1], positions[1], positions[2]
-    d = p // (I * J) * stride[0] + t * dilation[0] - low[0]
-    h = p // J % I * stride[1] + u % cells[1] * dilation[1] - low[1]
-    first, step_ = p % J * stride[2] - low[2], dilation[2]
-    start = 0 if first >= 0 else (-first + step_ - 1) // step_
-    stop = min(v, (W - 1 - first) // step_ + 1) if first < W else 0
-    inside = stop - start if 0 <= d < D and 0 <= h < H and stop > start else 0
-    return d, h, first + start * step_, start, inside
-
-
-@step
-def gather_window(x, p, grid, window):
-    """window[c, u, v] = the pixel in row u and column v of window p, 0 outside: `x (C, D, H, W), window (C, T*U, V)`."""
-    (C, D, H, W), (_, TU, V), (_, _, _, dilation, _, _) = x.shape, window.shape, rows_of_grid(grid)
-    for u in range(TU):
-        d, h, first, start, cells = run(p, u, V, grid, D, H, W)
+def with_zeros(x, grid):
+    """The numbers of images `(N, C, D, H, W)` with zeros around, as far as windows see them; where there are none, those of x."""
+    (N, C, D, H, W), low, (depth, height, width) = x.shape, grid[2], (padded(grid, 0), padded(grid, 1), padded(grid, 2))
+    if (depth, height, width) == (D, H, W):
+        return x.reshape(x.size)
+    image = np.zeros((N, C, depth, height, width), x.dtype)
+    for n in range(N):
         for c in range(C):
-            row = window[c, u]
-            if cells < V:
-                row[:] = 0
-            if cells and dilation[2] == 1:
-                pixels, inside = x[c, d, h, first : first + cells], row[start : start + cells]
-                for v in range(cells):
-                    inside[v] = pixels[v]
-            elif cells:
-                for v in range(cells):
-                    row[start + v] = x[c, d, h, first + v * dilation[2]]
-
-
-@step
-def add_window(window, p, grid, low, high, x):
-    """The adjoint of `gather_window` for the lines low to high - 1: each cell is added to its pixel."""
-    (C, D, H, W), (_, TU, V), (_, _, _, dilation, _, _) = x.shape, window.shape, rows_of_grid(grid)
-    for u in range(TU):
-        d, h, first, start, cells = run(p, u, V, grid, D, H, W)
-        if low <= d * H + h < high:
-            for c in range(C if cells else 0):
-                line, row = x[c, d, h], window[c, u]
-                for v in range(cells):
-                    line[first + v * dilation[2]] += row[start + v]
+            for line in range(D * H):
+                pixels, target = x[n, c, line // H, line % H], image[n, c, line // H + low[0], line % H + low[1], low[2] :]
+                for w in range(W):
+                    target[w] = pixels[w]
+    return image.reshape(image.size)
 
 
 @sums
-def output(lo, hi, x, w, b, groups, grid, sets, y):
-    """The output: `x (N, G*C, D, H, W), w (Q, G*O, C, T*U, V), b (G*O, Q or 1) -> y (N, G*O, P)`; positions are shared out."""
-    (N, GC, _, _, _), (Q, GO, C, TU, V), O = x.shape, w.shape, w.shape[1] // groups
-    window, weights = np.empty((GC, TU, V), x.dtype), w.reshape(Q, GO, C * TU * V)
-    rows = window.reshape(groups, C * TU * V)
+def output(lo, hi, x, w, b, groups, grid, sets, start, cell, y):
+    """The output: `x (N, G*C, D, H, W), w (Q, G*O, K), b (G*O, Q or 1) -> y (N, G*O, P)`; positions are shared out."""
+    N, (_, GO, K) = x.shape[0], w.shape
+    image, window, O = with_zeros(x, grid), np.empty(K, x.dtype), GO // groups
+    numbers = image.size // (N * groups)
     for p in range(lo, hi):
+        q = sets[p]
         for n in range(N):
-            gather_window(x[n], p, grid, window)
-            for o in range(GO):
-                total, pixels, weight = b[o, sets[p] % b.shape[1]], rows[o // O], weights[sets[p], o]
-                for k in range(pixels.size):
-                    total += pixels[k] * weight[k]
-                y[n, o, p] = total
+            for g in range(groups):
+                first = (n * groups + g) * numbers + start[p]
+                for k in range(K):
+                    window[k] = image[first + cell[k]]
+                for o in range(g * O, g * O + O):
+                    total, weight = b[o, q % b.shape[1]], w[q, o]
+                    for k in range(K):
+                        total += window[k] * weight[k]
+                    y[n, o, p] = total
 
 
 @loop
-def input_gradient(lo, hi, gy, w, groups, grid, sets, parts, gx):
-    """The gradient of x: `gy (N, G*O, P), w (Q, G*O, C, T*U, V) -> gx (N, G*C, D, H, W)`; parts of the lines of images are shared out."""
-    (Q, GO, C, TU, V), (_, GC, D, H, W), O = w.shape, gx.shape, w.shape[1] // groups
-    window, weights = np.empty((GC, TU, V), w.dtype), w.reshape(Q, GO, C * TU * V)
-    rows = window.reshape(groups, C * TU * V)
+def input_gradient(lo, hi, gy, w, groups, grid, sets, start, cell, parts, gx):
+    """The gradient of x: `gy (N, G*O, P), w (Q, G*O, K) -> gx (N, G*C, D, H, W)`; parts of the lines of images are shared out."""
+    (_, GO, K), (_, GC, D, H, W), depth, height, width = w.shape, gx.shape, padded(grid, 0), padded(grid, 1), padded(grid, 2)
+    lines, window, O, direct = depth * height, np.empty(K, w.dtype), GO // groups, (depth, height, width) == (D, H, W)
+    below, larger = cell % (lines * width) // width, np.empty((0 if direct else GC, lines, width), w.dtype)
     for unit in range(lo, hi):
-        n, low, high = unit // parts, unit % parts * D * H // parts, (unit % parts + 1) * D * H // parts
-        for line in range(low, high):
-            gx[n, :, line // H, line % H] = 0
+        n, low, high = unit // parts, unit % parts * lines // parts, (unit % parts + 1) * lines // parts
+        image = gx[n].reshape(GC, lines, width) if direct else larger
+        image[:, low:high], numbers = 0, image.reshape(image.size)
         for p in range(gy.shape[2]):
-            top, bottom, _, _, _ = run(p, 0, V, grid, D, H, W)
-            below, under, _, _, _ = run(p, TU - 1, V, grid, D, H, W)
-            if top * H + bottom < high and below * H + under >= low:
-                rows[:] = 0
-                for o in range(GO):
-                    g, adjoint, weight = gy[n, o, p], rows[o // O], weights[sets[p], o]
-                    for k in range(adjoint.size):
-                        adjoint[k] += g * weight[k]
-                add_window(window, p, grid, low, high, gx[n])
+            q, line = sets[p], start[p] // width  # cell k is `below[k]` lines below the first one
+            if line >= high or line + below[K - 1] < low:
+                continue
+            for g in range(groups):
+                window[:] = 0
+                for o in range(g * O, g * O + O):
+                    upstream, weight = gy[n, o, p], w[q, o]
+                    for k in range(K):
+                        window[k] += upstream * weight[k]
+                first, whole = g * (GC // groups) * lines * width + start[p], line >= low and line + below[K - 1] < high
+                for k in range(K):
+                    if whole or low <= line + below[k] < high:
+                        numbers[first + cell[k]] += window[k]
+        for c in range(0 if direct else GC):
+            for line in range(low, high):
+                d, h, pixels = line // height - grid[2, 0], line % height - grid[2, 1], image[c, line, grid[2, 2] :]
+                if 0 <= d < D and 0 <= h < H:
+                    target = gx[n, c, d, h]
+                    for i in range(W):
+                        target[i] = pixels[i]
 
 
 @loop
-def weight_gradient(lo, hi, gy, x, groups, grid, order, bounds, gw):
-    """The gradient of w: `gy (N, G*O, P), x (N, G*C, D, H, W) -> gw (Q, G*O, C, T*U, V)`; sets of weights are shared out.
+def weight_gradient(lo, hi, gy, x, groups, grid, order, bounds, start, cell, gw):
+    """The gradient of w: `gy (N, G*O, P), x (N, G*C, D, H, W) -> gw (Q, G*O, K)`; sets of weights are shared out.
 
     `order (P)` lists the positions set by set, those of set q from bounds[q] to bounds[q + 1].
     """
-    (N, GC, _, _, _), (Q, GO, C, TU, V), O = x.shape, gw.shape, gw.shape[1] // groups
-    window, gradients = np.empty((GC, TU, V), x.dtype), gw.reshape(Q, GO, C * TU * V)
-    rows = window.reshape(groups, C * TU * V)
+    N, (_, GO, K) = x.shape[0], gw.shape
+    image, window, O = with_zeros(x, grid), np.empty(K, x.dtype), GO // groups
+    numbers = image.size // (N * groups)
     for q in range(lo, hi):
         for i in range(bounds[q] * N, bounds[q + 1] * N):
             p, n = order[i // N], i % N
-            gather_window(x[n], p, grid, window)
-            for o in range(GO):
-                g, pixels, gradient = gy[n, o, p], rows[o // O], gradients[q, o]
-                if i == bounds[q] * N:
-                    for k in range(pixels.size):
-                        gradient[k] = g * pixels[k]
-                else:
-                    for k in range(pixels.size):
-                        gradient[k] += g * pixels[k]
+            for g in range(groups):
+                first = (n * groups + g) * numbers + start[p]
+                for k in range(K):
+                    window[k] = image[first + cell[k]]
+                for o in range(g * O, g * O + O):
+                    upstream, gradient = gy[n, o, p], gw[q, o]
+                    if i == bounds[q] * N:
+                        for k in range(K):
+                            gradient[k] = upstream * window[k]
+                    else:
+                        for k in range(K):
+                            gradient[k] += upstream * window[k]
 
 
 # ---- Many images and channels ------------------------------------------------------------------------------------------------------------
@@ -156,10 +145,7 @@ def interleave(lo, hi, x, low, image, back):
 
 @loop
 def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, blocks, y):
-    """The output: `image (B, C, D, H, W, width), w (Q, G*O, K), b (G*O, Q or 1) -> y (N, G*O, P)`; `blocks` of positions.
-
-    `sets (P)` is each position's set of weights, `start (P)` the pixel of its first cell, `cell (K)` the pixels from there to its others.
-    """
+    """The output: `image (B, C, D, H, W, width), w (Q, G*O, K), b (G*O, Q or 1) -> y (N, G*O, P)`; `blocks` of positions."""
     (_, GO, K), (N, _, P), (_, C, D, H, W, width) = w.shape, y.shape, image.shape
     R, lanes, O, total = rows_of(V, 0, 0), REGISTER // w.itemsize, GO // groups, C * D * H * W
     weights, pixels, result = w.reshape(w.size), image.reshape(image.size), y.reshape(y.size)
