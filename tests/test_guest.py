@@ -379,6 +379,18 @@ def test_with_a_numba_that_is_made_in_another_way_results_are_those_of_the_defin
     """)
 
 
+def test_a_default_type_of_numbers_that_loops_do_not_know():
+    run("""
+        torch.set_default_dtype(torch.bfloat16)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            F.max_pool2d(torch.randn(2, 3, 8, 8, dtype=torch.float32), 2)
+        from cnn425.kernels.pool import pool_images
+        assert pool_images.compiled
+        print("fine")
+    """)
+
+
 def test_without_just_in_time_compilation():
     run(
         """

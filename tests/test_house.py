@@ -235,6 +235,7 @@ WITHOUT_LOOPS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_no_peeking_with_loops_on(name):
+    threads.has_numba()  # which tries a loop, too
     loops = entered(lambda: three_passes(name))
     assert (threads.Loop.__call__.__code__ in loops) == (name not in WITHOUT_LOOPS)
     seen = operators(lambda: three_passes(name))

@@ -383,6 +383,10 @@ WINDOWS = {
     "adaptive": Adaptive((3, 5)),
     "adaptive, more windows than pixels": Adaptive((9, 11)),
     "everything": Adaptive((1, 1)),
+    "dilated, a row of windows without pixels": Geometry((2, 2), (1, 1), ((1, 2), (0, 0)), (8, 1)),
+    "volumes": Geometry((2, 3, 2), (1, 2, 1), ((1, 1), (0, 1), (1, 0)), (1, 1, 1)),
+    "volumes, dilated": Geometry((2, 2, 3), (2, 1, 2), ((1, 0), (1, 1), (2, 2)), (2, 3, 1)),
+    "volumes, adaptive": Adaptive((2, 3, 5)),
 }
 windows_of_every_kind = pytest.mark.parametrize("name", WINDOWS)
 
@@ -396,10 +400,10 @@ def both_ways(function, *arguments):
 
 @windows_of_every_kind
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("channels", [3, 19])
+@pytest.mark.parametrize("channels", [1, 3, 19])
 def test_loops_compute_the_definition(channels, last, name):
     """Bit for bit where sums are whole numbers; 38 images are no multiple of a vector register."""
-    windows, size = WINDOWS[name], (7, 8)
+    windows, size = WINDOWS[name], (5, 7, 8)[-WINDOWS[name].dimensions :]
     assert min(windows.positions(size)) > 0
     x = torch.randint(-2, 3, (2, channels, *size)).float()
     special = torch.rand(2, *x.shape) < 0.1
@@ -412,7 +416,7 @@ def test_loops_compute_the_definition(channels, last, name):
     g = torch.randint(-9, 10, y.shape).float()
     for mine, expected in (
         both_ways(algorithm.route, g, where, size, last),
-        both_ways(algorithm.pick, x, where, 2, last),
+        both_ways(algorithm.pick, x, where, len(size), last),
         both_ways(algorithm.average, x, windows, last, 1, True),
     ):
         torch.testing.assert_close(mine, expected, rtol=0, atol=0, check_stride=True)
@@ -426,12 +430,14 @@ def test_loops_compute_the_definition(channels, last, name):
 
 @windows_of_every_kind
 def test_picking_and_routing_are_adjoint(name):
-    x, windows = image((7, 7)), WINDOWS[name]
+    windows = WINDOWS[name]
+    size = (7,) * windows.dimensions
+    x, d = image(size), len(size)
     y, winners = algorithm.winners(x, windows, False)
     t, g = torch.randn_like(x), torch.randn_like(y)
-    torch.testing.assert_close((algorithm.pick(t, winners, 2, False) * g).sum(), (t * algorithm.route(g, winners, (7, 7), False)).sum())
+    torch.testing.assert_close((algorithm.pick(t, winners, d, False) * g).sum(), (t * algorithm.route(g, winners, size, False)).sum())
     if isinstance(windows, Adaptive) or max(windows.dilation) == 1:
-        mean, shared = algorithm.average(t, windows, False, 0, True), algorithm.share_out(g, windows, False, 0, True, (7, 7))
+        mean, shared = algorithm.average(t, windows, False, 0, True), algorithm.share_out(g, windows, False, 0, True, size)
         torch.testing.assert_close((mean * g).sum(), (t * shared).sum())
 
 

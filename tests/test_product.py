@@ -43,6 +43,22 @@ def test_groups_that_share_a_panel_or_fill_several(groups, outputs):
     agree(torch.randn(2, 3 * groups, 12, 11), torch.randn(outputs * groups, 3, 3, 3), groups=groups)
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("outputs", [2, 3, 15, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_depthwise_convolutions_of_several_outputs_per_input(dtype, outputs, last):
+    """Computed one output of each input after the other where inputs fill a vector register, and together where outputs do."""
+    order = torch.channels_last if last else torch.contiguous_format
+    for inputs in (7, 16, 21):
+        x, w = torch.randn(3, inputs, 14, 13, dtype=dtype), torch.randn(outputs * inputs, 1, 3, 2, dtype=dtype)
+        agree(x.contiguous(memory_format=order), w, groups=inputs, stride=(2, 1))
+
+
+def test_groups_with_more_weights_than_pixels():
+    """Their gradients are summed up once, not once for each part of the images: sixteen times the weight would be written and read."""
+    agree(torch.randn(4, 64, 9, 9), torch.randn(64, 16, 7, 7), groups=4, stride=3, padding=3)
+
+
 @pytest.mark.parametrize("stride", [2, 3, (1, 4), (5, 2)], ids=str)
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 3), (5, 4)], ids=str)
 @pytest.mark.parametrize("padding", [0, 1])

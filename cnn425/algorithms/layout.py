@@ -5,6 +5,7 @@ is, whatever the layout of the output gradient.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +66,27 @@ def volumes_keep_their_layout(x: Tensor, w: Tensor, geometry: Geometry, groups: 
     large = groups > 1 or (U > 3 and V > 3) or N > 1 or N * C * D * H > 20480
     alone = max(geometry.stride) == max(geometry.dilation) == U == V == 1 and N < 16 and torch.get_num_threads() == 1
     return large and not alone
+
+
+class Memory(NamedTuple):
+    """How an image is stored."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def in_five(self) -> tuple[list[int], list[int]]:
+        """Sizes and strides along n, d, h, w, c."""
+        (N, C, *size), (n, c, *strides), more = self.shape, self.stride, 5 - len(self.shape)
+        return [N, *[1] * more, *size, C], [n, *[0] * more, *strides, c]
+
+    def numbers(self) -> int:
+        """The numbers in memory from the first to the last."""
+        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+
+
+def stored_as(x: Tensor) -> Memory:
+    """How `x` is stored."""
+    return Memory(tuple(x.shape), x.stride())
 
 
 def strides_of(shape: Sequence[int], order: torch.memory_format) -> tuple[int, ...]:

@@ -236,7 +236,7 @@ class Plan:
         V, (_, order, bounds) = registers(self.O, x), self.sets
         bands, parts, images = bands_of(self, len(x), x.itemsize, torch.get_num_threads())
         tables = memory(order, self.P), memory(bounds, self.Q + 1), *self.starts
-        table = source_of(len(x), x.shape[1], self.size)  # kept here: another thread may take it from the cache
+        table = source_of(tuple(x.shape))  # kept here: another thread may take it from the cache
         source = memory(table, 2, 5), self.groups
         where = self.where[0], memory(bands, *bands.shape), 3 - self.geometry.dimensions
         both, weight = (self.output(gy), memory(x, x.numel())), self.weight(gw)
@@ -283,7 +283,6 @@ def bands_of(plan: Plan, N: int, itemsize: int, threads: int) -> tuple[Tensor, i
 
 
 @lru_cache(maxsize=256)
-def source_of(N: int, C: int, size: tuple[int, int, int]) -> Tensor:
+def source_of(shape: tuple[int, ...]) -> Tensor:
     """The sizes of contiguous images along n, d, h, w, c, and the strides: `(2, 5)`."""
-    volume = prod(size)
-    return torch.tensor([[N, *size, C], [C * volume, size[1] * size[2], size[2], 1, volume]], device=CPU)
+    return torch.tensor(layout.Memory(shape, layout.strides_of(shape, torch.contiguous_format)).in_five(), device=CPU)

@@ -167,7 +167,7 @@ def plan(windows: Windows, shape: tuple[int, ...], last: bool, padding: bool = F
     rows = prod(result) // (target[-1] * K)
     tables, steps = [memory(side, *side.shape) for side in kept], prod(result) * prod(longest)
     strides = channels_last(result, d) if last else None
-    if last or long or abreast:  # the windows of a row are computed together
+    if K > 1 or long or abreast:  # the windows of a row are computed together
         return Plan(result, strides, d, (M, *above, W * K), (rows, target[-1] * K), (K,), tables, kept, rows, steps)
     return Plan(result, strides, d, (M, *above, W), (M, prod(target)), (), tables, kept, -(-M // loops.IMAGES), steps)
 

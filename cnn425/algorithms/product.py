@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cnn425.algorithms.layout import Memory, stored_as
 from cnn425.algorithms.local import grid
 from cnn425.kernels import product as loops
 from cnn425.kernels.box import REGISTER
@@ -29,22 +30,6 @@ FEWEST = 96  # positions of a box, which fill tiles
 COSTS = {1: 1.6, 2: 1.15, 3: 1.05, 4: 1.0}  # of a register in a tile of so many beside one another, as measured
 UNITS, FEW = 16, 4  # units of work that occupy every thread; the same where each unit needs sums of its own
 NUMBERS = 1 << 20  # of the gradient of windows that is written down at a time
-
-
-class Memory(NamedTuple):
-    """How an image is stored."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def in_five(self) -> tuple[list[int], list[int]]:
-        """Sizes and strides along n, d, h, w, c."""
-        (N, C, *size), (n, c, *strides), more = self.shape, self.stride, 5 - len(self.shape)
-        return [N, *[1] * more, *size, C], [n, *[0] * more, *strides, c]
-
-    def numbers(self) -> int:
-        """The numbers in memory from the first to the last."""
-        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
 
 
 class Axis(NamedTuple):
@@ -211,28 +196,45 @@ def stored_weight(w: Tensor) -> tuple[Tensor, bool]:
 # ---- The maps ----------------------------------------------------------------------------------------------------------------------------
 
 
-def of(t: Tensor) -> Memory:
-    """How `t` is stored."""
-    return Memory(tuple(t.shape), t.stride())
-
-
 def small_group(w: Tensor, groups: int) -> int:
     """The inputs, and as many outputs, of groups so small that several of them share a vector register; 0 if they are larger."""
     (O, C), G = w.shape[:2], groups
     return C if C in GROUPS and O == C * G and G > 1 else 0
 
 
+def multiplier(w: Tensor, groups: int) -> int:
+    """The m of a depthwise convolution with m outputs per input that is computed as m: the outputs j, j + m, j + 2m, ... are one.
+
+    Together, m outputs would leave most of a vector register empty; apart, they fill it where there are enough inputs.
+    """
+    (O, C), lanes = w.shape[:2], REGISTER // w.itemsize
+    return O // groups if C == 1 and groups * lanes > O and groups >= lanes else 1
+
+
 def output(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, geometry: Geometry, groups: int) -> None:
     """Write the output `y`."""
+    m = multiplier(w, groups)
+    for j in range(m if m > 1 else 0):
+        output(x, w[j::m], None if bias is None else bias[j::m], y[:, j::m], geometry, groups)
+    if m > 1:
+        return
     G = small_group(w, groups)
-    found = plan("output", geometry, groups, w.shape[1], w.shape[0] // groups, of(x), of(y), x.itemsize, G)
+    found = plan("output", geometry, groups, w.shape[1], w.shape[0] // groups, stored_as(x), stored_as(y), x.itemsize, G)
     multiply(x, w, bias, y, found, G, transposed=False)
 
 
 def input_gradient(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry, groups: int) -> None:
     """Write the gradient of the input `gx`: the same product over the output gradient, with inputs and outputs exchanged."""
+    m = multiplier(w, groups)
+    if m > 1:
+        part = torch.empty_like(gx)
+        for j in range(m):
+            input_gradient(gy[:, j::m], w[j::m], part if j else gx, geometry, groups)
+            if j:
+                gx += part
+        return
     G = small_group(w, groups)
-    found = plan("input gradient", geometry, groups, w.shape[0] // groups, w.shape[1], of(gy), of(gx), gy.itemsize, G)
+    found = plan("input gradient", geometry, groups, w.shape[0] // groups, w.shape[1], stored_as(gy), stored_as(gx), gy.itemsize, G)
     w = w.unflatten(0, (-1, G)).transpose(1, 2).flatten(0, 1) if G > 1 else w
     multiply(gy, w, None, gx, found, G, transposed=G == 0)
 
@@ -246,23 +248,31 @@ def multiply(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, G
     numbers = memory(w, w.numel()), memory(place.offset, K), memory(place.order, K), place.hop, place.group, plan.O
     loops.pack(plan.Q * -(-K // loops.BLOCK), panels.numel(), *numbers, memory(panels, *panels.shape))
     weight = memory(panels, *panels.shape), memory(bias, bias.numel()), plan.panels, plan.V, G, plan.parts
-    images = memory(x, plan.numbers[0]), *plan.image, *weight, plan.target, memory(y, y.numel())
+    images = memory(x, plan.numbers[0]), *plan.image, *weight, plan.target, memory(y, plan.numbers[1])
     loops.product(plan.boxes * plan.parts, plan.work, *images)
 
 
 def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, groups: int) -> None:
     """Write the gradient of the weight `gw`."""
+    m = multiplier(gw, groups)
+    if m > 1:
+        part = gw.new_empty(groups, 1, *gw.shape[2:])
+        for j in range(m):
+            weight_gradient(gy[:, j::m], x, part, geometry, groups)
+            gw[j::m] = part
+        return
     G = small_group(gw, groups)
-    found = plan("output", geometry, groups, gw.shape[1], gw.shape[0] // groups, of(x), of(gy), x.itemsize, G)
+    found = plan("output", geometry, groups, gw.shape[1], gw.shape[0] // groups, stored_as(x), stored_as(gy), x.itemsize, G)
     place, Q = places(found, prod(gw.shape[2:]), False, not gw.is_contiguous()), found.Q
-    K, few = len(place.offset), max(FEW // Q, (x.numel() + gy.numel()) // (4 * gw.numel()))  # sums are to cost less than the images
-    parts = min(found.boxes, max(1, min(UNITS // Q, few)) if groups == 1 else UNITS)
-    pieces = Q if groups == 1 else min(Q, -(-UNITS // parts))  # a box has the inputs of all groups
-    sums = gw.new_empty(parts, Q, K + ROWS * max(G, 1), found.width)
+    K, sums = len(place.offset), (x.numel() + gy.numel()) // gw.numel()  # so many are as large as the images
+    # sums are to cost less than the images, or as much in groups: there a box has the inputs of them all, and each piece copies it
+    parts = min(found.boxes, max(1, min(UNITS // Q, max(FEW // Q, sums // 4)) if groups == 1 else min(UNITS, sums)))
+    pieces = Q if groups == 1 else min(Q, -(-UNITS // parts))
+    part = gw.new_empty(parts, Q, K + ROWS * max(G, 1), found.width)
     upstream = found.boxes, memory(gy, found.numbers[1]), found.panels, found.V, G, found.target, parts, pieces
-    loops.weight_gradient(parts * pieces, found.work, memory(x, found.numbers[0]), *found.image, *upstream, memory(sums, *sums.shape))
+    loops.weight_gradient(parts * pieces, found.work, memory(x, found.numbers[0]), *found.image, *upstream, memory(part, *part.shape))
     weight = memory(place.offset, K), memory(place.order, K), place.hop, place.group, found.O, memory(gw, gw.numel())
-    loops.unpack(Q * -(-K // loops.BLOCK), sums.numel(), memory(sums, *sums.shape), *weight)
+    loops.unpack(Q * -(-K // loops.BLOCK), part.numel(), memory(part, *part.shape), *weight)
 
 
 def scattered_product(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry) -> None:

@@ -2,7 +2,7 @@
 
 The place of pixel (n, d, h, w, c) in memory is the sum of each times a stride. In most images the pixels of a line are neighbours, and the
 channels of a pixel are far apart: such a box is filled with blocks that are transposed in vector registers. What other loops share stands
-here, too: transpositions, fetching, and the geometry's rows.
+here, too: transpositions, fetching, the geometry's rows, and instructions that several write.
 """
 
 from cnn425.kernels.machine_code import CAPABILITY
@@ -20,12 +20,12 @@ def spread(builder, number, vector):
     return builder.shuffle_vector(one, one, ir.VectorType(ir.IntType(32), vector.count)([0] * vector.count))
 
 
-def keep_rolled(builder, branch):
-    """Forbid LLVM to unroll the loop that ends with `branch`."""
+def keep_rolled(builder, block):
+    """Forbid LLVM to unroll the loop that ends with this block."""
     rolled = builder.module.add_metadata(["llvm.loop.unroll.disable"])
     loop_id = builder.module.add_metadata([rolled])
     loop_id.operands = (loop_id, rolled)  # LLVM knows a loop by metadata that names itself
-    branch.set_metadata("llvm.loop", loop_id)
+    block.terminator.set_metadata("llvm.loop", loop_id)
 
 
 def _parts(builder, a):

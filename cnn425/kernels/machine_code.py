@@ -60,7 +60,8 @@ def compiled(function: Callable[..., None], fast: bool) -> Callable[..., None]:
 def instructions(step: Step, emit: Callable[[Any, Any], None]) -> Any:
     """A step in machine code: `emit(builder, a)` writes it, with its arguments as attributes of `a`.
 
-    Of an array that is the address of its numbers. `number` is the type of those of x, of `size` bytes. See `cases`.
+    Of an array that is the address of its numbers. `number` is the type of those of x, of `size` bytes. `cases` reads what chooses among
+    instructions.
     """
     from numba.core import types
     from numba.extending import intrinsic
@@ -86,10 +87,7 @@ def instructions(step: Step, emit: Callable[[Any, Any], None]) -> Any:
 
 
 def cases(builder: Any, value: Any, choices: Iterable[int]) -> Iterator[int]:
-    """The numbers that an argument may be: what is written while one is at hand runs where it is that number.
-
-    Where a loop names the number itself, it is the only one.
-    """
+    """The numbers an argument may be: what is written while one is at hand runs where it is that one. A constant is the only one."""
     from llvmlite import ir
 
     if isinstance(value, ir.Constant):
@@ -98,8 +96,9 @@ def cases(builder: Any, value: Any, choices: Iterable[int]) -> Iterator[int]:
     end = builder.append_basic_block("end")
     switch = builder.switch(value, end)
     for choice in choices:
-        switch.add_case(value.type(choice), builder.append_basic_block())
-        builder.position_at_end(switch.cases[-1][1])
+        block = builder.append_basic_block()
+        switch.add_case(value.type(choice), block)
+        builder.position_at_end(block)
         yield choice
         builder.branch(end)
     builder.position_at_end(end)

@@ -68,7 +68,7 @@ def _reduce(builder, a):
                 place = builder.add(builder.add(start, a.k), builder.load(builder.gep(a.cell, [column.index])))
                 of_cell(builder.load(at(a.x, place, vector), align=a.size), builder.trunc(here, short))
                 end = builder.block
-            keep_rolled(builder, end.terminator)  # windows are small
+            keep_rolled(builder, end)  # windows are small
 
     for adds in cases(builder, a.adds, (0, 1)):
         for L in cases(builder, a.L, WIDTHS):
@@ -124,7 +124,7 @@ def _largest(builder, numbers, each_cell, first):
 
 @machine_step(_reduce)
 def reduce(x, k, line, top, R, cell, w, step_, V, cells, y, where, to, L, adds):
-    """y[to + l] = sum / cells, or largest, of x[k + line[r] + cell[v] + l] over rows r < R and columns v < V, for L of the l.
+    """y[to + l] = largest of x[k + line[r] + cell[v] + l] over rows r < R and columns v < V, or sum / cells if it `adds`, for L of the l.
 
     L is one of WIDTHS. Rows are summed up one by one. `where` has the pixel of the largest number, `top[r] + w + v*step_`.
     """

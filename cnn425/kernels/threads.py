@@ -73,13 +73,14 @@ def has_numba() -> bool:
     """Whether numba can be imported and compiles a loop; if not, one warning says what is missing."""
     try:
         import numba  # only at the first loop: `import cnn425.nn` needs no compiler
-    except ImportError as error:
+    except Exception as error:  # libraries that do not fit raise other errors than ImportError
         trouble = f"numba cannot be imported ({error}); `pip install numba`"
     else:
         try:
-            x = torch.empty(1)
-            trial(1, 1, memory(x, 1))
+            trial(0, 0, (_zeros()[torch.float32], 0, 0))
             return True
+        except (MemoryError, RecursionError):  # no fault of numba's
+            raise
         except Exception as error:  # its next version may be made in another way
             reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
             trouble = f"numba {numba.__version__} does not compile its loops ({reason}); `pip install 'numba~=0.68.0'`"
@@ -157,8 +158,8 @@ def sums(function: Callable[..., None]) -> Loop:
     return Loop(function, fast=True)
 
 
-@step
-def zero(x: Any, i: int) -> None:
+@machine_step(lambda builder, a: builder.store(a.number(0), builder.gep(a.x, [a.i])))
+def clear(x: Any, i: int) -> None:
     """x[i] = 0."""
     x[i] = 0
 
@@ -167,7 +168,7 @@ def zero(x: Any, i: int) -> None:
 def trial(lo: int, hi: int, x: Any) -> None:
     """x[i] = 0 for all i: whether this numba compiles loops, before a layer relies on it. `x (numbers)`, shared out."""
     for i in range(lo, hi):
-        zero(x, i)
+        clear(x, i)
 
 
 def _as_array(argument: Any) -> Any:

@@ -74,7 +74,7 @@ def _sums(builder, a, G, turned, registers, R):
                     factor = member(shown, r % members + i) if G > 1 else shown
                     builder.store(builder.call(fma, [factor, factors[i][v], builder.load(row[v])]), row[v])
         end = builder.block
-    keep_rolled(builder, end.terminator)  # as LLVM unrolls it for AMD's Zen 4, sums would not fit into registers
+    keep_rolled(builder, end)  # as LLVM unrolls it for AMD's Zen 4, sums would not fit into registers
     sums = [(r, v, total) for r, row in enumerate(totals) for v, total in enumerate(row)]
     hops = [builder.load(at(a.out, builder.mul(a.p, word(members)), word(r))) for r in range(len(totals))]
     places = [at(a.y, a.first, hops[r], word(v * lanes)) for r, v, _ in sums]
