@@ -21,18 +21,25 @@ BLOCK = 32  # positions whose outputs are reordered together: neighbours in memo
 
 
 @step
-def with_zeros(x, grid):
-    """The numbers of images `(N, C, D, H, W)` with zeros around, as far as windows see them; where there are none, those of x."""
+def with_zeros(x, grid, cell, first, last):
+    """The numbers of images `(N, C, D, H, W)` with zeros around, where windows see them that start from pixel `first` to pixel `last`.
+
+    Only these lines are written, so that a thread needs no memory for others. Where there are no zeros, it is x itself.
+    """
     (N, C, D, H, W), low, (depth, height, width) = x.shape, grid[2], (padded(grid, 0), padded(grid, 1), padded(grid, 2))
     if (depth, height, width) == (D, H, W):
         return x.reshape(x.size)
-    image = np.zeros((N, C, depth, height, width), x.dtype)
+    image = np.empty((N, C, depth, height, width), x.dtype)
+    begin, end = first // width, (last + cell[cell.size - 1] % (depth * height * width)) // width + 1
     for n in range(N):
         for c in range(C):
-            for line in range(D * H):
-                pixels, target = x[n, c, line // H, line % H], image[n, c, line // H + low[0], line % H + low[1], low[2] :]
-                for w in range(W):
-                    target[w] = pixels[w]
+            for line in range(begin, end):
+                d, h, target = line // height - low[0], line % height - low[1], image[n, c, line // height, line % height]
+                target[:] = 0
+                if 0 <= d < D and 0 <= h < H:
+                    pixels, inside = x[n, c, d, h], target[low[2] : low[2] + W]
+                    for w in range(W):
+                        inside[w] = pixels[w]
     return image.reshape(image.size)
 
 
@@ -40,7 +47,7 @@ def with_zeros(x, grid):
 def output(lo, hi, x, w, b, groups, grid, sets, start, cell, y):
     """The output: `x (N, G*C, D, H, W), w (Q, G*O, K), b (G*O, Q or 1) -> y (N, G*O, P)`; positions are shared out."""
     N, (_, GO, K) = x.shape[0], w.shape
-    image, window, O = with_zeros(x, grid), np.empty(K, x.dtype), GO // groups
+    image, window, O = with_zeros(x, grid, cell, start[lo], start[hi - 1]), np.empty(K, x.dtype), GO // groups
     numbers = image.size // (N * groups)
     for p in range(lo, hi):
         q = sets[p]
@@ -95,16 +102,18 @@ def weight_gradient(lo, hi, gy, x, groups, grid, order, bounds, start, cell, gw)
 
     `order (P)` lists the positions set by set, those of set q from bounds[q] to bounds[q + 1].
     """
-    N, (_, GO, K) = x.shape[0], gw.shape
-    image, window, O = with_zeros(x, grid), np.empty(K, x.dtype), GO // groups
+    N, (_, GO, K), first, last = x.shape[0], gw.shape, start[start.size - 1], start[0]
+    for p in order[bounds[lo] : bounds[hi]]:
+        first, last = min(first, start[p]), max(last, start[p])
+    image, window, O = with_zeros(x, grid, cell, first, last), np.empty(K, x.dtype), GO // groups
     numbers = image.size // (N * groups)
     for q in range(lo, hi):
         for i in range(bounds[q] * N, bounds[q + 1] * N):
             p, n = order[i // N], i % N
             for g in range(groups):
-                first = (n * groups + g) * numbers + start[p]
+                here = (n * groups + g) * numbers + start[p]
                 for k in range(K):
-                    window[k] = image[first + cell[k]]
+                    window[k] = image[here + cell[k]]
                 for o in range(g * O, g * O + O):
                     upstream, gradient = gy[n, o, p], gw[q, o]
                     if i == bounds[q] * N:
