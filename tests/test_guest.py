@@ -349,32 +349,26 @@ def test_flags_of_python(flags):
     assert "Error" not in done.stderr
 
 
-def test_without_numba_results_are_those_of_the_definition_and_one_warning_says_so():
-    run("""
-        sys.modules["numba"] = None
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ('sys.modules["numba"] = None', "pip install numba"),
+        ("import numba.core.codegen; del numba.core.codegen.JITCodeLibrary", "does not compile its loops (ImportError: "),
+    ],
+    ids=["missing", "made in another way"],
+)
+def test_without_a_numba_that_fits_results_are_those_of_the_definition_and_one_warning_says_so(broken, said):
+    run(f"""
+        {broken}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             first, second = work(), work()
         words = [str(w.message) for w in caught if "numba" in str(w.message)]
-        assert len(words) == 1 and "pip install numba" in words[0], words
+        assert len(words) == 1 and {said!r} in words[0], words
         assert same(first, second) and right(work)
         from cnn425 import algorithms
         with algorithms.use("definition"):
             assert same(work(), first)
-        print("fine")
-    """)
-
-
-def test_with_a_numba_that_is_made_in_another_way_results_are_those_of_the_definition_and_one_warning_says_so():
-    run("""
-        import numba.core.codegen
-        del numba.core.codegen.JITCodeLibrary
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            first, second = work(), work()
-        words = [str(w.message) for w in caught if "numba" in str(w.message)]
-        assert len(words) == 1 and "does not compile its loops (ImportError: " in words[0], words
-        assert same(first, second) and right(work)
         print("fine")
     """)
 

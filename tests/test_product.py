@@ -51,7 +51,9 @@ def test_depthwise_convolutions_of_several_outputs_per_input(dtype, outputs, las
     order = torch.channels_last if last else torch.contiguous_format
     for inputs in (7, 16, 21):
         x, w = torch.randn(3, inputs, 14, 13, dtype=dtype), torch.randn(outputs * inputs, 1, 3, 2, dtype=dtype)
-        agree(x.contiguous(memory_format=order), w, groups=inputs, stride=(2, 1))
+        x, b = x.contiguous(memory_format=order), torch.randn(outputs * inputs, dtype=dtype)
+        agree(x, w, groups=inputs, stride=(2, 1))
+        torch.testing.assert_close(F.conv2d(x, w, b, groups=inputs), F.conv2d(x, w, groups=inputs) + b.view(-1, 1, 1))
 
 
 def test_groups_with_more_weights_than_pixels():
