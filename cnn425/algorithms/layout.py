@@ -5,6 +5,7 @@ is, whatever the layout of the output gradient.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -108,3 +109,11 @@ def stored(x: Tensor, order: torch.memory_format) -> Tensor:
 def empty(like: Tensor, shape: Sequence[int], order: torch.memory_format) -> Tensor:
     """Memory for a result of `shape`, with the dtype and device of `like`."""
     return like.new_empty(shape) if order is torch.contiguous_format else like.new_empty_strided(shape, strides_of(shape, order))
+
+
+@lru_cache(maxsize=1024)
+def grid(geometry: Geometry, size: tuple[int, ...]) -> Tensor:
+    """The geometry as loops want it, one row each for cells, strides, low paddings, dilations, positions and pixels, in three columns."""
+    low, positions = tuple(pads[0] for pads in geometry.padding), geometry.positions(size)
+    rows = ((geometry.kernel, 1), (geometry.stride, 1), (low, 0), (geometry.dilation, 1), (positions, 1), (size, 1))
+    return torch.tensor([(*(alone,) * (3 - len(size)), *row) for row, alone in rows], device=torch.device("cpu"))

@@ -22,23 +22,25 @@ float32 and rounded once.
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from math import gcd, prod
+from math import gcd, isfinite, prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import definition, layout
-from cnn425.algorithms.layout import HALF
+from cnn425.algorithms import definition, layout, product
+from cnn425.algorithms.layout import HALF, grid
 from cnn425.kernels import elementwise as pointwise
 from cnn425.kernels import local as loops
 from cnn425.kernels.box import REGISTER, padded
 from cnn425.kernels.threads import forced, is_traced, loops_run, memory
-from cnn425.kernels.tile import WIDEST
+from cnn425.kernels.tile import COSTS, WIDEST, rows_of
 from cnn425.windows import Geometry, Sharing
 
 CPU = torch.device("cpu")
 Shape = Sequence[int]
 FEW = 4  # outputs of a window of one cell, for which a product is not worth it
+USES = 16  # of a set, by images and positions: fewer are not worth packing its weights
 FEW_IMAGES = 2  # so few would leave most of a vector register empty
 BAND = 1 << 19  # bytes that a thread copies at once for the gradient of the weight
 
@@ -53,6 +55,9 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Shari
         y = definition.output(x, w, geometry, groups, sharing)
         return layout.stored(y if bias is None else y + sharing.bias(bias, positions), order)
     y = x.new_empty(x.shape[0], w.shape[geometry.dimensions], *positions)
+    if is_strided(sharing, y, y.shape[1] // groups):
+        product.output(x, wide(w, geometry), bias if bias is None or bias.ndim == 1 else bias.movedim(0, -1), y, geometry, groups, sharing.tile)
+        return layout.stored(y, order)
     plan = plan_of(geometry, groups, sharing, x.shape[1:], w.shape, positions)
     (plan.sweep_output if plan.is_swept(len(x)) else plan.multiply_output)(x.contiguous(), plan.stored(w, len(x)), bias, y)
     return layout.stored(y, order)
@@ -68,6 +73,9 @@ def input_gradient(
     if by_definition(gy, w):
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size, sharing), order_)
     gx = gy.new_empty(gy.shape[0], w.shape[d + 1] * groups, *size)
+    if is_strided(sharing, gy, w.shape[d + 1]) and isfinite(w.sum().item()):
+        product.input_gradient(gy, wide(w, geometry), gx, geometry, groups, sharing.tile)
+        return layout.stored(gx, order_)
     plan = plan_of(geometry, groups, sharing, gx.shape[1:], w.shape, gy.shape[2:])
     (plan.sweep_input_gradient if plan.is_swept(len(gy)) else plan.multiply_input_gradient)(gy.contiguous(), plan.stored(w, len(gy)), gx)
     return layout.stored(gx, order_)
@@ -93,19 +101,32 @@ def by_definition(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
     return not loops_run(a, b, bias, few=forced.get() in ("sweep", "matmul"))
 
 
+def is_strided(sharing: Sharing, y: Tensor, channels: int) -> bool:
+    """Whether a layer with the output `y` is computed as convolutions with a stride, one for each set of tiles.
+
+    Sets must be used often, and the channels that a sum is computed for must fill vector registers as well as the images do.
+    """
+    if sharing.tile is None or forced.get() is not None or any(t > p for t, p in zip(sharing.tile, y.shape[2:], strict=True)):
+        return False
+    lanes = REGISTER // y.itemsize
+    filled = channels / -(-channels // lanes) >= y.shape[0] / -(-y.shape[0] // lanes)
+    return filled and y.shape[0] * prod(y.shape[2:]) >= USES * prod(sharing.tile)
+
+
+def wide(w: Tensor, geometry: Geometry) -> Tensor:
+    """The weight of tiles, `(*tile, O, C, *kernel)`, as one of a convolution: `(O, C, *wide)`, a side of `wide` has the kernels of all sets."""
+    d = geometry.dimensions
+    w = w.permute(d, d + 1, *(i for side in range(d) for i in (side, d + 2 + side)))
+    for side in range(d):
+        w = w.flatten(2 + side, 3 + side)
+    return w
+
+
 @lru_cache(maxsize=256)
 def sets_of(sharing: Sharing, positions: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """The set of each position, `(P)`; the positions set by set, `(P)`; and where among them those of each set begin, `(Q + 1)`."""
     q = sharing.copied(torch.arange(prod(sharing.sets(positions)), device=CPU).view(sharing.sets(positions)), positions).flatten()
     return q, q.argsort(stable=True), torch.cat((q.new_zeros(1), q.bincount().cumsum(0)))
-
-
-@lru_cache(maxsize=1024)
-def grid(geometry: Geometry, size: tuple[int, ...]) -> Tensor:
-    """The geometry as loops want it, one row each for cells, strides, low paddings, dilations, positions and pixels, in three columns."""
-    low, positions = tuple(pads[0] for pads in geometry.padding), geometry.positions(size)
-    rows = ((geometry.kernel, 1), (geometry.stride, 1), (low, 0), (geometry.dilation, 1), (positions, 1), (size, 1))
-    return torch.tensor([(*(alone,) * (3 - len(size)), *row) for row, alone in rows], device=CPU)
 
 
 class Plan:
@@ -203,37 +224,40 @@ class Plan:
         planes = torch.arange(self.C, device=CPU)[:, None] * prod(self.padded)
         return pixels(positions, stride), (planes + pixels(kernel, dilation)).flatten()
 
-    def interleaved(self, x: Tensor, V: int) -> tuple[Tensor, tuple[object, ...], tuple[object, ...]]:
+    def interleaved(self, x: Tensor, width: int) -> tuple[Tensor, tuple[object, ...], tuple[object, ...]]:
         """Memory for images side by side, `(B, C, D, H, W, width)`, the same as an argument for a loop, and the zeros in front of them."""
-        width = V * REGISTER // x.itemsize
         image = x.new_empty(-(-len(x) // width), x.shape[1], *self.padded, width)
         return image, memory(image, *image.shape), self.low
 
     def multiply_output(self, x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor) -> None:
         """Write `y`."""
-        V = registers(len(x), x)
-        image, pixels, low = self.interleaved(x, V)
+        runs = runs_of(self, len(x), REGISTER // x.itemsize)
+        image, pixels, low = self.interleaved(x, runs.width)
         loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(x), low, pixels, 0)
         b = y.new_zeros(self.outputs, 1) if bias is None else bias.reshape(self.outputs, -1).contiguous()
+        threads, longest = torch.get_num_threads(), runs.block(self.outputs * x.itemsize)
+        blocks = -(-len(runs.table) * runs.longest // (longest * threads)) * threads
+        where = *self.starts, memory(runs.table, *runs.table.shape), int(runs.overlap), blocks, longest
         weight = self.weight(w), memory(b, *b.shape), self.groups, self.where[1]
-        threads = torch.get_num_threads()
-        blocks, where = -(-self.P // (loops.BLOCK * threads)) * threads, (*self.starts, V)
-        loops.multiply(image.shape[0] * blocks, y.numel() * self.cells, pixels, *weight, *where, blocks, self.output(y))
+        loops.multiply(image.shape[0] * blocks, y.numel() * self.cells, pixels, *weight, *where, self.output(y))
 
     def multiply_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
         """Write `gx`."""
-        most = 2 if self.sharing.each else 1  # few images stay in the cache, but weights that are not shared are read for each block
-        V = registers(len(gx), gx, most)
-        image, pixels, low = self.interleaved(gx, V)
-        parts = min(image.shape[1], -(-torch.get_num_threads() // image.shape[0]))
-        weight = self.weight(w), self.groups, self.where[1]
-        where = *self.starts, V, parts
+        runs, threads = runs_of(self, len(gx), REGISTER // gx.itemsize), torch.get_num_threads()
+        parts = min(gx.shape[1], -(-threads // -(-len(gx) // runs.width)))
+        channels = self.C if self.groups % parts == 0 else gx.shape[1] // parts if self.groups == 1 else 1  # at least, that a thread adds up
+        if channels * prod(self.geometry.kernel[:-1]) < rows_of(1, 0, 0) or (runs.overlap and not isfinite(w.sum().item())):
+            runs = runs_of(self, len(gx), REGISTER // gx.itemsize, alone=True)
+            parts = min(gx.shape[1], -(-threads // -(-len(gx) // runs.width)))
+        image, pixels, low = self.interleaved(gx, runs.width)
+        weight, columns = (self.weight(w), self.groups, self.where[1]), self.geometry.kernel[-1] if runs.longest > 1 else 1
+        where = *self.starts, columns, memory(runs.table, *runs.table.shape), runs.block(self.outputs * gx.itemsize), parts
         loops.multiply_gradient(image.shape[0] * parts, gy.numel() * self.cells, self.output(gy), *weight, *where, pixels)
         loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(gx), low, pixels, 1)
 
     def multiply_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
         """Write `gw`."""
-        V, (_, order, bounds) = registers(self.O, x), self.sets
+        V, (_, order, bounds) = registers(self.O, REGISTER // x.itemsize), self.sets
         bands, parts, images = bands_of(self, len(x), x.itemsize, torch.get_num_threads())
         tables = memory(order, self.P), memory(bounds, self.Q + 1), *self.starts
         table = source_of(tuple(x.shape))  # kept here: another thread may take it from the cache
@@ -246,10 +270,51 @@ class Plan:
 plan_of = lru_cache(maxsize=1024)(Plan)
 
 
-def registers(count: int, x: Tensor, most: int = 4) -> int:
-    """The number of registers, 1, 2 or 4 at most, that hold `count` numbers like those of `x` with the fewest empty lanes."""
-    lanes = REGISTER // x.itemsize
-    return min((v for v in (4, 2, 1) if v <= min(most, WIDEST[0])), key=lambda v: -(-count // (v * lanes)) * v)
+def registers(count: int, lanes: int) -> int:
+    """The number of registers, 1, 2 or 4 at most, that hold `count` numbers with the fewest empty lanes."""
+    return min((v for v in (4, 2, 1) if v <= WIDEST[0]), key=lambda v: -(-count // (v * lanes)) * v)
+
+
+class Runs(NamedTuple):
+    """Neighbouring positions with one set of weights, and the images that lie side by side with them in vector registers."""
+
+    width: int  # images
+    table: Tensor  # the first position of each run, and how many there are, `(R, 2)`
+    longest: int  # no run has more
+    overlap: bool  # whether some run begins in the one before it
+
+    def block(self, position: int) -> int:
+        """The positions whose outputs are reordered together, of so many bytes each: neighbours in memory are written together."""
+        return max(1, min(64, BAND // (position * self.width)) // self.longest) * self.longest
+
+
+@lru_cache(maxsize=1024)
+def runs_of(plan: Plan, N: int, lanes: int, alone: bool = False) -> Runs:
+    """The runs for N images with the least work; `alone` makes each position a run."""
+    J, along = plan.positions[-1], plan.sharing.tile is None and plan.geometry.stride[-1] == 1 and not alone
+    share = min(plan.sharing.share[-1], J) if along else 1
+
+    def run(width: int, left: int) -> int:  # so many positions of a set that has so many left
+        each = max(1, lanes // width)
+        return min(-(-left // each), WIDEST[0] * lanes // (each * width)) * each
+
+    def cost(width: int) -> float:
+        V, left = run(width, share) * width // lanes, run(width, share)
+        return -(-N // width) * -(-share // left) * V * COSTS[V]
+
+    widths = [v * lanes for v in (4, 2, 1) if v <= WIDEST[0]]
+    widths += [lanes // part for part in (2, 4) if part <= share]
+    width = min(widths, key=cost)
+    each, line = max(1, lanes // width), []
+    for begin in range(0, J, share):
+        end = min(J, begin + share)
+        while begin < end:
+            count = min(run(width, end - begin), end // each * each)
+            line.append((min(begin, end - count), count))
+            begin += count
+    table = torch.tensor([[i * J + first, count] for i in range(plan.P // J) for first, count in line], device=CPU)
+    overlap = any(b[0] < sum(a) for a, b in pairwise(line))
+    return Runs(width, table, max(count for _, count in line), overlap)
 
 
 @lru_cache(maxsize=1024)

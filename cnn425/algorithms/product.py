@@ -16,18 +16,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cnn425.algorithms.layout import Memory, stored_as
-from cnn425.algorithms.local import grid
+from cnn425.algorithms.layout import Memory, grid, stored_as
 from cnn425.kernels import product as loops
 from cnn425.kernels.box import REGISTER
 from cnn425.kernels.threads import memory
-from cnn425.kernels.tile import GROUPS, MANY, ROWS, WIDEST
+from cnn425.kernels.tile import COSTS, GROUPS, ROWS, WIDEST
 from cnn425.windows import Geometry
 
 CPU = torch.device("cpu")
 BOX = 1 << 19  # bytes of a box, which stay in the cache of a core
 FEWEST = 96  # positions of a box, which fill tiles
-COSTS = {1: 1.6, 2: 1.15, 3: 1.05, 4: 1.0}  # of a register in a tile of so many beside one another, as measured
 UNITS, FEW = 16, 4  # units of work that occupy every thread; the same where each unit needs sums of its own
 NUMBERS = 1 << 20  # of the gradient of windows that is written down at a time
 
@@ -69,32 +67,37 @@ class Plan:
 
 
 @lru_cache(maxsize=512)
-def plan(map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, y: Memory, itemsize: int, G: int) -> Plan:
+def plan(
+    map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, y: Memory, itemsize: int, G: int, tile: tuple[int, ...] | None = None
+) -> Plan:
     """The plan of "output" or "input gradient", from image x to image y, with C inputs and O outputs per group.
 
-    Groups of G inputs and as many outputs share panels.
+    Groups of G inputs and as many outputs share panels. With a `tile` positions have weights of their own, but for those that are equal
+    modulo `tile`; a side of the kernel then has the cells of all sets along it.
     """
     (O, groups), channels, lanes = (O * groups, 1) if G else (O, groups), x.shape[1], REGISTER // itemsize
-    V = min(range(WIDEST[min(G, 2)], 0, -1), key=lambda v: -(-O // (v * lanes)) * v * (COSTS[v] if MANY and not G else 1))
+    V = min(range(WIDEST[min(G, 2)], 0, -1), key=lambda v: -(-O // (v * lanes)) * v * (1 if G else COSTS[v]))
     width = V * lanes
     firsts = [(g, o) for g in range(groups) for o in range(0, O, width)]
     Q, inputs, ones = len(firsts), 1 if G else C, (1,) * (5 - len(x.shape))
     panels = [[g * O + o for g, o in firsts], [min(width, O - o) for _, o in firsts], [o if G else g * C for g, o in firsts]]
     side = forward_side if map_ == "output" else backward_side
+    tile = tile or (1,) * geometry.dimensions
     sizes = zip(x.shape[2:], y.shape[2:], strict=True)
-    sides = [*[Axis()] * len(ones), *[side(geometry, dim, n, m) for dim, (n, m) in enumerate(sizes)]]
+    sides = [*[Axis()] * len(ones), *[side(geometry, dim, n, m, tile[dim]) for dim, (n, m) in enumerate(sizes)]]
     images, box = box_of(sides, x.shape[0], channels, Q, width, BOX // itemsize)
     direct = is_direct(x, sides) and not (G and channels % width)
     pixels = x.in_five()[0][1:4] if direct else [(b - 1) * s.step + s.span for b, s in zip(box, sides, strict=True)]
     phases: list[list[int]] = []
     cells: list[int] = []
     kernel: list[int] = []
+    kernels = (*ones, *(t * k for t, k in zip(tile, geometry.kernel, strict=True)))
     for outputs in product(*(range(len(s.phases)) for s in sides)):
         found = [s.phases[i] for s, i in zip(sides, outputs, strict=True)]
         more = places_of([offsets for offsets, _ in found], pixels, channels, inputs)
         phases.append([*outputs, len(cells), len(cells) + len(more)])
         cells += more
-        kernel += places_of([which for _, which in found], (*ones, *geometry.kernel), 1, 1)
+        kernel += places_of([which for _, which in found], kernels, 1, 1)
     rows = [*zip(*(s[:5] for s in sides), strict=True), box, pixels]
     tables = (x.in_five(), rows, list(zip(*phases, strict=True)), cells + cells[-1:] * ROWS, panels, y.in_five())
     kept = tuple(torch.tensor(t, dtype=torch.int64, device=CPU) for t in tables)
@@ -109,20 +112,22 @@ def plan(map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, 
 # ---- Where windows are -------------------------------------------------------------------------------------------------------------------
 
 
-def forward_side(geometry: Geometry, dim: int, n: int, m: int) -> Axis:
-    """The windows of the output along a side of n pixels and m positions."""
-    d, cells = geometry.dilation[dim], range(geometry.kernel[dim])
-    return Axis(m, m, 1, -geometry.padding[dim][0], geometry.stride[dim], [([u * d for u in cells], cells)])
+def forward_side(geometry: Geometry, dim: int, n: int, m: int, tile: int) -> Axis:
+    """The windows of the output along a side of n pixels and m positions; position i has the weights of set i % tile."""
+    s, d, k = geometry.stride[dim], geometry.dilation[dim], geometry.kernel[dim]
+    phases = [([i * s + u * d for u in range(k)], [i * k + u for u in range(k)]) for i in range(min(tile, m))]
+    return Axis(-(-m // tile), m, tile, -geometry.padding[dim][0], s * tile, phases)
 
 
-def backward_side(geometry: Geometry, dim: int, n: int, m: int) -> Axis:
+def backward_side(geometry: Geometry, dim: int, n: int, m: int, tile: int) -> Axis:
     """The windows of the gradient of m pixels: pixel h is met by the cells u at the positions `(h + low - u*d) / s` that are whole."""
-    s, d, low = geometry.stride[dim], geometry.dilation[dim], geometry.padding[dim][0]
-    cells = [[u for u in range(geometry.kernel[dim]) if (h + low - u * d) % s == 0] for h in range(min(s, m))]
+    s, d, k, low = geometry.stride[dim], geometry.dilation[dim], geometry.kernel[dim], geometry.padding[dim][0]
+    cells = [[u for u in range(k) if (h + low - u * d) % s == 0] for h in range(min(s * tile, m))]
     positions = [[(h + low - u * d) // s for u in which] for h, which in enumerate(cells)]
     origin = min(p for each in positions for p in each) if any(positions) else 0
-    phases = [([p - origin for p in each], which) for each, which in zip(positions, cells, strict=True)]
-    return Axis(-(-m // s), m, s, origin, 1, phases)
+    weights = [[p % tile * k + u for p, u in zip(*both, strict=True)] for both in zip(positions, cells, strict=True)]
+    phases = [([p - origin for p in each], which) for each, which in zip(positions, weights, strict=True)]
+    return Axis(-(-m // (s * tile)), m, s * tile, origin, tile, phases)
 
 
 def places_of(offsets: Sequence[Sequence[int]], pixels: Sequence[int], channels: int, inputs: int) -> list[int]:
@@ -211,30 +216,32 @@ def multiplier(w: Tensor, groups: int) -> int:
     return O // groups if C == 1 and groups * lanes > O and groups >= lanes else 1
 
 
-def output(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, geometry: Geometry, groups: int) -> None:
-    """Write the output `y`."""
+def output(
+    x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, geometry: Geometry, groups: int, tile: tuple[int, ...] | None = None
+) -> None:
+    """Write the output `y`. With a `tile`, the bias may be `(*tile, O)`."""
     m = multiplier(w, groups)
     for j in range(m if m > 1 else 0):
-        output(x, w[j::m], None if bias is None else bias[j::m], y[:, j::m], geometry, groups)
+        output(x, w[j::m], None if bias is None else bias[..., j::m], y[:, j::m], geometry, groups, tile)
     if m > 1:
         return
     G = small_group(w, groups)
-    found = plan("output", geometry, groups, w.shape[1], w.shape[0] // groups, stored_as(x), stored_as(y), x.itemsize, G)
+    found = plan("output", geometry, groups, w.shape[1], w.shape[0] // groups, stored_as(x), stored_as(y), x.itemsize, G, tile)
     multiply(x, w, bias, y, found, G, transposed=False)
 
 
-def input_gradient(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry, groups: int) -> None:
+def input_gradient(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry, groups: int, tile: tuple[int, ...] | None = None) -> None:
     """Write the gradient of the input `gx`: the same product over the output gradient, with inputs and outputs exchanged."""
     m = multiplier(w, groups)
     if m > 1:
         part = torch.empty_like(gx)
         for j in range(m):
-            input_gradient(gy[:, j::m], w[j::m], part if j else gx, geometry, groups)
+            input_gradient(gy[:, j::m], w[j::m], part if j else gx, geometry, groups, tile)
             if j:
                 gx += part
         return
     G = small_group(w, groups)
-    found = plan("input gradient", geometry, groups, w.shape[0] // groups, w.shape[1], stored_as(gy), stored_as(gx), gy.itemsize, G)
+    found = plan("input gradient", geometry, groups, w.shape[0] // groups, w.shape[1], stored_as(gy), stored_as(gx), gy.itemsize, G, tile)
     w = w.unflatten(0, (-1, G)).transpose(1, 2).flatten(0, 1) if G > 1 else w
     multiply(gy, w, None, gx, found, G, transposed=G == 0)
 

@@ -15,9 +15,8 @@ import numpy as np
 
 from cnn425.kernels.box import REGISTER, fill, padded, prefetch, transpose
 from cnn425.kernels.threads import loop, step, sums
-from cnn425.kernels.tile import SHORT, rows_of, tile
+from cnn425.kernels.tile import ROWS, SHORT, rows_of, tile
 
-BLOCK = 32  # positions whose outputs are reordered together: neighbours in memory are written together
 
 
 @step
@@ -152,66 +151,101 @@ def interleave(lo, hi, x, low, image, back):
                 transpose(numbers, at, hop, plane, to * width, width, W, images)
 
 
-@loop
-def multiply(lo, hi, image, w, b, groups, sets, start, cell, V, blocks, y):
-    """The output: `image (B, C, D, H, W, width), w (Q, G*O, K), b (G*O, Q or 1) -> y (N, G*O, P)`; `blocks` of positions."""
-    (_, GO, K), (N, _, P), (_, C, D, H, W, width) = w.shape, y.shape, image.shape
-    R, lanes, O, total = rows_of(V, 0, 0), REGISTER // w.itemsize, GO // groups, C * D * H * W
-    weights, pixels, result = w.reshape(w.size), image.reshape(image.size), y.reshape(y.size)
-    row, out = np.minimum(np.arange(O + R), O - 1) * K, np.minimum(np.arange(O + R), O - 1) * width
-    along, place, zeros = np.arange(K), cell * width, np.zeros(width, w.dtype)
-    part = np.empty((BLOCK + 1) * GO * width, w.dtype)
-    for unit in range(lo, hi):
-        n, first = unit // blocks, unit % blocks * P // blocks
-        count = (unit % blocks + 1) * P // blocks - first
-        for p in range(count):
-            q, after = sets[first + p] % b.shape[1], sets[min(first + p + 1, P - 1)]
-            for o in range(GO):
-                part[(p * GO + o) * width : (p * GO + o + 1) * width] = b[o, q]
-            for g in range(groups):
-                panel = (n * total + g * (C // groups) * D * H * W + start[first + p]) * width
-                base, to = (sets[first + p] * GO + g * O) * K, (p * GO + g * O) * width
-                for k in range(0, K, SHORT):
-                    for o in range(0, O, R):
-                        for r in range(o, min(o + R, O) if after != sets[first + p] else 0):
-                            for next_ in range(k, min(K, k + SHORT), lanes):
-                                prefetch(weights, ((after * groups + g) * O + r) * K + next_)
-                        tile(V, weights, base, row, o, along, k, min(K, k + SHORT), pixels, panel, place, part, to, out, zeros, 0, 1, 0, 0)
-        for o in range(GO):
-            transpose(part, o * width, GO * width, result, (n * width * GO + o) * P + first, GO * P, min(width, N - n * width), count)
+@step
+def positions_of(runs, first, last):
+    """The position where the runs before `first` end, and where those before `last` do."""
+    return runs[first - 1, 0] + runs[first - 1, 1] if first else 0, runs[last - 1, 0] + runs[last - 1, 1]
 
 
-@loop
-def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, V, parts, image):
-    """The gradient of the image: `gy (N, G*O, P), w (Q, G*O, K) -> image (B, C, D, H, W, width)`.
+@step
+def room_of(runs, outputs, width, lanes, longest):
+    """Where a thread keeps the outputs of a block: the first one; from output to output; from position to position; numbers in all.
 
-    Blocks of images, and of each some channels, are shared out; every pixel adds up what its windows say in their order.
+    The positions of a run are neighbours; in front of the first there is room for others that a run begins with.
     """
-    (_, GO, K), (N, _, P), (_, C, D, H, W, width) = w.shape, gy.shape, image.shape
-    R, lanes, O, each, volume = rows_of(V, 0, 0), REGISTER // w.itemsize, GO // groups, C // groups, D * H * W
-    weights, pixels, upstream, cells = w.reshape(w.size), image.reshape(image.size), gy.reshape(gy.size), K // each
-    across, place, zeros = np.arange(O) * K, np.arange(O) * width, np.zeros(width, w.dtype)
-    rows = np.zeros((BLOCK + 1) * GO * width, w.dtype)
+    if np.max(runs[:, 1]) == 1:
+        return 0, width, outputs * width, longest * outputs * width
+    line = (lanes + longest) * width + lanes  # a power of two would use little of the cache
+    return lanes * width, line, width, outputs * line
+
+
+@loop
+def multiply(lo, hi, image, w, b, groups, sets, start, cell, runs, overlap, blocks, longest, y):
+    """The output: `image (B, C, D, H, W, width), w (Q, G*O, K), b (G*O, Q or 1) -> y (N, G*O, P)`; `blocks` of runs.
+
+    `runs (R, 2)` holds of each run of neighbouring positions that use one set of weights the first, and how many they are: their images lie
+    side by side, and fill vector registers. A block has at most `longest` positions. Where runs `overlap`, one begins in the one before it,
+    and what it finds there is written over: later runs come first.
+    """
+    (_, GO, K), (N, _, P), (_, C, D, H, W, width), R = w.shape, y.shape, image.shape, runs.shape[0]
+    lanes, O, total = REGISTER // w.itemsize, GO // groups, C * D * H * W
+    weights, pixels, result = w.reshape(w.size), image.reshape(image.size), y.reshape(y.size)
+    front, line, hop, size = room_of(runs, GO, width, lanes, longest)
+    row, out = np.minimum(np.arange(O + ROWS), O - 1) * K, np.minimum(np.arange(O + ROWS), O - 1) * line
+    along, place, zeros, part = np.arange(K), cell * width, np.zeros(4 * lanes, w.dtype), np.empty(size, w.dtype)
+    for unit in range(lo, hi):
+        n, first, last = unit // blocks, unit % blocks * R // blocks, (unit % blocks + 1) * R // blocks
+        begin, end = positions_of(runs, first, last)
+        for i in range(first, last):
+            r = first + last - 1 - i if overlap else i
+            (p, count), then = runs[r], min(max(r - 1 if overlap else r + 1, 0), R - 1)
+            V, to, q, after = count * width // lanes, front + (p - begin) * hop, sets[p + count - 1], sets[runs[then, 0]]
+            for o in range(GO):
+                part[o * line + to : o * line + to + count * width] = b[o, q % b.shape[1]]
+            for g in range(groups):
+                panel = (n * total + g * (C // groups) * D * H * W + start[p]) * width
+                base, to_ = (q * GO + g * O) * K, g * O * line + to
+                for k in range(0, K, SHORT):
+                    for o in range(0, O, rows_of(V, 0, 0)):
+                        for row_ in range(o, min(o + rows_of(V, 0, 0), O) if after != q else 0):
+                            for next_ in range(k, min(K, k + SHORT), lanes):
+                                prefetch(weights, ((after * groups + g) * O + row_) * K + next_)
+                        tile(V, weights, base, row, o, along, k, min(K, k + SHORT), pixels, panel, place, part, to_, out, zeros, 0, 1, 0, 0)
+        for o in range(GO):
+            at, images = o * line + front, min(width, N - n * width)
+            transpose(part, at, hop, result, (n * width * GO + o) * P + begin, GO * P, images, end - begin)
+
+
+@loop
+def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, columns, runs, longest, parts, image):
+    """The gradient of the image: `gy (N, G*O, P), w (Q, G*O, K) -> image (B, C, D, H, W, width)`; runs as for `multiply`.
+
+    Blocks of images, and of each some channels, are shared out; every pixel adds up what its windows say in their order. Where a run begins
+    in the one before it, it sees zeros. Neighbouring cells of a run show the same pixels, so they must not be rows of one tile: cells come
+    column by column of the window, of which there are `columns`, or 1 where runs have one position.
+    """
+    (_, GO, K), (N, _, P), (_, C, D, H, W, width), most = w.shape, gy.shape, image.shape, longest // runs[:, 1].max()
+    lanes, O, each, volume, cells = REGISTER // w.itemsize, GO // groups, C // groups, D * H * W, K // (C // groups)
+    weights, pixels, upstream = w.reshape(w.size), image.reshape(image.size), gy.reshape(gy.size)
+    front, line, hop, size = room_of(runs, GO, width, lanes, longest)
+    across, place, zeros, rows = np.arange(O) * K, np.arange(O) * line, np.zeros(4 * lanes, w.dtype), np.zeros(size, w.dtype)
     for unit in range(lo, hi):
         n, low, high = unit // parts, unit % parts * C // parts, (unit % parts + 1) * C // parts
         pixels[(n * C + low) * volume * width : (n * C + high) * volume * width] = 0
-        for first in range(0, P, BLOCK):
-            count = min(BLOCK, P - first)
+        for first in range(0, runs.shape[0], most):
+            last, images = min(runs.shape[0], first + most), min(width, N - n * width)
+            begin, end = positions_of(runs, first, last)
             for o in range(low // each * O, ((high - 1) // each + 1) * O):
-                transpose(upstream, (n * width * GO + o) * P + first, GO * P, rows, o * width, GO * width, count, min(width, N - n * width))
+                transpose(upstream, (n * width * GO + o) * P + begin, GO * P, rows, o * line + front, hop, end - begin, images)
             for g in range(low // each, (high - 1) // each + 1):
-                begin, end = max(low - g * each, 0) * cells, min(high - g * each, each) * cells
-                row = np.minimum(np.arange(begin, end + R), end - 1)  # rows that are too many compute the last cell again
+                from_, stop = max(low - g * each, 0) * cells, min(high - g * each, each) * cells
+                k = np.minimum(np.arange(stop - from_ + ROWS), stop - from_ - 1)  # rows that are too many compute the last cell again
+                row = from_ + k % ((stop - from_) // columns) * columns + k // ((stop - from_) // columns)
                 out = cell[row] * width
-                for p in range(count):
-                    base, to = (sets[first + p] * GO + g * O) * K, (n * C * volume + g * each * volume + start[first + p]) * width
-                    panel, after = (p * GO + g * O) * width, sets[min(first + p + 1, P - 1)]
+                for r in range(first, last):
+                    p, count = runs[r]
+                    V, q, after = count * width // lanes, sets[p + count - 1], sets[runs[min(r + 1, runs.shape[0] - 1), 0]]
+                    base, to = (q * GO + g * O) * K, (n * C * volume + g * each * volume + start[p]) * width
+                    panel = g * O * line + front + (p - begin) * hop
                     for o in range(0, O, SHORT):
-                        stop = min(O, o + SHORT)
-                        for k in range(0, end - begin, R):
-                            for next_ in range(o, stop if after != sets[first + p] and k % lanes < R else 0):
-                                prefetch(weights, ((after * groups + g) * O + next_) * K + begin + k)
-                            tile(V, weights, base, row, k, across, o, stop, rows, panel, place, pixels, to, out, zeros, 0, 1, 0, 0)
+                        for i in range(0, stop - from_, rows_of(V, 0, 0)):
+                            for next_ in range(o, min(O, o + SHORT) if after != q and i % lanes < rows_of(V, 0, 0) else 0):
+                                prefetch(weights, ((after * groups + g) * O + next_) * K + from_ + i)
+                            tile(V, weights, base, row, i, across, o, min(O, o + SHORT), rows, panel, place, pixels, to, out, zeros, 0, 1, 0, 0)
+                    if r + 1 < last and runs[r + 1, 0] < p + count:
+                        for o in range(g * O, g * O + O):
+                            at = o * line + front - begin * hop
+                            rows[at + runs[r + 1, 0] * hop : at + (p + count) * hop] = 0
 
 
 @step

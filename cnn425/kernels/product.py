@@ -107,7 +107,7 @@ def windows_of(shape, source, sides, direct, t, u, v, row, out, P):
 
 @loop
 def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels, V, G, parts, target, y):
-    """The output: `x, w (panels, K, width), b (O) or (0) -> y`; boxes, and of each `parts` of the panels, are shared out.
+    """The output: `x, w (panels, K, width), b (O), (phases*O) or (0) -> y`; boxes, and of each `parts` of the panels, are shared out.
 
     Panels that are full, and whose outputs are neighbours in y, are written there; others by way of a box of outputs.
     """
@@ -118,10 +118,10 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
     weights, straight, steps = w.reshape(w.size), apart == 1 and panels[1].min() == width, np.arange(K) * (width * max(G, 1))
     row, out, ends = np.empty(most + F * R, np.int64), np.empty(most + F * R, np.int64), np.zeros(F + 1, np.int64)
     place, run, known, found = np.empty(most, np.int64), np.empty(most, np.int64), (0, 0, 0, 0), 0
-    buffer, bias = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype), np.zeros(wide, x.dtype)
-    for q in range(Q if b.size else 0):
-        for o in range(panels[1, q]):
-            bias[q * width + o] = b[panels[0, q] + o]
+    buffer, bias = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype), np.zeros(F * wide, x.dtype)
+    for q in range(F * Q if b.size else 0):
+        for o in range(panels[1, q % Q]):
+            bias[q * width + o] = b[(q // Q * (panels[0, Q - 1] + panels[1, Q - 1]) + panels[0, q % Q] + o) % b.size]
     result = y if straight else np.empty((most + max(R, lanes)) * wide, x.dtype)
     for unit in range(lo, hi):
         box, part = unit // parts, unit % parts
@@ -145,7 +145,7 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
                 for k in range(start, max(end, start + 1), SHORT):
                     for p in range(ends[f], ends[f + 1] - R, R):
                         stop, more = min(end, k + SHORT), k - start
-                        tile(V, buffer, base, row, p, cell, k, stop, weights, panel, steps, result, to, out, bias, column, more, G, 0)
+                        tile(V, buffer, base, row, p, cell, k, stop, weights, panel, steps, result, to, out, bias, f * wide + column, more, G, 0)
         for q in range(part * Q // parts, 0 if straight else (part + 1) * Q // parts):
             store(result, wide, q * width, first, place, run, found, apart, panels[0, q], panels[1, q], y)
 

@@ -19,6 +19,7 @@ SHORT = 48  # products of a sum: long sums are made of short ones, whose roundin
 ROWS = 12  # no tile has more
 MANY = CAPABILITY == "AVX512"  # registers, 32 of REGISTER bytes; other processors have a quarter of that, 16 of 32 bytes or 32 of 16
 WIDEST = (4, 2, 1) if MANY else (1, 1, 1)  # registers beside one another in a tile: of large groups, of one channel each, of small ones
+COSTS = {1: 1.6, 2: 1.15, 3: 1.05, 4: 1.0} if MANY else {1: 1.0}  # of a register in a tile of so many beside one another, as measured
 GROUPS = (0, 1, 2, 4, 8)  # inputs of groups that share a register; 0 for large groups
 
 
