@@ -88,6 +88,11 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, shar
     if by_definition(gy, x):
         return layout.stored(definition.weight_gradient(gy, x, geometry, groups, sharing), torch.contiguous_format)
     gw = gy.new_empty(*sharing.sets(tuple(gy.shape[2:])), gy.shape[1], x.shape[1] // groups, *geometry.kernel)
+    if sharing.tile is not None and forced.get() != "sweep":
+        sides = [t * k for t, k in zip(sharing.tile, geometry.kernel, strict=True)]
+        found = gw.new_zeros(gy.shape[1], x.shape[1] // groups, *sides)  # there may be sets that no position uses
+        product.weight_gradient(gy, x, found, geometry, groups, sharing.tile)
+        return gw.copy_(narrow(found, sharing.tile, geometry.kernel))
     plan = plan_of(geometry, groups, sharing, x.shape[1:], gw.shape, gy.shape[2:])
     swept = plan.is_swept(len(x) * plan.P // plan.Q)
     (plan.sweep_weight_gradient if swept else plan.multiply_weight_gradient)(gy.contiguous(), x.contiguous(), gw)
@@ -114,12 +119,17 @@ def is_strided(sharing: Sharing, y: Tensor, channels: int) -> bool:
 
 
 def wide(w: Tensor, geometry: Geometry) -> Tensor:
-    """The weight of tiles, `(*tile, O, C, *kernel)`, as one of a convolution: `(O, C, *wide)`, a side of `wide` has the kernels of all sets."""
+    """The weight of tiles, `(*tile, O, C, *kernel)`, as one of a convolution whose kernel has the cells of all sets along each side."""
     d = geometry.dimensions
     w = w.permute(d, d + 1, *(i for side in range(d) for i in (side, d + 2 + side)))
-    for side in range(d):
-        w = w.flatten(2 + side, 3 + side)
-    return w
+    return w.reshape(*w.shape[:2], *(w.shape[i] * w.shape[i + 1] for i in range(2, 2 + 2 * d, 2)))
+
+
+def narrow(w: Tensor, tile: Shape, kernel: Shape) -> Tensor:
+    """The inverse of `wide`."""
+    d = len(tile)
+    w = w.reshape(*w.shape[:2], *(n for pair in zip(tile, kernel, strict=True) for n in pair))
+    return w.permute(*range(2, 2 + 2 * d, 2), 0, 1, *range(3, 3 + 2 * d, 2))
 
 
 @lru_cache(maxsize=256)
@@ -319,32 +329,23 @@ def runs_of(plan: Plan, N: int, lanes: int, alone: bool = False) -> Runs:
 
 @lru_cache(maxsize=1024)
 def bands_of(plan: Plan, N: int, itemsize: int, threads: int) -> tuple[Tensor, int, int]:
-    """What is computed at a time of the weight gradient of N images: bands of sets, `(B, 8)`, the parts of each, and so many images.
+    """What is computed at a time of the weight gradient of N images: bands of sets, `(B, 6)`, the parts of each, and so many images.
 
     A cache holds what their sums need. See `kernels.local.multiply_weights`.
     """
-    sharing, (A, *size), tile = plan.sharing, plan.positions, plan.sharing.tile is not None
-    rows, *others = sharing.sets(plan.positions)
-    row, each = prod(size), prod(others)  # positions, and sets, of a row
-    pixels = plan.groups * plan.C * prod(plan.size) // (1 if tile else rows)  # of an image, that a row of sets sees
+    rows, *others = plan.sharing.sets(plan.positions)
+    (A, *size), share, each = plan.positions, plan.sharing.share[0], prod(others)  # sets of a row
+    pixels = plan.groups * plan.C * prod(plan.size) // rows  # of an image, that a row of sets sees
     images = max(1, BAND // ((plan.outputs * plan.P // rows + pixels) * itemsize))
     per = -(-rows // (threads * max(1, images // N)))  # bands of a thread: it has as many positions as another, and whole rows inside
     equal = torch.searchsorted(plan.sets[2], plan.P * torch.arange(threads * per + 1, device=CPU) // (threads * per)).tolist()
-    ends = range(0, rows * each + 1, each) if tile else sorted({q if i % per == 0 else round(q / each) * each for i, q in enumerate(equal)})
     bands = []
-    for begin, end in pairwise(ends):
-        if tile:
-            first, runs, run, hop = begin // each, -(-(A - begin // each) // rows), row, rows * row
-            last = first + (runs - 1) * rows
-        else:
-            first, last, runs = begin // each * sharing.share[0], min(-(-end // each) * sharing.share[0], A) - 1, 1
-            run = hop = (last - first + 1) * row
-        step, (low, _) = plan.geometry.stride[0], plan.geometry.padding[0]
-        seen = first * step - low, (last - first) * step + plan.geometry.extent[0]
-        bands.append([begin, end, first * row, run, runs, hop, *seen])
-    parts = min(plan.cells, threads // gcd(len(bands), threads) if tile else -(-threads // len(bands)))
+    for begin, end in pairwise(sorted({q if i % per == 0 else round(q / each) * each for i, q in enumerate(equal)})):
+        first, last = begin // each * share, min(-(-end // each) * share, A)
+        seen = first * plan.geometry.stride[0] - plan.geometry.padding[0][0], plan.geometry.extent[0] + (last - first - 1) * plan.geometry.stride[0]
+        bands.append([begin, end, first * prod(size), (last - first) * prod(size), *seen])
     sums = each * plan.outputs * plan.cells * itemsize  # bytes that are kept from images to images
-    return torch.tensor(bands, device=CPU), parts, min(images, N) if sums <= BAND else N
+    return torch.tensor(bands, device=CPU), min(plan.cells, -(-threads // len(bands))), min(images, N) if sums <= BAND else N
 
 
 @lru_cache(maxsize=256)

@@ -20,7 +20,7 @@ from cnn425.algorithms.layout import Memory, grid, stored_as
 from cnn425.kernels import product as loops
 from cnn425.kernels.box import REGISTER
 from cnn425.kernels.threads import memory
-from cnn425.kernels.tile import COSTS, GROUPS, ROWS, WIDEST
+from cnn425.kernels.tile import COSTS, GROUPS, WIDEST
 from cnn425.windows import Geometry
 
 CPU = torch.device("cpu")
@@ -99,7 +99,7 @@ def plan(
         cells += more
         kernel += places_of([which for _, which in found], kernels, 1, 1)
     rows = [*zip(*(s[:5] for s in sides), strict=True), box, pixels]
-    tables = (x.in_five(), rows, list(zip(*phases, strict=True)), cells + cells[-1:] * ROWS, panels, y.in_five())
+    tables = (x.in_five(), rows, list(zip(*phases, strict=True)), cells, panels, y.in_five())
     kept = tuple(torch.tensor(t, dtype=torch.int64, device=CPU) for t in tables)
     source, sides_, phases_, cells_, panels_, target = (memory(t, *t.shape) for t in kept)
     boxes = -(-x.shape[0] // images) * prod(-(-s.positions // b) for s, b in zip(sides, box, strict=True))
@@ -259,23 +259,23 @@ def multiply(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, G
     loops.product(plan.boxes * plan.parts, plan.work, *images)
 
 
-def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, groups: int) -> None:
+def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, groups: int, tile: tuple[int, ...] | None = None) -> None:
     """Write the gradient of the weight `gw`."""
     m = multiplier(gw, groups)
     if m > 1:
         part = gw.new_empty(groups, 1, *gw.shape[2:])
         for j in range(m):
-            weight_gradient(gy[:, j::m], x, part, geometry, groups)
+            weight_gradient(gy[:, j::m], x, part, geometry, groups, tile)
             gw[j::m] = part
         return
     G = small_group(gw, groups)
-    found = plan("output", geometry, groups, gw.shape[1], gw.shape[0] // groups, stored_as(x), stored_as(gy), x.itemsize, G)
+    found = plan("output", geometry, groups, gw.shape[1], gw.shape[0] // groups, stored_as(x), stored_as(gy), x.itemsize, G, tile)
     place, Q = places(found, prod(gw.shape[2:]), False, not gw.is_contiguous()), found.Q
     K, sums = len(place.offset), (x.numel() + gy.numel()) // gw.numel()  # so many are as large as the images
     # sums are to cost less than the images, or as much in groups: there a box has the inputs of them all, and each piece copies it
     parts = min(found.boxes, max(1, min(UNITS // Q, max(FEW // Q, sums // 4)) if groups == 1 else min(UNITS, sums)))
     pieces = Q if groups == 1 else min(Q, -(-UNITS // parts))
-    part = gw.new_empty(parts, Q, K + ROWS * max(G, 1), found.width)
+    part = gw.new_empty(parts, Q, K, found.width)
     upstream = found.boxes, memory(gy, found.numbers[1]), found.panels, found.V, G, found.target, parts, pieces
     loops.weight_gradient(parts * pieces, found.work, memory(x, found.numbers[0]), *found.image, *upstream, memory(part, *part.shape))
     weight = memory(place.offset, K), memory(place.order, K), place.hop, place.group, found.O, memory(gw, gw.numel())

@@ -263,21 +263,20 @@ def cells_in_box_order(cell, low, high, C, GC, volume, width, row, out):
 @step
 def load_band(m, images, band, corner, box, x, source, image, gy, P, upstream):
     """Copy what a band needs of images m to m + images - 1, channels last: their pixels and output gradients."""
-    first, run, runs, hop, GC, GO = band[2], band[3], band[4], band[5], source[0, 4], gy.size // (source[0, 0] * P)
+    first, run, GC, GO = band[2], band[3], source[0, 4], gy.size // (source[0, 0] * P)
     for n in range(images):
         fill(x, source, m + n, corner[0], corner[1], corner[2], box, image, n * box[0] * box[1] * box[2] * GC)
-    for i in range(images * runs):
-        transpose(gy, (m + i // runs) * GO * P + first + i % runs * hop, P, upstream, i * run * GO, GO, run, GO)
+        transpose(gy, (m + n) * GO * P + first, P, upstream, n * run * GO, GO, run, GO)
 
 
 @loop
 def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bounds, start, cell, V, parts, images, gw):
     """The gradient of the weight: `gy (N, G*O, P), x (numbers) -> gw (Q, G*O, K)`; bands of sets, and of each parts of the cells.
 
-    `bands (B, 8)` holds of each the first set and the one behind the last; the first position, how many are neighbours, how often, and how
-    far apart; and along `axis` the first pixel and their number. A thread copies them into its own memory, channels last and with zeros
-    around, of so many images at a time; sums of a band begin with the first of them and end with the last. `source (2, 5)` says where the
-    pixels of x are. `order` lists the positions set by set, those of set q from bounds[q] to bounds[q + 1].
+    `bands (B, 6)` holds of each the first set and the one behind the last; the first position, and how many; and along `axis` the first
+    pixel and their number. A thread copies them into its own memory, channels last and with zeros around, of so many images at a time;
+    sums of a band begin with the first of them and end with the last. `source (2, 5)` says where the pixels of x are. `order` lists the
+    positions set by set, those of set q from bounds[q] to bounds[q + 1].
     """
     (_, GO, K), (N, _, P), GC, result, upstream_ = gw.shape, gy.shape, source[0, 4], gw.reshape(gw.size), gy.reshape(gy.size)
     R, lanes, O, C = rows_of(V, 0, 0), REGISTER // gw.itemsize, GO // groups, GC // groups
@@ -288,11 +287,11 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
     most, sets = np.max(bounds[1:] - bounds[:-1]) * images, np.max(bands[:, 1] - bands[:, 0])
     row, out, pixel, place = np.empty(K + R, np.int64), np.empty(K + R, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
     part = np.empty((sets * groups * wide if images < N else width) * (K + R) + lanes * width, gw.dtype)
-    image = np.empty(images * np.max(bands[:, 7]) * plane * GC, x.dtype)
-    upstream = np.empty(images * np.max(bands[:, 3] * bands[:, 4]) * GO + width, gy.dtype)
+    image = np.empty(images * np.max(bands[:, 5]) * plane * GC, x.dtype)
+    upstream = np.empty(images * np.max(bands[:, 3]) * GO + width, gy.dtype)
     for unit in range(lo, hi):
         band, low, high = bands[unit // parts], unit % parts * K // parts, (unit % parts + 1) * K // parts
-        first, run, runs, hop, corner[axis], box[axis] = band[2], band[3], band[4], band[5], band[6], band[7]
+        first, run, corner[axis], box[axis] = band[2], band[3], band[4], band[5]
         found = cells_in_box_order(cell, low, high, C, GC, volume, width, row, out)
         for m in range(0, N, images):
             many = min(images, N - m)
@@ -302,9 +301,9 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
                 count, sums_ = bounds[q + 1] - bounds[q], many * (bounds[q + 1] - bounds[q])
                 for i in range(count):
                     p = order[bounds[q] + i]
-                    pixel_, place_ = start[p] - start[first], (p - first) // hop * run + (p - first) % hop
                     for n in range(many):
-                        pixel[n * count + i], place[n * count + i] = (n * box[axis] * plane + pixel_) * GC, (n * run * runs + place_) * GO
+                        pixel[n * count + i] = (n * box[axis] * plane + start[p] - start[first]) * GC
+                        place[n * count + i] = (n * run + p - first) * GO
                 for o in range(0, groups * wide, width):
                     g, to = o // wide, (q * GO + o // wide * O + o % wide) * K + low
                     base, panel, outputs = g * C, g * O + o % wide, min(width, O - o % wide)

@@ -152,36 +152,44 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
 
 @loop
 def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxes, gy, panels, V, G, target, parts, pieces, gw):
-    """The gradient of the weight in `parts` sums: `x, gy -> gw (parts, panels, K and some more, width)`.
-
-    Parts of the boxes are shared out, and of each `pieces` of the panels. `cell` has ROWS more cells than K, so that the last tile is full.
-    There is one phase.
-    """
-    _, Q, K, width = gw.shape
+    """The gradient of the weight in `parts` sums: `x, gy -> gw (parts, panels, K, width)`; parts of the boxes, and `pieces` of the panels."""
+    (_, Q, K, width), F, inputs = gw.shape, phases.shape[1], max(G, 1)
     R, C, lanes, apart = rows_of(V, G, 1), source[0, 4], REGISTER // x.itemsize, target[1, 4]
-    _, _, _, _, _, long, _ = rows_of_sides(sides)
-    most = images * long[1] * long[2]
-    row, place, steps, out = np.empty(most, np.int64), np.empty(most, np.int64), np.arange(most) * width, np.arange(K) * width
-    run, unused, known, P = np.empty(most, np.int64), np.empty(most, np.int64), (0, 0, 0, 0), 0
+    _, _, hop, _, _, long, _ = rows_of_sides(sides)
+    most = images * hop[0] * long[1] * hop[1] * long[2] * hop[2]
+    row, place, steps, ends = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64), np.zeros(F + 1, np.int64)
+    run, known, P, result = np.empty(most, np.int64), (0, 0, 0, 0), 0, gw.reshape(gw.size)
+    shown, out, last = np.empty(cell.size + F * R, np.int64), np.empty((cell.size + F * R) * inputs, np.int64), np.zeros(F + 1, np.int64)
+    for f in range(F):
+        last[f + 1] = last[f] + phases[4, f] - phases[3, f] + R
+        for k in range(last[f], last[f + 1]):  # rows that are too many compute the last cell again
+            c = min(phases[3, f] + k - last[f], phases[4, f] - 1)
+            shown[k] = cell[c]
+            for i in range(inputs):
+                out[k * inputs + i] = (c * inputs + i) * width
     buffer = x if direct else np.empty(numbers_of_box(sides, images, C, lanes), x.dtype)
-    upstream, zeros, result = np.zeros(most * width, x.dtype), np.zeros(width, x.dtype), gw.reshape(gw.size)
+    upstream, zeros = np.zeros(most * width, x.dtype), np.zeros(width, x.dtype)
     for unit in range(lo, hi):
         part, piece = unit // pieces, unit % pieces
-        begin, end = part * boxes // parts, (part + 1) * boxes // parts
-        for box in range(begin, end):
+        low, high = piece * Q // pieces, (piece + 1) * Q // pieces
+        result[(part * Q + low) * K * width : (part * Q + high) * K * width] = 0
+        for box in range(part * boxes // parts, (part + 1) * boxes // parts):
             at, first = load_box(box, x, source, sides, images, direct, target, buffer)
             shape = outputs_of(box, source, sides, images)
             if shape != known:
                 known, P = shape, outputs_in(shape, target, place)
                 neighbours(place, P, lanes, run)
-                windows_of(shape, source, sides, direct, 0, 0, 0, row, unused, 0)
-            for q in range(piece * Q // pieces, (piece + 1) * Q // pieces):
+                for f in range(F):
+                    ends[f + 1] = windows_of(shape, source, sides, direct, phases[0, f], phases[1, f], phases[2, f], row, steps, ends[f])
+                steps[:P] *= width
+            for q in range(low, high):
                 load(gy, first, place, run, P, apart, panels[0, q], panels[1, q], upstream, width)
-                start = (part * Q + q) * K * width
-                for p in range(0, P, SHORT):
-                    for k in range(0, phases[4, 0], R):
-                        stop, base, more = min(P, p + SHORT), at + panels[2, q], box - begin + p
-                        tile(V, buffer, base, cell, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, more, G, 1)
+                start, base = (part * Q + q) * K * width, at + panels[2, q]
+                for f in range(F):
+                    for p in range(ends[f], ends[f + 1], SHORT):
+                        for k in range(last[f], last[f + 1] - R, R):
+                            stop = min(ends[f + 1], p + SHORT)
+                            tile(V, buffer, base, shown, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, 1, G, 1)
 
 
 @loop
@@ -257,7 +265,7 @@ def pack(lo, hi, w, offset, order, hop, group, O, p):
 
 @loop
 def unpack(lo, hi, p, offset, order, hop, group, O, w):
-    """The inverse of `pack`, of a weight in several sums: `p (sums, panels, K and some more, width) -> w (numbers)`."""
+    """The inverse of `pack`, of a weight in several sums: `p (sums, panels, K, width) -> w (numbers)`."""
     K, width, each, lanes = offset.size, p.shape[3], (O + p.shape[3] - 1) // p.shape[3], REGISTER // w.itemsize
     blocks, block = (K + BLOCK - 1) // BLOCK, np.zeros(lanes * lanes, w.dtype)
     for unit in range(lo, hi):
