@@ -109,6 +109,58 @@ def test_more_images_than_a_cache_holds(way, threads):
         assert torch.equal(found, gradient())
 
 
+SIZES = {  # channels, outputs, groups, kernel, stride, dilation, padding, sharing
+    "blocks that fill registers": (8, 5, 1, 3, 1, 1, 1, {"share": 4}),
+    "the last block is smaller than a register": (8, 5, 1, 3, 1, 1, 1, {"share": (2, 5)}),
+    "blocks wider than registers": (4, 3, 1, 3, 1, 2, 2, {"share": (3, 40)}),
+    "cells of a window meet in a tile": (1, 3, 1, 3, 1, 1, 1, {"share": 4}),
+    "groups of one channel": (4, 4, 4, 3, 1, 1, 1, {"share": 4}),
+    "stride": (8, 6, 2, 3, 2, 1, 1, {"share": 4}),
+    "tiles": (8, 20, 1, 3, 1, 2, 2, {"tile": 2}),
+    "tiles in groups": (4, 8, 4, 3, 1, 1, 1, {"tile": (3, 2)}),
+    "tiles with several outputs per channel": (16, 32, 16, 3, 1, 1, 1, {"tile": 2}),
+    "tiles with stride": (16, 17, 1, (2, 3), 2, 1, 1, {"tile": (2, 3)}),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("images", [1, 3, 4, 8, 17, 70])
+@pytest.mark.parametrize("case", SIZES)
+def test_any_number_of_images(case, images, threads):
+    """Whole numbers are the same in any order of adding."""
+    C, O, groups, kernel, stride, dilation, padding, sharing = SIZES[case]
+    layer = nn.LocallyConnected2d(C, O, (9, 26), kernel, stride, padding, dilation, groups, **sharing)
+    x, w, b = (torch.randint(-2, 3, shape).float() for shape in ((images, C, 9, 26), layer.weight.shape, layer.bias.shape))
+
+    def found():
+        given = [t.clone().requires_grad_() for t in (x, w, b)]
+        y = shared_local(*given, layer.share, layer.tile, stride, padding, dilation, groups)
+        return y, *torch.autograd.grad(y, given, (torch.arange(y.numel()) % 5 - 2.0).view_as(y))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours = found()
+    finally:
+        torch.set_num_threads(before)
+    with use("definition"):
+        for one, other in zip(ours, found(), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("images", [3, 20])
+@pytest.mark.parametrize("sharing", [{"share": 4}, {"share": 5}, {"tile": 2}], ids=str)
+def test_an_infinite_weight_reaches_only_the_pixels_of_its_set(sharing, images):
+    layer, x = nn.LocallyConnected2d(8, 16, (9, 26), 3, **sharing, bias=False), torch.randn(images, 8, 9, 26, requires_grad=True)
+    with torch.no_grad():
+        layer.weight[0, 1, 2, 3, 1, 1] = torch.inf
+    y = layer(x)
+    found = torch.autograd.grad(y, x, torch.ones_like(y))[0]
+    with use("definition"):
+        assert torch.equal(layer(x).isfinite(), y.isfinite())
+        assert torch.equal(torch.autograd.grad(layer(x), x, torch.ones_like(y))[0].isfinite(), found.isfinite())
+
+
 def test_pencil_who_shares_with_whom():
     x, w = torch.ones(1, 1, 5), torch.tensor([1.0, 2, 3]).view(3, 1, 1, 1)
     assert shared_local(x, w, None, (2,), None, 1, 0, 1, 1).tolist() == [[[1, 1, 2, 2, 3]]]

@@ -4,7 +4,8 @@
 |-------------------------------------------------------------------------------|-----------------------------------------------------|
 | another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                        |
 | fewer than 4,096 float64 numbers, as in tests by finite differences           | `definition`                                        |
-| within `use("sweep")`; one or two images; windows of one cell and few outputs | `sweep`: loops over the weight, as the formula says |
+| within `use("sweep")`; one or two images                                      | `sweep`: loops over the weight, as the formula says |
+| tiles, whose sets of weights are used often                                   | `product`: a convolution with a stride for each set |
 | everything else                                                               | `matmul`: one matrix product per position           |
 
 At a position the layer is a fully connected one: a matrix of O rows of K = C/G*T*U*V weights meets the N windows there. q is the set of
@@ -14,32 +15,29 @@ weights that position p uses, its own or one that it shares.
     weight gradient   gw[q]    =  sum over its positions p of gy[p]' x[p]    (O, N) (N, K)  -> (O, K)
     window gradient   gx[p]    =  gy[p]  w[q]                                (N, O) (O, K)  -> (N, K)       then added to the pixels
 
-The weight is not copied. For products images are interleaved, so that a vector register holds one pixel of several; for the weight
-gradient a thread copies the pixels and output gradients of some sets into its own memory, channels last. Half precision is computed in
-float32 and rounded once.
+The weight is not copied. For products images are interleaved, so that a vector register holds one pixel of several; where neighbouring
+positions share weights, it holds their pixels side by side. For the weight gradient a thread copies the pixels and output gradients of some
+sets into its own memory, channels last. Half precision is computed in float32 and rounded once.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from math import gcd, isfinite, prod
+from math import isfinite, prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cnn425.algorithms import definition, layout, product
-from cnn425.algorithms.layout import HALF, grid
-from cnn425.kernels import elementwise as pointwise
+from cnn425.algorithms.layout import CPU, HALF, grid
 from cnn425.kernels import local as loops
 from cnn425.kernels.box import REGISTER, padded
 from cnn425.kernels.threads import forced, is_traced, loops_run, memory
-from cnn425.kernels.tile import COSTS, WIDEST, rows_of
+from cnn425.kernels.tile import COSTS, WIDEST, registers, rows_of
 from cnn425.windows import Geometry, Sharing
 
-CPU = torch.device("cpu")
 Shape = Sequence[int]
-FEW = 4  # outputs of a window of one cell, for which a product is not worth it
 USES = 16  # of a set, by images and positions: fewer are not worth packing its weights
 FEW_IMAGES = 2  # so few would leave most of a vector register empty
 BAND = 1 << 19  # bytes that a thread copies at once for the gradient of the weight
@@ -56,10 +54,10 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Shari
         return layout.stored(y if bias is None else y + sharing.bias(bias, positions), order)
     y = x.new_empty(x.shape[0], w.shape[geometry.dimensions], *positions)
     if is_strided(sharing, y, y.shape[1] // groups):
-        product.output(x, wide(w, geometry), bias if bias is None or bias.ndim == 1 else bias.movedim(0, -1), y, geometry, groups, sharing.tile)
+        product.output(x, layout.wide(w, geometry.dimensions), bias, y, geometry, groups, sharing.tile)
         return layout.stored(y, order)
     plan = plan_of(geometry, groups, sharing, x.shape[1:], w.shape, positions)
-    (plan.sweep_output if plan.is_swept(len(x)) else plan.multiply_output)(x.contiguous(), plan.stored(w, len(x)), bias, y)
+    (plan.sweep_output if plan.is_swept(len(x)) else plan.multiply_output)(x.contiguous(), w.contiguous(), bias, y)
     return layout.stored(y, order)
 
 
@@ -74,10 +72,10 @@ def input_gradient(
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size, sharing), order_)
     gx = gy.new_empty(gy.shape[0], w.shape[d + 1] * groups, *size)
     if is_strided(sharing, gy, w.shape[d + 1]) and isfinite(w.sum().item()):
-        product.input_gradient(gy, wide(w, geometry), gx, geometry, groups, sharing.tile)
+        product.input_gradient(gy, layout.wide(w, geometry.dimensions), gx, geometry, groups, sharing.tile)
         return layout.stored(gx, order_)
     plan = plan_of(geometry, groups, sharing, gx.shape[1:], w.shape, gy.shape[2:])
-    (plan.sweep_input_gradient if plan.is_swept(len(gy)) else plan.multiply_input_gradient)(gy.contiguous(), plan.stored(w, len(gy)), gx)
+    (plan.sweep_input_gradient if plan.is_swept(len(gy)) else plan.multiply_input_gradient)(gy.contiguous(), w.contiguous(), gx)
     return layout.stored(gx, order_)
 
 
@@ -89,10 +87,9 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, shar
         return layout.stored(definition.weight_gradient(gy, x, geometry, groups, sharing), torch.contiguous_format)
     gw = gy.new_empty(*sharing.sets(tuple(gy.shape[2:])), gy.shape[1], x.shape[1] // groups, *geometry.kernel)
     if sharing.tile is not None and forced.get() != "sweep":
-        sides = [t * k for t, k in zip(sharing.tile, geometry.kernel, strict=True)]
-        found = gw.new_zeros(gy.shape[1], x.shape[1] // groups, *sides)  # there may be sets that no position uses
+        found = torch.zeros_like(layout.wide(gw, geometry.dimensions))  # there may be sets that no position uses
         product.weight_gradient(gy, x, found, geometry, groups, sharing.tile)
-        return gw.copy_(narrow(found, sharing.tile, geometry.kernel))
+        return gw.copy_(layout.narrow(found, sharing.tile, geometry.kernel))
     plan = plan_of(geometry, groups, sharing, x.shape[1:], gw.shape, gy.shape[2:])
     swept = plan.is_swept(len(x) * plan.P // plan.Q)
     (plan.sweep_weight_gradient if swept else plan.multiply_weight_gradient)(gy.contiguous(), x.contiguous(), gw)
@@ -118,20 +115,6 @@ def is_strided(sharing: Sharing, y: Tensor, channels: int) -> bool:
     return filled and y.shape[0] * prod(y.shape[2:]) >= USES * prod(sharing.tile)
 
 
-def wide(w: Tensor, geometry: Geometry) -> Tensor:
-    """The weight of tiles, `(*tile, O, C, *kernel)`, as one of a convolution whose kernel has the cells of all sets along each side."""
-    d = geometry.dimensions
-    w = w.permute(d, d + 1, *(i for side in range(d) for i in (side, d + 2 + side)))
-    return w.reshape(*w.shape[:2], *(w.shape[i] * w.shape[i + 1] for i in range(2, 2 + 2 * d, 2)))
-
-
-def narrow(w: Tensor, tile: Shape, kernel: Shape) -> Tensor:
-    """The inverse of `wide`."""
-    d = len(tile)
-    w = w.reshape(*w.shape[:2], *(n for pair in zip(tile, kernel, strict=True) for n in pair))
-    return w.permute(*range(2, 2 + 2 * d, 2), 0, 1, *range(3, 3 + 2 * d, 2))
-
-
 @lru_cache(maxsize=256)
 def sets_of(sharing: Sharing, positions: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """The set of each position, `(P)`; the positions set by set, `(P)`; and where among them those of each set begin, `(Q + 1)`."""
@@ -152,22 +135,15 @@ class Plan:
         self.O, self.C, self.Q, self.P = weight[d] // groups, weight[d + 1], prod(weight[:d]), prod(positions)
         self.size = (*ones, *image[1:])
         self.cells, self.outputs = self.C * prod(weight[d + 2 :]), groups * self.O
-        one = (1,) * d
-        self.pointwise = sharing is not None and sharing.each and self.O <= FEW and geometry == Geometry(one, one, ((0, 0),) * d, one)
         self.grid, self.sets = grid(geometry, tuple(image[1:])), sets_of(self.sharing, self.positions)
         self.padded = tuple(padded(self.grid.tolist(), side) for side in range(3))  # the size of an image with zeros around
         self.where = memory(self.grid, 6, 3), memory(self.sets[0], self.P)  # the geometry and the set of each position, for loops
-        self.low = memory(self.grid[2], 3)  # the zeros in front of an image, for loops
         self.start, self.cell = self.windows()
         self.starts = memory(self.start, self.P), memory(self.cell, self.cells)
 
     def is_swept(self, images: int) -> bool:
         """Whether loops over the weight compute a map whose products have so many images to a set of weights."""
-        return forced.get() == "sweep" or (forced.get() != "matmul" and (self.pointwise or images <= FEW_IMAGES))
-
-    def stored(self, w: Tensor, images: int) -> Tensor:
-        """The weight in one stretch of memory, unless it is brought in order anyway."""
-        return w if self.pointwise and self.is_swept(images) else w.contiguous()
+        return forced.get() == "sweep" or (forced.get() != "matmul" and images <= FEW_IMAGES)
 
     def image(self, x: Tensor) -> tuple[object, ...]:
         """The image as an argument for a loop."""
@@ -184,43 +160,21 @@ class Plan:
     def sweep_output(self, x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor) -> None:
         """Write `y`."""
         b = y.new_zeros(self.outputs) if bias is None else bias.contiguous()
-        if self.pointwise:
-            self.mix(x, self.along_positions(w).transpose(1, 2), b.view(self.outputs, -1), y)
-            return
         bias_ = memory(b, self.outputs, b.numel() // self.outputs)
         where = self.groups, *self.where, *self.starts
         loops.output(self.P, y.numel() * self.cells, self.image(x), self.weight(w), bias_, *where, self.output(y))
 
     def sweep_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
         """Write `gx`."""
-        if self.pointwise:
-            self.mix(gy, self.along_positions(w), gx.new_zeros(gx.shape[1], 1), gx)
-            return
         parts = min(self.padded[0] * self.padded[1], -(-torch.get_num_threads() // len(gx)))
         where = self.groups, *self.where, *self.starts, parts
         loops.input_gradient(len(gx) * parts, gy.numel() * self.cells, self.output(gy), self.weight(w), *where, self.image(gx))
 
     def sweep_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
         """Write `gw`."""
-        if self.pointwise:
-            w, image = gw.new_empty(self.outputs, self.C, self.P), memory(x, len(x), x.shape[1], self.P)
-            units = self.outputs * self.C * -(-self.P // pointwise.LINE)
-            pointwise.mix_weights(units, gy.numel() * self.cells, self.output(gy), image, self.groups, memory(w, *w.shape))
-            gw.view(self.P, -1).copy_(w.flatten(0, 1).t())
-            return
         _, order, bounds = self.sets
         where = self.groups, self.where[0], memory(order, self.P), memory(bounds, self.Q + 1), *self.starts
         loops.weight_gradient(self.Q, gy.numel() * self.cells, self.output(gy), self.image(x), *where, self.weight(gw))
-
-    def along_positions(self, w: Tensor) -> Tensor:
-        """The weight of windows of one cell, `(*positions, G*O, C, 1, ...) -> (G, C, O, P)`."""
-        return w.reshape(self.P, self.groups, self.O, self.C).permute(1, 3, 2, 0)
-
-    def mix(self, x: Tensor, w: Tensor, b: Tensor, y: Tensor) -> None:
-        """Write `y` as the mixture of the channels of `x` by `w (G, O, C, P)`."""
-        w, N, O = w.flatten(0, 1).contiguous(), len(y), y.shape[1]
-        images = memory(x, N, x.shape[1], self.P), memory(w, *w.shape), memory(b, *b.shape)
-        pointwise.mix(N * O, y.numel() * w.shape[1], *images, self.groups, memory(y, N, O, self.P))
 
     def windows(self) -> tuple[Tensor, Tensor]:
         """The pixel of every window's first cell in an image with zeros around, `(P)`, and the pixels from there to its cells, `(K)`."""
@@ -234,43 +188,47 @@ class Plan:
         planes = torch.arange(self.C, device=CPU)[:, None] * prod(self.padded)
         return pixels(positions, stride), (planes + pixels(kernel, dilation)).flatten()
 
-    def interleaved(self, x: Tensor, width: int) -> tuple[Tensor, tuple[object, ...], tuple[object, ...]]:
-        """Memory for images side by side, `(B, C, D, H, W, width)`, the same as an argument for a loop, and the zeros in front of them."""
+    def interleaved(self, x: Tensor, width: int) -> tuple[Tensor, tuple[object, ...]]:
+        """Memory for images side by side, `(B, C, D, H, W, width)`, and the same as an argument for a loop."""
         image = x.new_empty(-(-len(x) // width), x.shape[1], *self.padded, width)
-        return image, memory(image, *image.shape), self.low
+        return image, memory(image, *image.shape)
 
     def multiply_output(self, x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor) -> None:
         """Write `y`."""
         runs = runs_of(self, len(x), REGISTER // x.itemsize)
-        image, pixels, low = self.interleaved(x, runs.width)
-        loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(x), low, pixels, 0)
+        image, pixels = self.interleaved(x, runs.width)
+        loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(x), self.where[0], pixels, 0)
         b = y.new_zeros(self.outputs, 1) if bias is None else bias.reshape(self.outputs, -1).contiguous()
         threads, longest = torch.get_num_threads(), runs.block(self.outputs * x.itemsize)
         blocks = -(-len(runs.table) * runs.longest // (longest * threads)) * threads
-        where = *self.starts, memory(runs.table, *runs.table.shape), int(runs.overlap), blocks, longest
-        weight = self.weight(w), memory(b, *b.shape), self.groups, self.where[1]
-        loops.multiply(image.shape[0] * blocks, y.numel() * self.cells, pixels, *weight, *where, self.output(y))
+        where = self.groups, self.where[1], *self.starts, memory(runs.table, *runs.table.shape), int(runs.overlap), blocks, longest
+        given = pixels, self.weight(w), memory(b, *b.shape)
+        loops.multiply(image.shape[0] * blocks, y.numel() * self.cells, *given, *where, self.output(y))
 
     def multiply_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
         """Write `gx`."""
-        runs, threads = runs_of(self, len(gx), REGISTER // gx.itemsize), torch.get_num_threads()
-        parts = min(gx.shape[1], -(-threads // -(-len(gx) // runs.width)))
-        channels = self.C if self.groups % parts == 0 else gx.shape[1] // parts if self.groups == 1 else 1  # at least, that a thread adds up
-        if channels * prod(self.geometry.kernel[:-1]) < rows_of(1, 0, 0) or (runs.overlap and not isfinite(w.sum().item())):
-            runs = runs_of(self, len(gx), REGISTER // gx.itemsize, alone=True)
-            parts = min(gx.shape[1], -(-threads // -(-len(gx) // runs.width)))
-        image, pixels, low = self.interleaved(gx, runs.width)
+        N, C, threads = len(gx), gx.shape[1], torch.get_num_threads()
+
+        def shared_out(alone: bool) -> tuple[Runs, int]:  # and how many parts of the channels
+            runs = runs_of(self, N, REGISTER // gx.itemsize, -(-threads // C), alone)
+            return runs, min(C, -(-threads // -(-N // runs.width)))
+
+        runs, parts = shared_out(False)
+        least = self.C if self.groups % parts == 0 else C // parts if self.groups == 1 else 1  # channels of a group that a thread has
+        if least * prod(self.geometry.kernel[:-1]) < rows_of(1, 0, 0) or (runs.overlap and not isfinite(w.sum().item())):
+            runs, parts = shared_out(True)
+        image, pixels = self.interleaved(gx, runs.width)
         weight, columns = (self.weight(w), self.groups, self.where[1]), self.geometry.kernel[-1] if runs.longest > 1 else 1
         where = *self.starts, columns, memory(runs.table, *runs.table.shape), runs.block(self.outputs * gx.itemsize), parts
         loops.multiply_gradient(image.shape[0] * parts, gy.numel() * self.cells, self.output(gy), *weight, *where, pixels)
-        loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(gx), low, pixels, 1)
+        loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(gx), self.where[0], pixels, 1)
 
     def multiply_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
         """Write `gw`."""
-        V, (_, order, bounds) = registers(self.O, REGISTER // x.itemsize), self.sets
+        V, (_, order, bounds) = registers(self.O, REGISTER // x.itemsize, 0), self.sets
         bands, parts, images = bands_of(self, len(x), x.itemsize, torch.get_num_threads())
         tables = memory(order, self.P), memory(bounds, self.Q + 1), *self.starts
-        table = source_of(tuple(x.shape))  # kept here: another thread may take it from the cache
+        table = layout.source_of(tuple(x.shape))  # kept here: another thread may take it from the cache
         source = memory(table, 2, 5), self.groups
         where = self.where[0], memory(bands, *bands.shape), 3 - self.geometry.dimensions
         both, weight = (self.output(gy), memory(x, x.numel())), self.weight(gw)
@@ -280,13 +238,8 @@ class Plan:
 plan_of = lru_cache(maxsize=1024)(Plan)
 
 
-def registers(count: int, lanes: int) -> int:
-    """The number of registers, 1, 2 or 4 at most, that hold `count` numbers with the fewest empty lanes."""
-    return min((v for v in (4, 2, 1) if v <= WIDEST[0]), key=lambda v: -(-count // (v * lanes)) * v)
-
-
 class Runs(NamedTuple):
-    """Neighbouring positions with one set of weights, and the images that lie side by side with them in vector registers."""
+    """Neighbouring positions with one set of weights, and the images whose pixels are side by side in vector registers."""
 
     width: int  # images
     table: Tensor  # the first position of each run, and how many there are, `(R, 2)`
@@ -299,8 +252,8 @@ class Runs(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def runs_of(plan: Plan, N: int, lanes: int, alone: bool = False) -> Runs:
-    """The runs for N images with the least work; `alone` makes each position a run."""
+def runs_of(plan: Plan, N: int, lanes: int, blocks: int = 1, alone: bool = False) -> Runs:
+    """The runs for N images, in so many blocks if they are enough, with the least work; `alone` makes each position a run."""
     J, along = plan.positions[-1], plan.sharing.tile is None and plan.geometry.stride[-1] == 1 and not alone
     share = min(plan.sharing.share[-1], J) if along else 1
 
@@ -309,12 +262,11 @@ def runs_of(plan: Plan, N: int, lanes: int, alone: bool = False) -> Runs:
         return min(-(-left // each), WIDEST[0] * lanes // (each * width)) * each
 
     def cost(width: int) -> float:
-        V, left = run(width, share) * width // lanes, run(width, share)
-        return -(-N // width) * -(-share // left) * V * COSTS[V]
+        count = run(width, share)
+        return -(-N // width) * -(-share // count) * count * width * COSTS[count * width // lanes]
 
-    widths = [v * lanes for v in (4, 2, 1) if v <= WIDEST[0]]
-    widths += [lanes // part for part in (2, 4) if part <= share]
-    width = min(widths, key=cost)
+    widths = [v * lanes for v in (4, 2, 1) if v <= WIDEST[0]] + [lanes // part for part in (2, 4) if part <= share]
+    width = min([w for w in widths if w * (blocks - 1) < N] or widths[-1:], key=cost)
     each, line = max(1, lanes // width), []
     for begin in range(0, J, share):
         end = min(J, begin + share)
@@ -334,7 +286,7 @@ def bands_of(plan: Plan, N: int, itemsize: int, threads: int) -> tuple[Tensor, i
     A cache holds what their sums need. See `kernels.local.multiply_weights`.
     """
     rows, *others = plan.sharing.sets(plan.positions)
-    (A, *size), share, each = plan.positions, plan.sharing.share[0], prod(others)  # sets of a row
+    (A, *size), share, each, stride = plan.positions, plan.sharing.share[0], prod(others), plan.geometry.stride[0]  # sets of a row
     pixels = plan.groups * plan.C * prod(plan.size) // rows  # of an image, that a row of sets sees
     images = max(1, BAND // ((plan.outputs * plan.P // rows + pixels) * itemsize))
     per = -(-rows // (threads * max(1, images // N)))  # bands of a thread: it has as many positions as another, and whole rows inside
@@ -342,13 +294,7 @@ def bands_of(plan: Plan, N: int, itemsize: int, threads: int) -> tuple[Tensor, i
     bands = []
     for begin, end in pairwise(sorted({q if i % per == 0 else round(q / each) * each for i, q in enumerate(equal)})):
         first, last = begin // each * share, min(-(-end // each) * share, A)
-        seen = first * plan.geometry.stride[0] - plan.geometry.padding[0][0], plan.geometry.extent[0] + (last - first - 1) * plan.geometry.stride[0]
+        seen = first * stride - plan.geometry.padding[0][0], plan.geometry.extent[0] + (last - first - 1) * stride
         bands.append([begin, end, first * prod(size), (last - first) * prod(size), *seen])
     sums = each * plan.outputs * plan.cells * itemsize  # bytes that are kept from images to images
     return torch.tensor(bands, device=CPU), min(plan.cells, -(-threads // len(bands))), min(images, N) if sums <= BAND else N
-
-
-@lru_cache(maxsize=256)
-def source_of(shape: tuple[int, ...]) -> Tensor:
-    """The sizes of contiguous images along n, d, h, w, c, and the strides: `(2, 5)`."""
-    return torch.tensor(layout.Memory(shape, layout.strides_of(shape, torch.contiguous_format)).in_five(), device=CPU)

@@ -16,14 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cnn425.algorithms.layout import Memory, grid, stored_as
+from cnn425.algorithms.layout import CPU, Memory, grid, stored_as
 from cnn425.kernels import product as loops
 from cnn425.kernels.box import REGISTER
 from cnn425.kernels.threads import memory
-from cnn425.kernels.tile import COSTS, GROUPS, WIDEST
+from cnn425.kernels.tile import GROUPS, registers
 from cnn425.windows import Geometry
 
-CPU = torch.device("cpu")
+Tile = tuple[int, ...] | None  # positions of a local layer that are equal modulo so many along each side share weights
 BOX = 1 << 19  # bytes of a box, which stay in the cache of a core
 FEWEST = 96  # positions of a box, which fill tiles
 UNITS, FEW = 16, 4  # units of work that occupy every thread; the same where each unit needs sums of its own
@@ -68,15 +68,14 @@ class Plan:
 
 @lru_cache(maxsize=512)
 def plan(
-    map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, y: Memory, itemsize: int, G: int, tile: tuple[int, ...] | None = None
+    map_: str, geometry: Geometry, groups: int, C: int, O: int, x: Memory, y: Memory, itemsize: int, G: int, tile: Tile = None
 ) -> Plan:
     """The plan of "output" or "input gradient", from image x to image y, with C inputs and O outputs per group.
 
-    Groups of G inputs and as many outputs share panels. With a `tile` positions have weights of their own, but for those that are equal
-    modulo `tile`; a side of the kernel then has the cells of all sets along it.
+    Groups of G inputs and as many outputs share panels. With a `tile`, a side of the kernel has the cells of all sets along it.
     """
     (O, groups), channels, lanes = (O * groups, 1) if G else (O, groups), x.shape[1], REGISTER // itemsize
-    V = min(range(WIDEST[min(G, 2)], 0, -1), key=lambda v: -(-O // (v * lanes)) * v * (1 if G else COSTS[v]))
+    V = registers(O, lanes, G)
     width = V * lanes
     firsts = [(g, o) for g in range(groups) for o in range(0, O, width)]
     Q, inputs, ones = len(firsts), 1 if G else C, (1,) * (5 - len(x.shape))
@@ -216,13 +215,11 @@ def multiplier(w: Tensor, groups: int) -> int:
     return O // groups if C == 1 and groups * lanes > O and groups >= lanes else 1
 
 
-def output(
-    x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, geometry: Geometry, groups: int, tile: tuple[int, ...] | None = None
-) -> None:
-    """Write the output `y`. With a `tile`, the bias may be `(*tile, O)`."""
+def output(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, geometry: Geometry, groups: int, tile: Tile = None) -> None:
+    """Write the output `y`. With a `tile`, the bias may be `(O, *tile)`."""
     m = multiplier(w, groups)
     for j in range(m if m > 1 else 0):
-        output(x, w[j::m], None if bias is None else bias[..., j::m], y[:, j::m], geometry, groups, tile)
+        output(x, w[j::m], None if bias is None else bias[j::m], y[:, j::m], geometry, groups, tile)
     if m > 1:
         return
     G = small_group(w, groups)
@@ -230,7 +227,7 @@ def output(
     multiply(x, w, bias, y, found, G, transposed=False)
 
 
-def input_gradient(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry, groups: int, tile: tuple[int, ...] | None = None) -> None:
+def input_gradient(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry, groups: int, tile: Tile = None) -> None:
     """Write the gradient of the input `gx`: the same product over the output gradient, with inputs and outputs exchanged."""
     m = multiplier(w, groups)
     if m > 1:
@@ -249,7 +246,7 @@ def input_gradient(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry, groups
 def multiply(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, G: int, transposed: bool) -> None:
     """Write `y`. The weight is `(G*O, C, *kernel)`, with `transposed` that of the other direction."""
     w, last = stored_weight(w)
-    place, bias = places(plan, prod(w.shape[2:]), transposed, last), w.new_empty(0) if bias is None else bias.contiguous()
+    place, bias = places(plan, prod(w.shape[2:]), transposed, last), w.new_empty(0) if bias is None else bias.movedim(0, -1).contiguous()
     K = len(place.offset)
     panels = w.new_empty(plan.Q, K, plan.width)
     numbers = memory(w, w.numel()), memory(place.offset, K), memory(place.order, K), place.hop, place.group, plan.O
@@ -259,7 +256,7 @@ def multiply(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, G
     loops.product(plan.boxes * plan.parts, plan.work, *images)
 
 
-def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, groups: int, tile: tuple[int, ...] | None = None) -> None:
+def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, groups: int, tile: Tile = None) -> None:
     """Write the gradient of the weight `gw`."""
     m = multiplier(gw, groups)
     if m > 1:
@@ -273,7 +270,7 @@ def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, group
     place, Q = places(found, prod(gw.shape[2:]), False, not gw.is_contiguous()), found.Q
     K, sums = len(place.offset), (x.numel() + gy.numel()) // gw.numel()  # so many are as large as the images
     # sums are to cost less than the images, or as much in groups: there a box has the inputs of them all, and each piece copies it
-    parts = min(found.boxes, max(1, min(UNITS // Q, max(FEW // Q, sums // 4)) if groups == 1 else min(UNITS, sums)))
+    parts = min(found.boxes, max(1, min(UNITS // Q, max(FEW // Q, sums // 16)) if groups == 1 else min(UNITS, sums)))
     pieces = Q if groups == 1 else min(Q, -(-UNITS // parts))
     part = gw.new_empty(parts, Q, K, found.width)
     upstream = found.boxes, memory(gy, found.numbers[1]), found.panels, found.V, G, found.target, parts, pieces

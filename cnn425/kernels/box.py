@@ -5,6 +5,8 @@ channels of a pixel are far apart: such a box is filled with blocks that are tra
 here, too: transpositions, fetching, the geometry's rows, and instructions that several write.
 """
 
+import numpy as np
+
 from cnn425.kernels.machine_code import CAPABILITY
 from cnn425.kernels.threads import machine_step, step
 
@@ -146,6 +148,29 @@ def padded(grid, side):
     """The pixels along a side of an image with zeros around, as far as windows see it."""
     cells, stride, low, dilation, positions, pixels = rows_of_grid(grid)
     return max(low[side] + pixels[side], (positions[side] - 1) * stride[side] + (cells[side] - 1) * dilation[side] + 1)
+
+
+@step
+def with_zeros(x, grid, cell, first, last):
+    """The numbers of images `(N, C, D, H, W)` with zeros around, where windows see them that start from pixel `first` to pixel `last`.
+
+    Only these lines are written, so that a thread needs no memory for others. Where there are no zeros, it is x itself.
+    """
+    (N, C, D, H, W), low, (depth, height, width) = x.shape, grid[2], (padded(grid, 0), padded(grid, 1), padded(grid, 2))
+    if (depth, height, width) == (D, H, W):
+        return x.reshape(x.size)
+    image = np.empty((N, C, depth, height, width), x.dtype)
+    begin, end = first // width, (last + cell[cell.size - 1] % (depth * height * width)) // width + 1
+    for n in range(N):
+        for c in range(C):
+            for line in range(begin, end):
+                d, h, target = line // height - low[0], line % height - low[1], image[n, c, line // height, line % height]
+                target[:] = 0
+                if 0 <= d < D and 0 <= h < H:
+                    pixels, inside = x[n, c, d, h], target[low[2] : low[2] + W]
+                    for w in range(W):
+                        inside[w] = pixels[w]
+    return image.reshape(image.size)
 
 
 @step

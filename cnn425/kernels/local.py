@@ -13,33 +13,9 @@ with images side by side in the vector registers, and for the gradient of the we
 
 import numpy as np
 
-from cnn425.kernels.box import REGISTER, fill, padded, prefetch, transpose
+from cnn425.kernels.box import REGISTER, fill, padded, prefetch, transpose, with_zeros
 from cnn425.kernels.threads import loop, step, sums
-from cnn425.kernels.tile import ROWS, SHORT, rows_of, tile
-
-
-
-@step
-def with_zeros(x, grid, cell, first, last):
-    """The numbers of images `(N, C, D, H, W)` with zeros around, where windows see them that start from pixel `first` to pixel `last`.
-
-    Only these lines are written, so that a thread needs no memory for others. Where there are no zeros, it is x itself.
-    """
-    (N, C, D, H, W), low, (depth, height, width) = x.shape, grid[2], (padded(grid, 0), padded(grid, 1), padded(grid, 2))
-    if (depth, height, width) == (D, H, W):
-        return x.reshape(x.size)
-    image = np.empty((N, C, depth, height, width), x.dtype)
-    begin, end = first // width, (last + cell[cell.size - 1] % (depth * height * width)) // width + 1
-    for n in range(N):
-        for c in range(C):
-            for line in range(begin, end):
-                d, h, target = line // height - low[0], line % height - low[1], image[n, c, line // height, line % height]
-                target[:] = 0
-                if 0 <= d < D and 0 <= h < H:
-                    pixels, inside = x[n, c, d, h], target[low[2] : low[2] + W]
-                    for w in range(W):
-                        inside[w] = pixels[w]
-    return image.reshape(image.size)
+from cnn425.kernels.tile import ROWS, rows_of, short, tile
 
 
 @sums
@@ -127,12 +103,12 @@ def weight_gradient(lo, hi, gy, x, groups, grid, order, bounds, start, cell, gw)
 
 
 @loop
-def interleave(lo, hi, x, low, image, back):
+def interleave(lo, hi, x, grid, image, back):
     """image[b, c, d, h, w, k] = x[b*width + k, c, d - low, h - low, w - low], zero outside: `x (N, C, D, H, W) -> (B, C, D, H, W, width)`.
 
     With `back` the other way round, without the zeros. Channels of blocks of images are shared out.
     """
-    N, C, D, H, W = x.shape
+    (N, C, D, H, W), low = x.shape, grid[2]
     _, _, _, height, across, width = image.shape
     numbers, hop = x.reshape(x.size), C * D * H * W
     for unit in range(lo, hi):
@@ -183,6 +159,7 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, runs, overlap, bloc
     front, line, hop, size = room_of(runs, GO, width, lanes, longest)
     row, out = np.minimum(np.arange(O + ROWS), O - 1) * K, np.minimum(np.arange(O + ROWS), O - 1) * line
     along, place, zeros, part = np.arange(K), cell * width, np.zeros(4 * lanes, w.dtype), np.empty(size, w.dtype)
+    some = short(K)
     for unit in range(lo, hi):
         n, first, last = unit // blocks, unit % blocks * R // blocks, (unit % blocks + 1) * R // blocks
         begin, end = positions_of(runs, first, last)
@@ -195,12 +172,12 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, runs, overlap, bloc
             for g in range(groups):
                 panel = (n * total + g * (C // groups) * D * H * W + start[p]) * width
                 base, to_ = (q * GO + g * O) * K, g * O * line + to
-                for k in range(0, K, SHORT):
+                for k in range(0, K, some):
                     for o in range(0, O, rows_of(V, 0, 0)):
                         for row_ in range(o, min(o + rows_of(V, 0, 0), O) if after != q else 0):
-                            for next_ in range(k, min(K, k + SHORT), lanes):
+                            for next_ in range(k, min(K, k + some), lanes):
                                 prefetch(weights, ((after * groups + g) * O + row_) * K + next_)
-                        tile(V, weights, base, row, o, along, k, min(K, k + SHORT), pixels, panel, place, part, to_, out, zeros, 0, 1, 0, 0)
+                        tile(V, weights, base, row, o, along, k, min(K, k + some), pixels, panel, place, part, to_, out, zeros, 0, 1, 0, 0)
         for o in range(GO):
             at, images = o * line + front, min(width, N - n * width)
             transpose(part, at, hop, result, (n * width * GO + o) * P + begin, GO * P, images, end - begin)
@@ -219,6 +196,7 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, columns, runs, l
     weights, pixels, upstream = w.reshape(w.size), image.reshape(image.size), gy.reshape(gy.size)
     front, line, hop, size = room_of(runs, GO, width, lanes, longest)
     across, place, zeros, rows = np.arange(O) * K, np.arange(O) * line, np.zeros(4 * lanes, w.dtype), np.zeros(size, w.dtype)
+    some = short(O)
     for unit in range(lo, hi):
         n, low, high = unit // parts, unit % parts * C // parts, (unit % parts + 1) * C // parts
         pixels[(n * C + low) * volume * width : (n * C + high) * volume * width] = 0
@@ -237,11 +215,12 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, columns, runs, l
                     V, q, after = count * width // lanes, sets[p + count - 1], sets[runs[min(r + 1, runs.shape[0] - 1), 0]]
                     base, to = (q * GO + g * O) * K, (n * C * volume + g * each * volume + start[p]) * width
                     panel = g * O * line + front + (p - begin) * hop
-                    for o in range(0, O, SHORT):
+                    for o in range(0, O, some):
+                        last_ = min(O, o + some)
                         for i in range(0, stop - from_, rows_of(V, 0, 0)):
-                            for next_ in range(o, min(O, o + SHORT) if after != q and i % lanes < rows_of(V, 0, 0) else 0):
+                            for next_ in range(o, last_ if after != q and i % lanes < rows_of(V, 0, 0) else 0):
                                 prefetch(weights, ((after * groups + g) * O + next_) * K + from_ + i)
-                            tile(V, weights, base, row, i, across, o, min(O, o + SHORT), rows, panel, place, pixels, to, out, zeros, 0, 1, 0, 0)
+                            tile(V, weights, base, row, i, across, o, last_, rows, panel, place, pixels, to, out, zeros, 0, 1, 0, 0)
                     if r + 1 < last and runs[r + 1, 0] < p + count:
                         for o in range(g * O, g * O + O):
                             at = o * line + front - begin * hop
@@ -299,6 +278,7 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
                 load_band(m, many, band, corner, box, x, source, image, upstream_, P, upstream)
             for q in range(band[0], band[1]):
                 count, sums_ = bounds[q + 1] - bounds[q], many * (bounds[q + 1] - bounds[q])
+                some = short(sums_)
                 for i in range(count):
                     p = order[bounds[q] + i]
                     for n in range(many):
@@ -308,11 +288,11 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
                     g, to = o // wide, (q * GO + o // wide * O + o % wide) * K + low
                     base, panel, outputs = g * C, g * O + o % wide, min(width, O - o % wide)
                     slot = ((q - band[0]) * groups * wide + o) * (K + R) if images < N else 0
-                    for i in range(0, sums_, SHORT):
+                    for i in range(0, sums_, some):
                         for k in range(0, found - R, R):
                             for c in range(outputs if i == 0 and m + many == N and k % lanes < R else 0):
                                 prefetch(result, to + c * K + k)
-                            stop, more = min(sums_, i + SHORT), m + i
+                            stop, more = min(sums_, i + some), m + i
                             tile(V, image, base, row, k, pixel, i, stop, upstream, panel, place, part, slot, out, zeros, 0, more, 0, 0)
                     if m + many == N:
                         transpose(part, slot + low * width, width, result, to, K, outputs, high - low)

@@ -22,7 +22,7 @@ import numpy as np
 
 from cnn425.kernels.box import REGISTER, fill, load, neighbours, padded, rows_of_grid, store, transpose_block
 from cnn425.kernels.threads import loop, step
-from cnn425.kernels.tile import SHORT, rows_of, tile
+from cnn425.kernels.tile import rows_of, short, tile
 
 BLOCK = 64  # rows of a weight that stay in the cache while it is transposed
 
@@ -138,21 +138,21 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
                 for p in range(P, ends[f + 1]):  # rows that are too many compute the last position again
                     row[p], out[p] = row[P - 1], out[P - 1]
         for f in range(F):
-            start, end = phases[3, f], phases[4, f]
+            start, end, some = phases[3, f], phases[4, f], short(phases[4, f] - phases[3, f])
             for q in range(part * Q // parts, (part + 1) * Q // parts):
-                column, base, panel = q * width, at + panels[2, q], q * K * width
+                column, base, panel, begun = q * width, at + panels[2, q], q * K * width, f * wide + q * width
                 to = first + panels[0, q] if straight else column
-                for k in range(start, max(end, start + 1), SHORT):
+                for k in range(start, max(end, start + 1), some):
                     for p in range(ends[f], ends[f + 1] - R, R):
-                        stop, more = min(end, k + SHORT), k - start
-                        tile(V, buffer, base, row, p, cell, k, stop, weights, panel, steps, result, to, out, bias, f * wide + column, more, G, 0)
+                        stop, more = min(end, k + some), k - start
+                        tile(V, buffer, base, row, p, cell, k, stop, weights, panel, steps, result, to, out, bias, begun, more, G, 0)
         for q in range(part * Q // parts, 0 if straight else (part + 1) * Q // parts):
             store(result, wide, q * width, first, place, run, found, apart, panels[0, q], panels[1, q], y)
 
 
 @loop
 def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxes, gy, panels, V, G, target, parts, pieces, gw):
-    """The gradient of the weight in `parts` sums: `x, gy -> gw (parts, panels, K, width)`; parts of the boxes, and `pieces` of the panels."""
+    """The gradient of the weight in `parts` sums, of some boxes each: `x, gy -> gw (parts, Q, K, width)`; parts and `pieces` of panels."""
     (_, Q, K, width), F, inputs = gw.shape, phases.shape[1], max(G, 1)
     R, C, lanes, apart = rows_of(V, G, 1), source[0, 4], REGISTER // x.itemsize, target[1, 4]
     _, _, hop, _, _, long, _ = rows_of_sides(sides)
@@ -186,9 +186,10 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
                 load(gy, first, place, run, P, apart, panels[0, q], panels[1, q], upstream, width)
                 start, base = (part * Q + q) * K * width, at + panels[2, q]
                 for f in range(F):
-                    for p in range(ends[f], ends[f + 1], SHORT):
+                    some = short(ends[f + 1] - ends[f])
+                    for p in range(ends[f], ends[f + 1], some):
                         for k in range(last[f], last[f + 1] - R, R):
-                            stop = min(ends[f + 1], p + SHORT)
+                            stop = min(ends[f + 1], p + some)
                             tile(V, buffer, base, shown, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, 1, G, 1)
 
 

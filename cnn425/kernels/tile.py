@@ -15,12 +15,24 @@ from cnn425.kernels.box import REGISTER, keep_rolled, spread
 from cnn425.kernels.machine_code import CAPABILITY, cases
 from cnn425.kernels.threads import machine_step, step
 
-SHORT = 48  # products of a sum: long sums are made of short ones, whose rounding errors are small, and whose numbers stay in the cache
+SHORT = 46  # products of a sum, about: long sums are made of short ones, whose rounding errors are small, and whose numbers stay cached
 ROWS = 12  # no tile has more
 MANY = CAPABILITY == "AVX512"  # registers, 32 of REGISTER bytes; other processors have a quarter of that, 16 of 32 bytes or 32 of 16
 WIDEST = (4, 2, 1) if MANY else (1, 1, 1)  # registers beside one another in a tile: of large groups, of one channel each, of small ones
 COSTS = {1: 1.6, 2: 1.15, 3: 1.05, 4: 1.0} if MANY else {1: 1.0}  # of a register in a tile of so many beside one another, as measured
 GROUPS = (0, 1, 2, 4, 8)  # inputs of groups that share a register; 0 for large groups
+
+
+@step
+def short(products):
+    """The products of each of the short sums that one of so many is made of: about SHORT, and equally many, but for the last."""
+    pieces = max(1, (2 * products + SHORT) // (2 * SHORT))
+    return max(1, (products + pieces - 1) // pieces)
+
+
+def registers(outputs, lanes, G):
+    """The registers beside one another that compute so many outputs in the least time: V."""
+    return min(range(WIDEST[min(G, 2)], 0, -1), key=lambda v: -(-outputs // (v * lanes)) * v * (1 if G else COSTS[v]))
 
 
 @step
