@@ -166,7 +166,7 @@ def mixture(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
     (N, OR), (R, *positions), order = a.shape[:2], m.shape, layout.like(a)
     a, m, P, O = a.contiguous(), m.contiguous(), prod(positions), OR // R
     y, b = a.new_empty(N, O, *positions), a.new_zeros(1) if b is None else b.contiguous()
-    loops.mix(N * O, a.numel(), memory(a, N, OR, P), memory(m, 1, R, P), memory(b, len(b), 1), O, memory(y, N, O, P))
+    loops.mix(N * O, a.numel(), memory(a, N * O, R, P), memory(m, R, P), memory(b, len(b)), memory(y, N * O, P))
     return layout.stored(y, order)
 
 
@@ -178,9 +178,8 @@ def mixture_input_gradient(gy: Tensor, m: Tensor, recorded: bool) -> Tensor:
     if recorded or not is_mixed_by_loops(gy, m):
         return (gy.unsqueeze(2) * m.conj()).reshape(gy.shape[0], gy.shape[1] * m.shape[0], *m.shape[1:])
     (N, O), (R, *positions), order = gy.shape[:2], m.shape, layout.like(gy)
-    gy, m, P = gy.contiguous(), m.contiguous(), prod(positions)
-    ga, zero = gy.new_empty(N, O * R, *positions), gy.new_zeros(1)
-    loops.mix(N * O * R, ga.numel(), memory(gy, N, O, P), memory(m, R, 1, P), memory(zero, 1, 1), O, memory(ga, N, O * R, P))
+    gy, m, ga, P = gy.contiguous(), m.contiguous(), gy.new_empty(N, O * R, *positions), prod(positions)
+    loops.mix_input_gradient(N * O, ga.numel(), memory(gy, N * O, P), memory(m, R, P), memory(ga, N * O, R, P))
     return layout.stored(ga, order)
 
 
@@ -190,8 +189,8 @@ def mixture_weight_gradient(gy: Tensor, a: Tensor, R: int, recorded: bool) -> Te
         return (gy.unsqueeze(2) * a.conj().reshape(*gy.shape[:2], R, *gy.shape[2:])).sum((0, 1))
     N, O, *positions = gy.shape
     gy, a, gm, P = gy.contiguous(), a.contiguous(), gy.new_empty(R, *positions), prod(positions)
-    units = R * -(-P // loops.LINE)
-    loops.mix_weights(units, a.numel(), memory(gy, N * O, 1, P), memory(a, N * O, R, P), 1, memory(gm, 1, R, P))
+    blocks = max(-(-P // loops.LINE), -(-torch.get_num_threads() // R))
+    loops.mix_weight_gradient(R * blocks, a.numel(), memory(gy, N * O, P), memory(a, N * O, R, P), blocks, memory(gm, R, P))
     return gm
 
 

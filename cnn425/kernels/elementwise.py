@@ -4,10 +4,10 @@
     sigmoid           y = 1 / (1 + exp(-x))                                               gx = gy * y * (1 - y)
     softmax           y[c] = exp(x[c]) / sum over c of exp(x[c])                          gx[c] = y[c] * (gy[c] - sum over c of gy[c]*y[c])
     cross-entropy     y = log(sum over c of exp(x[c])) - x[t]                             gx[c] = gy * (p[c] - [c = t]), p the softmax
-    mix               y[n,o,p] = b[o,p] + sum over c of x[n,c,p] * w[o,c,p]               gw[o,c,p] = sum over n of gy[n,o,p] * x[n,c,p]
+    mix               y[n,o,p] = b[o] + sum over r of a[n,o,r,p] * m[r,p]                 gm[r,p] = sum over n, o of gy[n,o,p] * a[n,o,r,p]
 
-Numbers come as one row, and the classes c as the second of three dimensions `(B, C, K)`, K neighbours in memory. A mixture is a local layer
-whose windows have one cell, or one of low rank; its positions p are neighbours in memory. The exponential is a polynomial (range reduction
+Numbers come as one row, and the classes c as the second of three dimensions `(B, C, K)`, K neighbours in memory. A mixture of convolutions
+r belongs to a local layer of low rank; its positions p are neighbours in memory. The exponential is a polynomial (range reduction
 and coefficients of Cephes), because the compiler has none for vector registers; its largest relative error is 1.3 unit roundoffs.
 """
 
@@ -255,41 +255,42 @@ def cross_entropy_gradient(lo, hi, gy, p, target, ignored, gx):
 
 
 @loop
-def mix(lo, hi, x, w, b, groups, y):
-    """y[n,o,p] = b[o,p] + sum over c of x[n,c,p] * w[o,c,p]: `x (N, G*C, P), w (G*O, C, P), b (G*O, P or 1)`; outputs are shared out.
-
-    With gy, and with the letters of the weight exchanged, it is the gradient of x. Weights and biases that are fewer serve in turn.
-    """
-    (_, GO, P), C = y.shape, w.shape[1]
-    for unit in range(lo, hi):
-        n, o = unit // GO, unit % GO
+def mix(lo, hi, a, m, b, y):
+    """y[n,o,p] = b[o] + sum over r of a[n,o,r,p] * m[r,p]: `a (N*O, R, P), m (R, P), b (O) or (1) -> y (N*O, P)`; rows are shared out."""
+    (R, P), B = m.shape, b.size
+    for row in range(lo, hi):
         for p in range(0, P, LINE):
-            line = y[n, o, p : p + LINE]
-            if b.shape[1] == 1:
-                line[:] = b[o % b.shape[0], 0]
-            else:
-                line[:] = b[o % b.shape[0], p : p + LINE]
-            for c in range(C):
-                pixels, weights = x[n, o // (GO // groups) * C + c, p : p + LINE], w[o % w.shape[0], c, p : p + LINE]
+            line = y[row, p : p + LINE]
+            line[:] = b[row % B]
+            for r in range(R):
+                numbers, weights = a[row, r, p : p + LINE], m[r, p : p + LINE]
                 for i in range(line.size):
-                    line[i] += pixels[i] * weights[i]
+                    line[i] += numbers[i] * weights[i]
 
 
 @loop
-def mix_weights(lo, hi, gy, x, groups, gw):
-    """gw[o,c,p] = sum over n of gy[n,o,p] * x[n,c,p]: `gy (N, G*O, P), x (N, G*C, P)`; blocks of positions are shared out."""
-    (GO, C, P), N, short = gw.shape, x.shape[0], np.empty(LINE, gw.dtype)
-    blocks = (P + LINE - 1) // LINE
-    for unit in range(lo, hi):
-        o, c, p = unit // blocks // C, unit // blocks % C, unit % blocks * LINE
-        line = gw[o, c, p : p + LINE]
-        line[:] = 0
-        for begin in range(0, N, SHORT):
-            part = short[: line.size]
-            part[:] = 0
-            for n in range(begin, min(N, begin + SHORT)):
-                upstream, pixels = gy[n, o, p : p + LINE], x[n, o // (GO // groups) * C + c, p : p + LINE]
-                for i in range(part.size):
-                    part[i] += upstream[i] * pixels[i]
+def mix_input_gradient(lo, hi, gy, m, ga):
+    """ga[n,o,r,p] = gy[n,o,p] * m[r,p]: `gy (N*O, P), m (R, P) -> ga (N*O, R, P)`; rows are shared out."""
+    for row in range(lo, hi):
+        for r in range(m.shape[0]):
+            upstream, weights, line = gy[row], m[r], ga[row, r]
             for i in range(line.size):
-                line[i] += part[i]
+                line[i] = upstream[i] * weights[i]
+
+
+@loop
+def mix_weight_gradient(lo, hi, gy, a, blocks, gm):
+    """gm[r,p] = sum over n, o of gy[n,o,p] * a[n,o,r,p]: `gy (N*O, P), a (N*O, R, P) -> gm (R, P)`; blocks of positions are shared out."""
+    (rows, _, P), part = a.shape, np.empty(gm.shape[1] // blocks + 1, gm.dtype)
+    for unit in range(lo, hi):
+        r, first, last = unit // blocks, unit % blocks * P // blocks, (unit % blocks + 1) * P // blocks
+        line, short = gm[r, first:last], part[: last - first]
+        line[:] = 0
+        for begin in range(0, rows, SHORT):
+            short[:] = 0
+            for row in range(begin, min(rows, begin + SHORT)):
+                upstream, numbers = gy[row, first:last], a[row, r, first:last]
+                for i in range(short.size):
+                    short[i] += upstream[i] * numbers[i]
+            for i in range(short.size):
+                line[i] += short[i]
