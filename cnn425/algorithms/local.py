@@ -4,8 +4,8 @@
 |-------------------------------------------------------------------------------|-----------------------------------------------------|
 | another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                        |
 | fewer than 4,096 float64 numbers, as in tests by finite differences           | `definition`                                        |
-| within `use("sweep")`; one or two images                                      | `sweep`: loops over the weight, as the formula says |
 | tiles, whose sets of weights are used often                                   | `product`: a convolution with a stride for each set |
+| within `use("sweep")`; one or two images                                      | `sweep`: loops over the weight, as the formula says |
 | everything else                                                               | `matmul`: one matrix product per position           |
 
 At a position the layer is a fully connected one: a matrix of O rows of K = C/G*T*U*V weights meets the N windows there. q is the set of
@@ -15,9 +15,9 @@ weights that position p uses, its own or one that it shares.
     weight gradient   gw[q]    =  sum over its positions p of gy[p]' x[p]    (O, N) (N, K)  -> (O, K)
     window gradient   gx[p]    =  gy[p]  w[q]                                (N, O) (O, K)  -> (N, K)       then added to the pixels
 
-The weight is not copied. For products images are interleaved, so that a vector register holds one pixel of several; where neighbouring
-positions share weights, it holds their pixels side by side. For the weight gradient a thread copies the pixels and output gradients of some
-sets into its own memory, channels last. Half precision is computed in float32 and rounded once.
+The weight is copied for tiles alone. For products images are interleaved: a vector register holds one pixel of several, and those of
+neighbouring positions that share weights. For the weight gradient a thread copies the pixels and output gradients of some sets into its own
+memory, channels last. Half precision is computed in float32 and rounded once.
 """
 
 from collections.abc import Sequence
@@ -39,6 +39,7 @@ from cnn425.windows import Geometry, Sharing
 
 Shape = Sequence[int]
 USES = 16  # of a set, by images and positions: fewer are not worth packing its weights
+COPIED = 1 << 23  # bytes of a weight that may be copied
 FEW_IMAGES = 2  # so few would leave most of a vector register empty
 BAND = 1 << 19  # bytes that a thread copies at once for the gradient of the weight
 
@@ -53,7 +54,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Shari
         y = definition.output(x, w, geometry, groups, sharing)
         return layout.stored(y if bias is None else y + sharing.bias(bias, positions), order)
     y = x.new_empty(x.shape[0], w.shape[geometry.dimensions], *positions)
-    if is_strided(sharing, y, y.shape[1] // groups):
+    if is_strided(sharing, w, y, y.shape[1] // groups):
         product.output(x, layout.wide(w, geometry.dimensions), bias, y, geometry, groups, sharing.tile)
         return layout.stored(y, order)
     plan = plan_of(geometry, groups, sharing, x.shape[1:], w.shape, positions)
@@ -71,7 +72,7 @@ def input_gradient(
     if by_definition(gy, w):
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size, sharing), order_)
     gx = gy.new_empty(gy.shape[0], w.shape[d + 1] * groups, *size)
-    if is_strided(sharing, gy, w.shape[d + 1]) and isfinite(w.sum().item()):
+    if is_strided(sharing, w, gy, w.shape[d + 1]) and isfinite(w.sum().item()):
         product.input_gradient(gy, layout.wide(w, geometry.dimensions), gx, geometry, groups, sharing.tile)
         return layout.stored(gx, order_)
     plan = plan_of(geometry, groups, sharing, gx.shape[1:], w.shape, gy.shape[2:])
@@ -87,7 +88,7 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, shar
         return layout.stored(definition.weight_gradient(gy, x, geometry, groups, sharing), torch.contiguous_format)
     gw = gy.new_empty(*sharing.sets(tuple(gy.shape[2:])), gy.shape[1], x.shape[1] // groups, *geometry.kernel)
     if sharing.tile is not None and forced.get() != "sweep":
-        found = torch.zeros_like(layout.wide(gw, geometry.dimensions))  # there may be sets that no position uses
+        found = gw.new_zeros(layout.wide(gw, geometry.dimensions).shape)  # there may be sets that no position uses
         product.weight_gradient(gy, x, found, geometry, groups, sharing.tile)
         return gw.copy_(layout.narrow(found, sharing.tile, geometry.kernel))
     plan = plan_of(geometry, groups, sharing, x.shape[1:], gw.shape, gy.shape[2:])
@@ -103,16 +104,16 @@ def by_definition(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
     return not loops_run(a, b, bias, few=forced.get() in ("sweep", "matmul"))
 
 
-def is_strided(sharing: Sharing, y: Tensor, channels: int) -> bool:
-    """Whether a layer with the output `y` is computed as convolutions with a stride, one for each set of tiles.
+def is_strided(sharing: Sharing, w: Tensor, y: Tensor, channels: int) -> bool:
+    """Whether a layer of weight `w` and output `y` is computed as convolutions with a stride, one for each set of tiles.
 
-    Sets must be used often, and the channels that a sum is computed for must fill vector registers as well as the images do.
+    Sets must be used often and take little memory, and channels that are computed must fill vector registers as well as the images do.
     """
     if sharing.tile is None or forced.get() is not None or any(t > p for t, p in zip(sharing.tile, y.shape[2:], strict=True)):
         return False
-    lanes = REGISTER // y.itemsize
+    lanes, sets = REGISTER // y.itemsize, prod(sharing.tile)
     filled = channels / -(-channels // lanes) >= y.shape[0] / -(-y.shape[0] // lanes)
-    return filled and y.shape[0] * prod(y.shape[2:]) >= USES * prod(sharing.tile)
+    return filled and y.shape[0] * prod(y.shape[2:]) >= USES * sets and w.numel() * w.itemsize <= COPIED
 
 
 @lru_cache(maxsize=256)
@@ -160,9 +161,8 @@ class Plan:
     def sweep_output(self, x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor) -> None:
         """Write `y`."""
         b = y.new_zeros(self.outputs) if bias is None else bias.contiguous()
-        bias_ = memory(b, self.outputs, b.numel() // self.outputs)
-        where = self.groups, *self.where, *self.starts
-        loops.output(self.P, y.numel() * self.cells, self.image(x), self.weight(w), bias_, *where, self.output(y))
+        given = self.image(x), self.weight(w), memory(b, self.outputs, b.numel() // self.outputs)
+        loops.output(self.P, y.numel() * self.cells, *given, self.groups, *self.where, *self.starts, self.output(y))
 
     def sweep_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
         """Write `gx`."""

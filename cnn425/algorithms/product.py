@@ -27,6 +27,7 @@ Tile = tuple[int, ...] | None  # positions of a local layer that are equal modul
 BOX = 1 << 19  # bytes of a box, which stay in the cache of a core
 FEWEST = 96  # positions of a box, which fill tiles
 UNITS, FEW = 16, 4  # units of work that occupy every thread; the same where each unit needs sums of its own
+ROOM = 1 << 24  # bytes of all sums but one
 NUMBERS = 1 << 20  # of the gradient of windows that is written down at a time
 
 
@@ -271,6 +272,7 @@ def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, group
     K, sums = len(place.offset), (x.numel() + gy.numel()) // gw.numel()  # so many are as large as the images
     # sums are to cost less than the images, or as much in groups: there a box has the inputs of them all, and each piece copies it
     parts = min(found.boxes, max(1, min(UNITS // Q, max(FEW // Q, sums // 16)) if groups == 1 else min(UNITS, sums)))
+    parts = min(parts, 1 + ROOM // (gw.numel() * gw.itemsize))
     pieces = Q if groups == 1 else min(Q, -(-UNITS // parts))
     part = gw.new_empty(parts, Q, K, found.width)
     upstream = found.boxes, memory(gy, found.numbers[1]), found.panels, found.V, G, found.target, parts, pieces
