@@ -15,7 +15,7 @@ from cnn425.kernels.box import REGISTER, keep_rolled, spread
 from cnn425.kernels.machine_code import CAPABILITY, cases
 from cnn425.kernels.threads import machine_step, step
 
-SHORT = 46  # products of a sum, about: long sums are made of short ones, whose rounding errors are small, and whose numbers stay cached
+SHORT = 70  # products of a sum, about: long sums are made of short ones, whose rounding errors are small, and whose numbers stay cached
 ROWS = 12  # no tile has more
 MANY = CAPABILITY == "AVX512"  # registers, 32 of REGISTER bytes; other processors have a quarter of that, 16 of 32 bytes or 32 of 16
 WIDEST = (4, 2, 1) if MANY else (1, 1, 1)  # registers beside one another in a tile: of large groups, of one channel each, of small ones
