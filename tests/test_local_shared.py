@@ -148,6 +148,23 @@ def test_any_number_of_images(case, images, threads):
             assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("images", [3, 20, 70])
+@pytest.mark.parametrize(("channels", "outputs"), [(1, 3), (4, 5), (3, 150)])
+@pytest.mark.parametrize("sharing", [{"share": 1}, {"share": 4}, {"tile": 2}], ids=str)
+def test_the_bits_are_the_same_with_any_number_of_threads(sharing, channels, outputs, images):
+    layer, x = nn.LocallyConnected2d(channels, outputs, (9, 26), 3, **sharing), torch.randn(images, channels, 9, 26, requires_grad=True)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            y = layer(x)
+            found.append((y, *torch.autograd.grad(y, [x, layer.weight, layer.bias], torch.sin(torch.arange(y.numel()).float()).view_as(y))))
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
 @pytest.mark.parametrize("images", [3, 20])
 @pytest.mark.parametrize("sharing", [{"share": 4}, {"share": 5}, {"tile": 2}], ids=str)
 def test_an_infinite_weight_reaches_only_the_pixels_of_its_set(sharing, images):

@@ -189,7 +189,8 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, columns, runs, l
 
     Blocks of images, and of each some channels, are shared out; every pixel adds up what its windows say in their order. Where a run begins
     in the one before it, it sees zeros. Neighbouring cells of a run show the same pixels, so they must not be rows of one tile: cells come
-    column by column of the window, of which there are `columns`, or 1 where runs have one position.
+    column by column of the window, of which there are `columns`, or 1 where runs have one position. The last comes first: so a pixel adds
+    up position after position, whatever the runs are.
     """
     (_, GO, K), (N, _, P), (_, C, D, H, W, width), most = w.shape, gy.shape, image.shape, longest // runs[:, 1].max()
     lanes, O, each, volume, cells = REGISTER // w.itemsize, GO // groups, C // groups, D * H * W, K // (C // groups)
@@ -208,16 +209,16 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, columns, runs, l
             for g in range(low // each, (high - 1) // each + 1):
                 from_, stop = max(low - g * each, 0) * cells, min(high - g * each, each) * cells
                 k = np.minimum(np.arange(stop - from_ + ROWS), stop - from_ - 1)  # rows that are too many compute the last cell again
-                row = from_ + k % ((stop - from_) // columns) * columns + k // ((stop - from_) // columns)
+                row = from_ + (k % ((stop - from_) // columns) + 1) * columns - 1 - k // ((stop - from_) // columns)
                 out = cell[row] * width
                 for r in range(first, last):
                     p, count = runs[r]
                     V, q, after = count * width // lanes, sets[p + count - 1], sets[runs[min(r + 1, runs.shape[0] - 1), 0]]
                     base, to = (q * GO + g * O) * K, (n * C * volume + g * each * volume + start[p]) * width
                     panel = g * O * line + front + (p - begin) * hop
-                    for o in range(0, O, some):
-                        last_ = min(O, o + some)
-                        for i in range(0, stop - from_, rows_of(V, 0, 0)):
+                    for i in range(0, stop - from_, rows_of(V, 0, 0)):
+                        for o in range(0, O, some):
+                            last_ = min(O, o + some)
                             for next_ in range(o, last_ if after != q and i % lanes < rows_of(V, 0, 0) else 0):
                                 prefetch(weights, ((after * groups + g) * O + next_) * K + from_ + i)
                             tile(V, weights, base, row, i, across, o, last_, rows, panel, place, pixels, to, out, zeros, 0, 1, 0, 0)
