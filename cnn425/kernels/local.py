@@ -208,20 +208,21 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, columns, runs, l
                 transpose(upstream, (n * width * GO + o) * P + begin, GO * P, rows, o * line + front, hop, end - begin, images)
             for g in range(low // each, (high - 1) // each + 1):
                 from_, stop = max(low - g * each, 0) * cells, min(high - g * each, each) * cells
-                k = np.minimum(np.arange(stop - from_ + ROWS), stop - from_ - 1)  # rows that are too many compute the last cell again
-                row = from_ + (k % ((stop - from_) // columns) + 1) * columns - 1 - k // ((stop - from_) // columns)
+                column, k = (stop - from_) // columns, np.minimum(np.arange(stop - from_ + ROWS), stop - from_ - 1)  # the last cell again
+                row = from_ + (k % column + 1) * columns - 1 - k // column
                 out = cell[row] * width
                 for r in range(first, last):
                     p, count = runs[r]
                     V, q, after = count * width // lanes, sets[p + count - 1], sets[runs[min(r + 1, runs.shape[0] - 1), 0]]
                     base, to = (q * GO + g * O) * K, (n * C * volume + g * each * volume + start[p]) * width
-                    panel = g * O * line + front + (p - begin) * hop
-                    for i in range(0, stop - from_, rows_of(V, 0, 0)):
+                    panel, R = g * O * line + front + (p - begin) * hop, rows_of(V, 0, 0)
+                    for i in range(0, stop - from_, max(column // R, 1) * R):  # so many cells, of which none shows what another does
                         for o in range(0, O, some):
                             last_ = min(O, o + some)
-                            for next_ in range(o, last_ if after != q and i % lanes < rows_of(V, 0, 0) else 0):
-                                prefetch(weights, ((after * groups + g) * O + next_) * K + from_ + i)
-                            tile(V, weights, base, row, i, across, o, last_, rows, panel, place, pixels, to, out, zeros, 0, 1, 0, 0)
+                            for k_ in range(i, min(i + max(column // R, 1) * R, stop - from_), R):
+                                for next_ in range(o, last_ if after != q and k_ % lanes < R else 0):
+                                    prefetch(weights, ((after * groups + g) * O + next_) * K + from_ + k_)
+                                tile(V, weights, base, row, k_, across, o, last_, rows, panel, place, pixels, to, out, zeros, 0, 1, 0, 0)
                     if r + 1 < last and runs[r + 1, 0] < p + count:
                         for o in range(g * O, g * O + O):
                             at = o * line + front - begin * hop
