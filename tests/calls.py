@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnn425 import kernels
 from cnn425.kernels.threads import Loop
+from cnn425.layers.local import shared_local
+from cnn425.layers.local_low_rank import low_rank_local
 from cnn425.nn import functional as F
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -27,8 +29,8 @@ def loops():
     return found
 
 
-def passes(function, *shapes, last=False, dtype=torch.float32):
-    """The output and the gradients of every tensor, and for one tensor the second derivative."""
+def passes(function, *shapes, last=False, dtype=torch.float32, twice=True):
+    """The output and the gradients of every tensor, and with `twice` the second derivative for the first one."""
     generator = torch.Generator().manual_seed(425)
 
     def numbers(shape):
@@ -40,8 +42,8 @@ def passes(function, *shapes, last=False, dtype=torch.float32):
     leaves = [t.requires_grad_() for t in leaves]
     y = function(*leaves)
     upstream = numbers(y.shape).requires_grad_()
-    gradients = torch.autograd.grad(y, leaves, upstream, create_graph=True)
-    again = torch.autograd.grad(gradients[0], upstream, numbers(shapes[0]), allow_unused=True)
+    gradients = torch.autograd.grad(y, leaves, upstream, create_graph=twice)
+    again = torch.autograd.grad(gradients[0], upstream, numbers(shapes[0]), allow_unused=True) if twice else ()
     return [t.detach() for t in (y, *gradients, *again) if t is not None]
 
 
@@ -87,7 +89,14 @@ CALLS = {
     ),
     "locally_connected2d": lambda: passes(lambda x, w: F.locally_connected2d(x, w, padding=1), (3, 3, 4, 4), (4, 4, 5, 3, 3, 3)),
     "locally_connected2d of one channel": lambda: passes(F.locally_connected2d, (2, 1, 5, 5), (3, 3, 2, 1, 3, 3)),
-    "locally_connected2d of windows of one cell": lambda: passes(F.locally_connected2d, (2, 3, 4, 4), (4, 4, 2, 3, 1, 1)),
+    "blocks": lambda: passes(lambda x, w: shared_local(x, w, None, (2, 5), None, 1, 1, 1, 1), (3, 4, 4, 7), (2, 2, 5, 4, 3, 3)),
+    "tiles": lambda: passes(lambda x, w, b: shared_local(x, w, b, (1, 1), (2, 3), 1, 1, 1, 1), (3, 4, 5, 7), (2, 3, 5, 4, 3, 3), (5, 2, 3)),
+    **{
+        f"low rank, derived {times}": lambda twice=times == "twice": passes(
+            lambda x, w, m, b: low_rank_local(2, x, w, m, b, 1, 1, 1, 1), (2, 3, 5, 6), (2, 4, 3, 3, 3), (2, 5, 6), (4,), twice=twice
+        )
+        for times in ("once", "twice")
+    },
     "locally_connected1d in groups": lambda: passes(lambda x, w: F.locally_connected1d(x, w, groups=2), (1, 2, 9), (8, 4, 1, 2)),
     "max_pool2d": lambda: passes(lambda x: F.max_pool2d(x, 3, 2, 1), (2, 9, 7, 6)),
     "max_pool2d, channels last": lambda: passes(lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), (2, 5, 8, 6), last=True),

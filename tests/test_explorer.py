@@ -354,15 +354,23 @@ def test_fast_and_small_enough(browser, tmp_path):
     assert explored.size < 5_000_000
     with opened(browser, tmp_path / "e.html") as page:
         opening = page.evaluate("performance.getEntriesByType('navigation')[0].domComplete")
-        slowest = page.evaluate(
-            """() => { let most = 0;
+        slowest, table = page.evaluate(
+            """() => { let most = 0, table = Infinity;
+            for (let tries = 0; tries < 20; tries++) {  // what this machine takes for a table of so many cells
+              const begin = performance.now(), made = document.createElement("table");
+              for (let i = 0; i < 2000; i++) made.appendChild(document.createElement("td")).textContent = i;
+              document.body.appendChild(made);
+              document.body.offsetHeight;
+              made.remove();
+              table = Math.min(table, performance.now() - begin);
+            }
             for (const way of ["forward", "backward", "weights"]) {
               state.way = way === "forward" ? way : "backward";
               panel.ofWeights = way === "weights";
               refresh();
               for (const node of network.nodes) for (const unit of [0, node.size >> 1, node.size - 1]) {
                 let least = Infinity;
-                for (let tries = 0; tries < 20 && least >= 50; tries++) {  // the machine may be busy with something else
+                for (let tries = 0; tries < 20; tries++) {  // the machine may be busy with something else
                   const begin = performance.now();
                   select(node.number, unit);
                   document.body.offsetHeight;
@@ -371,11 +379,11 @@ def test_fast_and_small_enough(browser, tmp_path):
                 most = Math.max(most, least);
               }
             }
-            return most; }"""
+            return [most, table]; }"""
         )
-        print(f"{explored.size} bytes, open after {opening:.0f} ms, slowest choice {slowest:.0f} ms")
+        print(f"{explored.size} bytes, open after {opening:.0f} ms, slowest choice {slowest:.1f} ms, a table {table:.1f} ms")
         assert opening < 2000
-        assert slowest < 50
+        assert slowest < 1.5 * table, "50 ms where a table takes 33"
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -54,7 +54,11 @@ def wide():
         *passes(lambda x, w: F.conv2d(x, w, stride=2, groups=32), (3, 32, 19, 17), (32, 1, 3, 3), last=True),
         *passes(F.locally_connected2d, (1, 2, 40, 37), (38, 35, 2, 2, 3, 3)),
         *passes(F.locally_connected2d, (3, 2, 40, 37), (38, 35, 2, 2, 3, 3)),
-        *passes(F.locally_connected2d, (3, 5, 40, 37), (40, 37, 2, 5, 1, 1)),
+        *passes(lambda x, w: calls.shared_local(x, w, None, (3, 4), None, 1, 0, 1, 1), (3, 4, 40, 37), (13, 9, 9, 4, 3, 3)),
+        *passes(lambda x, w: calls.shared_local(x, w, None, (1, 1), (2, 2), 1, 0, 1, 1), (3, 4, 40, 37), (2, 2, 9, 4, 3, 3)),
+        *passes(
+            lambda x, w, m: calls.low_rank_local(2, x, w, m, None, 1, 0, 1, 1), (3, 5, 40, 37), (1, 9, 5, 3, 3), (1, 38, 35), twice=False
+        ),
         *passes(lambda x: F.max_pool2d(x, 3, 2, 1), (7, 13, 31, 29)),
         *passes(lambda x: F.max_pool2d(x, 3, 2, 1), (3, 77, 21, 19), last=True),
         *passes(lambda x: F.avg_pool2d(x, 3, 2, 1), (7, 13, 31, 29)),
