@@ -87,24 +87,29 @@ def test_any_sizes(algorithm, case):
         assert compare(of_layer(layer), by_definition(layer), (layer.weight, layer.bias, x))
 
 
+def with_threads(threads, function):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return function()
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("way", [*WAYS, "all"])
 def test_more_images_than_a_cache_holds(way, threads):
     """Images are brought in order some at a time; a sum of whole numbers is the same in any order, and must not lose a part of them."""
     sharing = {name: t if type(t) is int else t[:2] for name, t in WAYS.get(way, {"share": 16}).items()}
     layer = nn.LocallyConnected2d(8, 80, (16, 12), 3, groups=2, padding=1, **sharing)
-    x, before = torch.randint(-2, 3, (150, 8, 16, 12)).float(), torch.get_num_threads()
+    x = torch.randint(-2, 3, (150, 8, 16, 12)).float()
     weight = torch.randint(-2, 3, layer.weight.shape).float().requires_grad_()
 
     def gradient():
         y = shared_local(x, weight, None, layer.share, layer.tile, 1, 1, 1, 2)
         return torch.autograd.grad(y, weight, (torch.arange(y.numel()) % 5 - 2.0).view_as(y))[0]
 
-    torch.set_num_threads(threads)
-    try:
-        found = gradient()
-    finally:
-        torch.set_num_threads(before)
+    found = with_threads(threads, gradient)
     with use("definition"):
         assert torch.equal(found, gradient())
 
@@ -137,12 +142,7 @@ def test_any_number_of_images(case, images, threads):
         y = shared_local(*given, layer.share, layer.tile, stride, padding, dilation, groups)
         return y, *torch.autograd.grad(y, given, (torch.arange(y.numel()) % 5 - 2.0).view_as(y))
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        ours = found()
-    finally:
-        torch.set_num_threads(before)
+    ours = with_threads(threads, found)
     with use("definition"):
         for one, other in zip(ours, found(), strict=True):
             assert torch.equal(one, other)
@@ -153,14 +153,13 @@ def test_any_number_of_images(case, images, threads):
 @pytest.mark.parametrize("sharing", [{"share": 1}, {"share": 4}, {"tile": 2}], ids=str)
 def test_the_bits_are_the_same_with_any_number_of_threads(sharing, channels, outputs, images):
     layer, x = nn.LocallyConnected2d(channels, outputs, (9, 26), 3, **sharing), torch.randn(images, channels, 9, 26, requires_grad=True)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 5):
-            torch.set_num_threads(threads)
-            y = layer(x)
-            found.append((y, *torch.autograd.grad(y, [x, layer.weight, layer.bias], torch.sin(torch.arange(y.numel()).float()).view_as(y))))
-    finally:
-        torch.set_num_threads(before)
+
+    def passes():
+        y = layer(x)
+        upstream = torch.sin(torch.arange(y.numel()).float()).view_as(y)
+        return y, *torch.autograd.grad(y, [x, layer.weight, layer.bias], upstream)
+
+    found = [with_threads(threads, passes) for threads in (1, 2, 3, 5)]
     for others in found[1:]:
         assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
 

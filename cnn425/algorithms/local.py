@@ -4,7 +4,7 @@
 |-------------------------------------------------------------------------------|-----------------------------------------------------|
 | another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                        |
 | fewer than 4,096 float64 numbers, as in tests by finite differences           | `definition`                                        |
-| tiles, whose sets of weights are used often                                   | `product`: a convolution with a stride for each set |
+| tiles whose sets are used often; the gradient of the weight of any tiles      | `product`: a convolution with a stride for each set |
 | within `use("sweep")`; one or two images                                      | `sweep`: loops over the weight, as the formula says |
 | everything else                                                               | `matmul`: one matrix product per position           |
 
