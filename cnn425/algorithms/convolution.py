@@ -24,11 +24,13 @@ from cnn425.algorithms import definition, fft, im2col, layout, product, winograd
 from cnn425.algorithms.layout import HALF
 from cnn425.algorithms.local import plan_of
 from cnn425.compat import dispatch_modes, is_transformed
-from cnn425.kernels.threads import PLAIN, forced, is_traced, loops_run
+from cnn425.kernels.product import scatter
+from cnn425.kernels.threads import PLAIN, forced, is_traced, loops_run, memory
 from cnn425.windows import Geometry
 
 TINY = 1 << 14  # multiplications; up to this many, plain loops are faster than packing weights
 THIN, TIMES = 12, 6  # so few channels leave vector registers empty; with so many times as many outputs, adding to pixels costs less
+NUMBERS = 1 << 20  # of the gradient of windows that is written down at a time
 ON_REQUEST: dict[str | None, ModuleType] = {"im2col": im2col, "winograd": winograd, "fft": fft}
 
 
@@ -67,7 +69,7 @@ def input_gradient(
     if not isfinite(w.sum().item()):  # loops put zeros between and around what they multiply, and zero times infinity is NaN
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size), order)
     if groups == 1 and w.shape[1] <= min(THIN, w.shape[0] // TIMES):
-        product.scattered_product(gy, w, gx, geometry)
+        scattered_product(gy, w, gx, geometry)
     else:
         product.input_gradient(gy, w, gx, geometry, groups)
     return gx
@@ -87,6 +89,20 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, orde
         return gw if result is gw else layout.stored(result, order)
     product.weight_gradient(gy, x, gw, geometry, groups)
     return gw
+
+
+def scattered_product(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry) -> None:
+    """Write `gx` of few channels: the gradient of all windows is one product, `(C*cells, O) (O, P)`, and is added to pixels (col2im)."""
+    matrix, upstream, N = w.flatten(1).t(), gy.flatten(2), len(gy)
+    (K, P), numbers_, C = (matrix.shape[0], upstream.shape[2]), gx[0].numel(), gx.shape[1]
+    step = min(N, max(1, NUMBERS // (P * K)))
+    z, table_ = gy.new_empty(step, K, P), layout.grid(geometry, tuple(gx.shape[2:]))  # kept here: another thread may take it from the cache
+    last = gx.stride(1) == 1
+    for n in range(0, N, step):
+        images = min(step, N - n)
+        torch.matmul(matrix, upstream[n : n + step], out=z[:images])
+        where = memory(table_, 6, 3), C, numbers_ // C if not last else 1, C if last else 1
+        scatter(images, images * K * P, memory(z, images, K, P), *where, memory(gx[n:], images, numbers_))
 
 
 # ---- The choice --------------------------------------------------------------------------------------------------------------------------

@@ -124,16 +124,3 @@ def grid(geometry: Geometry, size: tuple[int, ...]) -> Tensor:
 def source_of(shape: tuple[int, ...]) -> Tensor:
     """The sizes of contiguous images along n, d, h, w, c, and the strides: `(2, 5)`."""
     return torch.tensor(Memory(shape, strides_of(shape, torch.contiguous_format)).in_five(), device=CPU)
-
-
-def wide(w: Tensor, d: int) -> Tensor:
-    """The weight of tiles, `(*tile, O, C, *kernel)`, as of a convolution: each of the d sides of its kernel has the cells of all sets."""
-    w = w.permute(d, d + 1, *(i for side in range(d) for i in (side, d + 2 + side)))
-    return w.reshape(*w.shape[:2], *(w.shape[i] * w.shape[i + 1] for i in range(2, 2 + 2 * d, 2)))
-
-
-def narrow(w: Tensor, tile: Sequence[int], kernel: Sequence[int]) -> Tensor:
-    """The inverse of `wide`."""
-    d = len(tile)
-    w = w.reshape(*w.shape[:2], *(n for pair in zip(tile, kernel, strict=True) for n in pair))
-    return w.permute(*range(2, 2 + 2 * d, 2), 0, 1, *range(3, 3 + 2 * d, 2))

@@ -4,8 +4,8 @@
 |-------------------------------------------------------------------------------|-----------------------------------------------------|
 | another device, dtype or kind of tensor; a trace; within `use("definition")`  | `definition`                                        |
 | fewer than 4,096 float64 numbers, as in tests by finite differences           | `definition`                                        |
-| tiles whose sets are used often; the gradient of the weight of any tiles      | `product`: a convolution with a stride for each set |
-| within `use("sweep")`; one or two images                                      | `sweep`: loops over the weight, as the formula says |
+| tiles whose sets are used often, by images and positions                      | `product`: a convolution with a stride for each set |
+| within `use("sweep")`; one or two images; the weight gradient of other tiles  | `sweep`: loops over the weight, as the formula says |
 | everything else                                                               | `matmul`: one matrix product per position           |
 
 At a position the layer is a fully connected one: a matrix of O rows of K = C/G*T*U*V weights meets the N windows there. q is the set of
@@ -39,7 +39,7 @@ from cnn425.windows import Geometry, Sharing
 
 Shape = Sequence[int]
 USES = 16  # of a set, by images and positions: fewer are not worth packing its weights
-COPIED = 1 << 23  # bytes of a weight that may be copied
+COPIED = 1 << 23  # bytes of a weight that may be packed for the output and the gradient of the input: more are read too often
 FEW_IMAGES = 2  # so few would leave most of a vector register empty
 BAND = 1 << 19  # bytes that a thread copies at once for the gradient of the weight
 
@@ -55,7 +55,7 @@ def output(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: Shari
         return layout.stored(y if bias is None else y + sharing.bias(bias, positions), order)
     y = x.new_empty(x.shape[0], w.shape[geometry.dimensions], *positions)
     if is_strided(sharing, w, y, y.shape[1] // groups):
-        product.output(x, layout.wide(w, geometry.dimensions), bias, y, geometry, groups, sharing.tile)
+        product.output(x, w, bias, y, geometry, groups, sharing.tile)
         return layout.stored(y, order)
     plan = plan_of(geometry, groups, sharing, x.shape[1:], w.shape, positions)
     (plan.sweep_output if plan.is_swept(len(x)) else plan.multiply_output)(x.contiguous(), w.contiguous(), bias, y)
@@ -73,7 +73,7 @@ def input_gradient(
         return layout.stored(definition.input_gradient(gy, w, geometry, groups, size, sharing), order_)
     gx = gy.new_empty(gy.shape[0], w.shape[d + 1] * groups, *size)
     if is_strided(sharing, w, gy, w.shape[d + 1]) and isfinite(w.sum().item()):
-        product.input_gradient(gy, layout.wide(w, geometry.dimensions), gx, geometry, groups, sharing.tile)
+        product.input_gradient(gy, w, gx, geometry, groups, sharing.tile)
         return layout.stored(gx, order_)
     plan = plan_of(geometry, groups, sharing, gx.shape[1:], w.shape, gy.shape[2:])
     (plan.sweep_input_gradient if plan.is_swept(len(gy)) else plan.multiply_input_gradient)(gy.contiguous(), w.contiguous(), gx)
@@ -87,12 +87,12 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, shar
     if by_definition(gy, x):
         return layout.stored(definition.weight_gradient(gy, x, geometry, groups, sharing), torch.contiguous_format)
     gw = gy.new_empty(*sharing.sets(tuple(gy.shape[2:])), gy.shape[1], x.shape[1] // groups, *geometry.kernel)
-    if sharing.tile is not None and forced.get() != "sweep":
-        found = gw.new_zeros(layout.wide(gw, geometry.dimensions).shape)  # there may be sets that no position uses
-        product.weight_gradient(gy, x, found, geometry, groups, sharing.tile)
-        return gw.copy_(layout.narrow(found, sharing.tile, geometry.kernel))
     plan = plan_of(geometry, groups, sharing, x.shape[1:], gw.shape, gy.shape[2:])
-    swept = plan.is_swept(len(x) * plan.P // plan.Q)
+    uses = len(x) * plan.P // plan.Q
+    swept = plan.is_swept(uses, FEW_IMAGES if sharing.tile is None else USES)
+    if sharing.tile is not None and not swept:
+        product.weight_gradient(gy, x, gw.zero_(), geometry, groups, sharing.tile)  # there may be sets that no position uses
+        return gw
     (plan.sweep_weight_gradient if swept else plan.multiply_weight_gradient)(gy.contiguous(), x.contiguous(), gw)
     return gw
 
@@ -107,7 +107,7 @@ def by_definition(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
 def is_strided(sharing: Sharing, w: Tensor, y: Tensor, channels: int) -> bool:
     """Whether a layer of weight `w` and output `y` is computed as convolutions with a stride, one for each set of tiles.
 
-    Sets must be used often and take little memory, and channels that are computed must fill vector registers as well as the images do.
+    Sets must be used often and be small, and channels that are computed must fill vector registers as well as the images do.
     """
     if sharing.tile is None or forced.get() is not None or any(t > p for t, p in zip(sharing.tile, y.shape[2:], strict=True)):
         return False
@@ -142,9 +142,9 @@ class Plan:
         self.start, self.cell = self.windows()
         self.starts = memory(self.start, self.P), memory(self.cell, self.cells)
 
-    def is_swept(self, images: int) -> bool:
+    def is_swept(self, images: int, few: int = FEW_IMAGES) -> bool:
         """Whether loops over the weight compute a map whose products have so many images to a set of weights."""
-        return forced.get() == "sweep" or (forced.get() != "matmul" and images <= FEW_IMAGES)
+        return forced.get() == "sweep" or (forced.get() != "matmul" and images <= few)
 
     def image(self, x: Tensor) -> tuple[object, ...]:
         """The image as an argument for a loop."""

@@ -1,8 +1,7 @@
 """Convolutions as gathered products: the tables that the loops of `cnn425.kernels.product` read, one plan per shape and layout.
 
 The gradient of the input with stride s: every s-th pixel is met by the same cells of the kernel, so it is s products per dimension over the
-output gradient, each with the cells of one phase. If its channels are few, most of a vector register would be empty: then one matrix
-product gives the gradient of all windows, which is added to the pixels (col2im).
+output gradient, each with the cells of one phase.
 """
 
 from bisect import bisect_left
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cnn425.algorithms.layout import CPU, Memory, grid, stored_as
+from cnn425.algorithms.layout import CPU, Memory, stored_as
 from cnn425.kernels import product as loops
 from cnn425.kernels.box import REGISTER
 from cnn425.kernels.threads import memory
@@ -27,8 +26,6 @@ Tile = tuple[int, ...] | None  # positions of a local layer that are equal modul
 BOX = 1 << 19  # bytes of a box, which stay in the cache of a core
 FEWEST = 96  # positions of a box, which fill tiles
 UNITS, FEW = 16, 4  # units of work that occupy every thread; the same where each unit needs sums of its own
-ROOM = 1 << 24  # bytes of all sums but one
-NUMBERS = 1 << 20  # of the gradient of windows that is written down at a time
 
 
 class Axis(NamedTuple):
@@ -56,11 +53,13 @@ class Plan:
     V: int
     width: int
     Q: int
+    F: int  # phases
     boxes: int
     parts: int  # of the panels
     work: int  # products
     numbers: tuple[int, int]  # in the memory of the two images
-    cells: tuple[int, ...]  # of the kernel, phase by phase
+    sets: tuple[int, ...]  # of weights, cell by cell, phase by phase
+    cells: tuple[int, ...]  # of the kernel
     image: tuple[object, ...]
     panels: tuple[object, ...]
     target: tuple[object, ...]
@@ -73,7 +72,7 @@ def plan(
 ) -> Plan:
     """The plan of "output" or "input gradient", from image x to image y, with C inputs and O outputs per group.
 
-    Groups of G inputs and as many outputs share panels. With a `tile`, a side of the kernel has the cells of all sets along it.
+    Groups of G inputs and as many outputs share panels. With a `tile`, there are so many sets of weights along each side.
     """
     (O, groups), channels, lanes = (O * groups, 1) if G else (O, groups), x.shape[1], REGISTER // itemsize
     V = registers(O, lanes, G)
@@ -82,7 +81,7 @@ def plan(
     Q, inputs, ones = len(firsts), 1 if G else C, (1,) * (5 - len(x.shape))
     panels = [[g * O + o for g, o in firsts], [min(width, O - o) for _, o in firsts], [o if G else g * C for g, o in firsts]]
     side = forward_side if map_ == "output" else backward_side
-    tile = tile or (1,) * geometry.dimensions
+    tile, kernels = tile or (1,) * geometry.dimensions, (*ones, *geometry.kernel)
     sizes = zip(x.shape[2:], y.shape[2:], strict=True)
     sides = [*[Axis()] * len(ones), *[side(geometry, dim, n, m, tile[dim]) for dim, (n, m) in enumerate(sizes)]]
     images, box = box_of(sides, x.shape[0], channels, Q, width, BOX // itemsize)
@@ -90,14 +89,15 @@ def plan(
     pixels = x.in_five()[0][1:4] if direct else [(b - 1) * s.step + s.span for b, s in zip(box, sides, strict=True)]
     phases: list[list[int]] = []
     cells: list[int] = []
+    sets: list[int] = []
     kernel: list[int] = []
-    kernels = (*ones, *(t * k for t, k in zip(tile, geometry.kernel, strict=True)))
     for outputs in product(*(range(len(s.phases)) for s in sides)):
         found = [s.phases[i] for s, i in zip(sides, outputs, strict=True)]
         more = places_of([offsets for offsets, _ in found], pixels, channels, inputs)
         phases.append([*outputs, len(cells), len(cells) + len(more)])
         cells += more
-        kernel += places_of([which for _, which in found], kernels, 1, 1)
+        sets += places_of([[w // k for w in which] for (_, which), k in zip(found, kernels, strict=True)], (*ones, *tile), 1, 1)
+        kernel += places_of([[w % k for w in which] for (_, which), k in zip(found, kernels, strict=True)], kernels, 1, 1)
     rows = [*zip(*(s[:5] for s in sides), strict=True), box, pixels]
     tables = (x.in_five(), rows, list(zip(*phases, strict=True)), cells, panels, y.in_five())
     kept = tuple(torch.tensor(t, dtype=torch.int64, device=CPU) for t in tables)
@@ -106,7 +106,8 @@ def plan(
     work = x.shape[0] * prod(s.positions for s in sides) * Q * len(cells) * max(G, 1)
     image = source, sides_, images, int(direct), phases_, cells_
     parts = min(Q, -(-UNITS // boxes))
-    return Plan(C, O, V, width, Q, boxes, parts, work, (x.numbers(), y.numbers()), tuple(kernel), image, panels_, target, kept)
+    numbers, weights = (x.numbers(), y.numbers()), (tuple(sets), tuple(kernel))
+    return Plan(C, O, V, width, Q, len(phases), boxes, parts, work, numbers, *weights, image, panels_, target, kept)
 
 
 # ---- Where windows are -------------------------------------------------------------------------------------------------------------------
@@ -181,77 +182,91 @@ class Places(NamedTuple):
 
 
 @lru_cache(maxsize=512)
-def places(plan: Plan, cells: int, transposed: bool, last: bool) -> Places:
-    """The places in a weight `(G*O, C, cells)`, or with `last` `(G*O, cells, C)`; `transposed` exchanges the roles of O and C."""
+def places(plan: Plan, numbers: int, cells: int, transposed: bool, last: bool) -> Places:
+    """The places in a weight `(sets, G*O, C, cells)`, or with `last` `(G*O, cells, C)`; `transposed` exchanges the roles of O and C.
+
+    A set has so many `numbers`.
+    """
     O, C = (plan.C, plan.O) if transposed else (plan.O, plan.C)
     of_cell, of_channel = (C, 1) if last else (1, cells)
     per_input, per_output = (C * cells, of_channel) if transposed else (of_channel, C * cells)
-    offset = [cell * of_cell + c * per_input for cell in plan.cells for c in range(plan.C)]
+    offset = [s * numbers + cell * of_cell + c * per_input for s, cell in zip(plan.sets, plan.cells, strict=True) for c in range(plan.C)]
     return Places(*torch.tensor(offset, dtype=torch.int64, device=CPU).sort(), per_output, O * C * cells)
 
 
-def stored_weight(w: Tensor) -> tuple[Tensor, bool]:
+def stored_weight(w: Tensor, d: int) -> tuple[Tensor, bool]:
     """The weight in one stretch of memory, and whether its channels are last there."""
     if w.is_contiguous():
         return w, False
-    last = w.movedim(1, -1)
+    last = w.movedim(-d - 1, -1)
     return (w, True) if last.is_contiguous() else (w.contiguous(), False)
 
 
 # ---- The maps ----------------------------------------------------------------------------------------------------------------------------
+# The weight is `(O, C, *kernel)`, or with a `tile` of a local layer `(*tile, O, C, *kernel)`.
 
 
-def small_group(w: Tensor, groups: int) -> int:
+def small_group(w: Tensor, d: int, groups: int) -> int:
     """The inputs, and as many outputs, of groups so small that several of them share a vector register; 0 if they are larger."""
-    (O, C), G = w.shape[:2], groups
-    return C if C in GROUPS and O == C * G and G > 1 else 0
+    O, C = w.shape[-d - 2 : w.ndim - d]
+    return C if C in GROUPS and C * groups == O and groups > 1 else 0
 
 
-def multiplier(w: Tensor, groups: int) -> int:
+def multiplier(w: Tensor, d: int, groups: int) -> int:
     """The m of a depthwise convolution with m outputs per input that is computed as m: the outputs j, j + m, j + 2m, ... are one.
 
     Together, m outputs would leave most of a vector register empty; apart, they fill it where there are enough inputs.
     """
-    (O, C), lanes = w.shape[:2], REGISTER // w.itemsize
+    (O, C), lanes = w.shape[-d - 2 : w.ndim - d], REGISTER // w.itemsize
     return O // groups if C == 1 and groups * lanes > O and groups >= lanes else 1
+
+
+def outputs_of(w: Tensor, d: int, j: int, m: int) -> Tensor:
+    """The weight of the outputs j, j + m, j + 2m, ..."""
+    return w.unflatten(-d - 2, (-1, m)).select(-d - 2, j)
 
 
 def output(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, geometry: Geometry, groups: int, tile: Tile = None) -> None:
     """Write the output `y`. With a `tile`, the bias may be `(O, *tile)`."""
-    m = multiplier(w, groups)
+    d = geometry.dimensions
+    m = multiplier(w, d, groups)
     for j in range(m if m > 1 else 0):
-        output(x, w[j::m], None if bias is None else bias[j::m], y[:, j::m], geometry, groups, tile)
+        output(x, outputs_of(w, d, j, m), None if bias is None else bias[j::m], y[:, j::m], geometry, groups, tile)
     if m > 1:
         return
-    G = small_group(w, groups)
-    found = plan("output", geometry, groups, w.shape[1], w.shape[0] // groups, stored_as(x), stored_as(y), x.itemsize, G, tile)
-    multiply(x, w, bias, y, found, G, transposed=False)
+    G = small_group(w, d, groups)
+    sizes = w.shape[-d - 1], w.shape[-d - 2] // groups
+    found = plan("output", geometry, groups, *sizes, stored_as(x), stored_as(y), x.itemsize, G, tile)
+    multiply(x, w, bias, y, found, d, G, transposed=False)
 
 
 def input_gradient(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry, groups: int, tile: Tile = None) -> None:
     """Write the gradient of the input `gx`: the same product over the output gradient, with inputs and outputs exchanged."""
-    m = multiplier(w, groups)
+    d = geometry.dimensions
+    m = multiplier(w, d, groups)
     if m > 1:
         part = torch.empty_like(gx)
         for j in range(m):
-            input_gradient(gy[:, j::m], w[j::m], part if j else gx, geometry, groups, tile)
+            input_gradient(gy[:, j::m], outputs_of(w, d, j, m), part if j else gx, geometry, groups, tile)
             if j:
                 gx += part
         return
-    G = small_group(w, groups)
-    found = plan("input gradient", geometry, groups, w.shape[0] // groups, w.shape[1], stored_as(gy), stored_as(gx), gy.itemsize, G, tile)
-    w = w.unflatten(0, (-1, G)).transpose(1, 2).flatten(0, 1) if G > 1 else w
-    multiply(gy, w, None, gx, found, G, transposed=G == 0)
+    G = small_group(w, d, groups)
+    sizes = w.shape[-d - 2] // groups, w.shape[-d - 1]
+    found = plan("input gradient", geometry, groups, *sizes, stored_as(gy), stored_as(gx), gy.itemsize, G, tile)
+    w = w.unflatten(-d - 2, (-1, G)).transpose(-d - 2, -d - 1).flatten(-d - 3, -d - 2) if G > 1 else w
+    multiply(gy, w, None, gx, found, d, G, transposed=G == 0)
 
 
-def multiply(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, G: int, transposed: bool) -> None:
-    """Write `y`. The weight is `(G*O, C, *kernel)`, with `transposed` that of the other direction."""
-    w, last = stored_weight(w)
-    place, bias = places(plan, prod(w.shape[2:]), transposed, last), w.new_empty(0) if bias is None else bias.movedim(0, -1).contiguous()
+def multiply(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, d: int, G: int, transposed: bool) -> None:
+    """Write `y`. The weight's outputs and inputs are those of `plan`, with `transposed` those of the other direction."""
+    w, last = stored_weight(w, d)
+    numbers, cells = prod(w.shape[-d - 2 :]), prod(w.shape[-d:])
+    place, bias = places(plan, numbers, cells, transposed, last), w.new_empty(0) if bias is None else bias.movedim(0, -1).contiguous()
     K = len(place.offset)
     panels = w.new_empty(plan.Q, K, plan.width)
-    numbers = memory(w, w.numel()), memory(place.offset, K), memory(place.order, K), place.hop, place.group, plan.O
-    loops.pack(plan.Q * -(-K // loops.BLOCK), panels.numel(), *numbers, memory(panels, *panels.shape))
+    given = memory(w, w.numel()), memory(place.offset, K), memory(place.order, K), place.hop, place.group, plan.O
+    loops.pack(plan.Q * -(-K // loops.BLOCK), panels.numel(), *given, memory(panels, *panels.shape))
     weight = memory(panels, *panels.shape), memory(bias, bias.numel()), plan.panels, plan.V, G, plan.parts
     images = memory(x, plan.numbers[0]), *plan.image, *weight, plan.target, memory(y, plan.numbers[1])
     loops.product(plan.boxes * plan.parts, plan.work, *images)
@@ -259,37 +274,24 @@ def multiply(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, plan: Plan, G
 
 def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, groups: int, tile: Tile = None) -> None:
     """Write the gradient of the weight `gw`."""
-    m = multiplier(gw, groups)
+    d = geometry.dimensions
+    m = multiplier(gw, d, groups)
     if m > 1:
-        part = gw.new_empty(groups, 1, *gw.shape[2:])
         for j in range(m):
+            part = torch.empty_like(outputs_of(gw, d, j, m), memory_format=torch.contiguous_format)
             weight_gradient(gy[:, j::m], x, part, geometry, groups, tile)
-            gw[j::m] = part
+            outputs_of(gw, d, j, m).copy_(part)
         return
-    G = small_group(gw, groups)
-    found = plan("output", geometry, groups, gw.shape[1], gw.shape[0] // groups, stored_as(x), stored_as(gy), x.itemsize, G, tile)
-    place, Q = places(found, prod(gw.shape[2:]), False, not gw.is_contiguous()), found.Q
-    K, sums = len(place.offset), (x.numel() + gy.numel()) // gw.numel()  # so many are as large as the images
+    G = small_group(gw, d, groups)
+    sizes = gw.shape[-d - 1], gw.shape[-d - 2] // groups
+    found = plan("output", geometry, groups, *sizes, stored_as(x), stored_as(gy), x.itemsize, G, tile)
+    place, Q = places(found, prod(gw.shape[-d - 2 :]), prod(gw.shape[-d:]), False, not gw.is_contiguous()), found.Q
+    K, F, sums = len(place.offset), found.F, (x.numel() + gy.numel()) // gw.numel()  # so many are as large as the images
     # sums are to cost less than the images, or as much in groups: there a box has the inputs of them all, and each piece copies it
-    parts = min(found.boxes, max(1, min(UNITS // Q, max(FEW // Q, sums // 16)) if groups == 1 else min(UNITS, sums)))
-    parts = min(parts, 1 + ROOM // (gw.numel() * gw.itemsize))
-    pieces = Q if groups == 1 else min(Q, -(-UNITS // parts))
+    parts = min(found.boxes, max(1, min(UNITS // Q, max(FEW // (Q * F), sums // 16)) if groups == 1 else min(UNITS, sums)))
+    pieces = Q * min(F, -(-FEW // (Q * parts))) if groups == 1 else min(Q * F, -(-UNITS // parts))
     part = gw.new_empty(parts, Q, K, found.width)
     upstream = found.boxes, memory(gy, found.numbers[1]), found.panels, found.V, G, found.target, parts, pieces
     loops.weight_gradient(parts * pieces, found.work, memory(x, found.numbers[0]), *found.image, *upstream, memory(part, *part.shape))
     weight = memory(place.offset, K), memory(place.order, K), place.hop, place.group, found.O, memory(gw, gw.numel())
     loops.unpack(Q * -(-K // loops.BLOCK), part.numel(), memory(part, *part.shape), *weight)
-
-
-def scattered_product(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry) -> None:
-    """Write `gx` of few channels: the gradient of all windows is one product, `(C*cells, O) (O, P)`, and is added to pixels."""
-    matrix, upstream, N = w.flatten(1).t(), gy.flatten(2), len(gy)
-    (K, P), numbers_, C = (matrix.shape[0], upstream.shape[2]), gx[0].numel(), gx.shape[1]
-    step = min(N, max(1, NUMBERS // (P * K)))
-    z, table_ = gy.new_empty(step, K, P), grid(geometry, tuple(gx.shape[2:]))  # kept here: another thread may take it from the cache
-    last = gx.stride(1) == 1
-    for n in range(0, N, step):
-        images = min(step, N - n)
-        torch.matmul(matrix, upstream[n : n + step], out=z[:images])
-        where = memory(table_, 6, 3), C, numbers_ // C if not last else 1, C if last else 1
-        loops.scatter(images, images * K * P, memory(z, images, K, P), *where, memory(gx[n:], images, numbers_))

@@ -152,7 +152,10 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
 
 @loop
 def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxes, gy, panels, V, G, target, parts, pieces, gw):
-    """The gradient of the weight in `parts` sums, of some boxes each: `x, gy -> gw (parts, Q, K, width)`; parts and `pieces` of panels."""
+    """The gradient of the weight in `parts` sums, of some boxes each: `x, gy -> gw (parts, Q, K, width)`.
+
+    Parts are shared out, and of each `pieces` of the panels and their phases.
+    """
     (_, Q, K, width), F, inputs = gw.shape, phases.shape[1], max(G, 1)
     R, C, lanes, apart = rows_of(V, G, 1), source[0, 4], REGISTER // x.itemsize, target[1, 4]
     _, _, hop, _, _, long, _ = rows_of_sides(sides)
@@ -171,8 +174,10 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
     upstream, zeros = np.zeros(most * width, x.dtype), np.zeros(width, x.dtype)
     for unit in range(lo, hi):
         part, piece = unit // pieces, unit % pieces
-        low, high = piece * Q // pieces, (piece + 1) * Q // pieces
-        result[(part * Q + low) * K * width : (part * Q + high) * K * width] = 0
+        low, high = piece * Q * F // pieces, (piece + 1) * Q * F // pieces
+        for one in range(low, high):
+            start, f = (part * Q + one // F) * K, one % F
+            result[(start + phases[3, f] * inputs) * width : (start + phases[4, f] * inputs) * width] = 0
         for box in range(part * boxes // parts, (part + 1) * boxes // parts):
             at, first = load_box(box, x, source, sides, images, direct, target, buffer)
             shape = outputs_of(box, source, sides, images)
@@ -182,15 +187,15 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
                 for f in range(F):
                     ends[f + 1] = windows_of(shape, source, sides, direct, phases[0, f], phases[1, f], phases[2, f], row, steps, ends[f])
                 steps[:P] *= width
-            for q in range(low, high):
-                load(gy, first, place, run, P, apart, panels[0, q], panels[1, q], upstream, width)
-                start, base = (part * Q + q) * K * width, at + panels[2, q]
-                for f in range(F):
-                    some = short(ends[f + 1] - ends[f])
-                    for p in range(ends[f], ends[f + 1], some):
-                        for k in range(last[f], last[f + 1] - R, R):
-                            stop = min(ends[f + 1], p + some)
-                            tile(V, buffer, base, shown, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, 1, G, 1)
+            for one in range(low, high):
+                q, f = one // F, one % F
+                if f == 0 or one == low:
+                    load(gy, first, place, run, P, apart, panels[0, q], panels[1, q], upstream, width)
+                start, base, some = (part * Q + q) * K * width, at + panels[2, q], short(ends[f + 1] - ends[f])
+                for p in range(ends[f], ends[f + 1], some):
+                    for k in range(last[f], last[f + 1] - R, R):
+                        stop = min(ends[f + 1], p + some)
+                        tile(V, buffer, base, shown, k, row, p, stop, upstream, 0, steps, result, start, out, zeros, 0, 1, G, 1)
 
 
 @loop
