@@ -481,6 +481,22 @@ def test_the_same_bits_at_every_run():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("size", [3, (3, 4), 5])
+def test_fewer_positions_than_threads(size):
+    """A thread without a position writes nothing: again and again, because the last to write would win."""
+    layer, x = nn.LocallyConnected2d(16, 16, size, 3), torch.randn(32, 16, *(size if isinstance(size, tuple) else (size, size)))
+    with torch.no_grad():
+        with use("definition"):
+            expected = layer(x)
+        try:
+            for threads in (2, 3, 4, 16):
+                torch.set_num_threads(threads)
+                for _ in range(30):
+                    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+        finally:
+            torch.set_num_threads(1)
+
+
 MEMORY = """
 import ctypes, pathlib, torch
 from cnn425.nn import LocallyConnected2d

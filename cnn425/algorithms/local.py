@@ -200,7 +200,7 @@ class Plan:
         loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(x), self.where[0], pixels, 0)
         b = y.new_zeros(self.outputs, 1) if bias is None else bias.reshape(self.outputs, -1).contiguous()
         threads, longest = torch.get_num_threads(), runs.block(self.outputs * x.itemsize)
-        blocks = -(-len(runs.table) * runs.longest // (longest * threads)) * threads
+        blocks = min(len(runs.table), -(-len(runs.table) * runs.longest // (longest * threads)) * threads)  # none may be empty
         where = self.groups, self.where[1], *self.starts, memory(runs.table, *runs.table.shape), int(runs.overlap), blocks, longest
         given = pixels, self.weight(w), memory(b, *b.shape)
         loops.multiply(image.shape[0] * blocks, y.numel() * self.cells, *given, *where, self.output(y))
