@@ -1,5 +1,7 @@
+import errno
 import os
 import random
+from pathlib import Path
 
 import numpy
 import pytest
@@ -53,6 +55,23 @@ def test_every_single_flipped_bit_is_noticed(tmp_path):
         path.write_bytes(content[:place] + bytes([content[place] ^ 128]) + content[place + 1 :])
         with pytest.raises(LabError, match="is damaged"):
             checkpoint.read(path)
+
+
+def test_a_checkpoint_that_may_not_be_read_stops_the_run(tmp_path, monkeypatch):
+    """It may be whole: neither is it set aside, nor does the run start again."""
+    path = checkpoint.save(tmp_path, 1, {"step": 1})
+
+    real = Path.read_bytes
+
+    def refuse(self):
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(LabError, match="cannot be read: Permission denied; the run needs it"):
+        checkpoint.newest(tmp_path, lambda words: pytest.fail(words))
+    assert path.exists()
 
 
 def test_all_damaged_is_a_fresh_start_with_warnings(tmp_path):

@@ -96,6 +96,16 @@ def with_threads(threads, function):
         torch.set_num_threads(before)
 
 
+def test_sets_that_no_position_uses_have_no_gradient():
+    x, w = torch.randn(40, 4, 5, 7), torch.randn(7, 2, 16, 4, 3, 3, requires_grad=True)
+    for _ in range(5):
+        torch.full_like(w, torch.nan)  # so that memory holds something else
+        y = shared_local(x, w, None, (1, 1), (7, 2), 1, 1, 1, 1)
+        (gw,) = torch.autograd.grad(y.sum(), w)
+        assert not gw[5:].any()
+        assert all(one.any() for one in gw[:5])
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("way", [*WAYS, "all"])
 def test_more_images_than_a_cache_holds(way, threads):

@@ -24,6 +24,10 @@ KEEP = 2
 NAME = re.compile(r"checkpoint-(\d{10})-([0-9a-f]{16})\.pt")
 
 
+class UnreadableError(LabError):
+    """The operating system does not give the file out: that says nothing about its content."""
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
     return sorted(ours(folder, NAME), key=lambda path: (int(path.name.split("-")[1]), path.stat().st_mtime_ns), reverse=True)
@@ -46,7 +50,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise LabError(f"{path}: {error.strerror}") from None
+        raise UnreadableError(f"{path} cannot be read: {error.strerror}") from None
     named = NAME.fullmatch(path.name)
     if named and hashlib.sha256(content).hexdigest()[:16] != named[2]:
         raise LabError(f"{path} is damaged: its content is not what its name says ({len(content)} bytes)")
@@ -60,11 +64,16 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a run, None if there is none; damaged ones are set aside, and `warn` says so."""
+    """The newest whole checkpoint of a run, None if there is none; damaged ones are set aside, and `warn` says so.
+
+    An `UnreadableError` stops the run: what it did so far is still there.
+    """
     found = checkpoints(folder)
     for k, path in enumerate(found, 1):
         try:
             return read(path)
+        except UnreadableError as error:
+            raise UnreadableError(f"{error}; the run needs it to go on, and nothing was changed") from None
         except LabError as error:
             aside = path.with_suffix(".damaged")
             path.rename(aside)
