@@ -12,7 +12,6 @@ They are installed as `cnn425.experiments`, so they import one another relativel
 
 import ast
 import importlib.util
-import signal
 import sys
 from pathlib import Path
 
@@ -21,8 +20,10 @@ if sys.argv[:1] == ["-m"] and (missing := [name for name in LAB if importlib.uti
     print(f"the experiments need {', '.join(missing)}, which are not installed; in a clone, `pip install '.[lab]'`", file=sys.stderr)
     raise SystemExit(2)
 
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while torch is imported ends the process without a traceback, until `command`
+from cnn425.lab.errors import end_at_ctrl_c  # noqa: E402
+
+if sys.argv[:1] == ["-m"]:
+    end_at_ctrl_c()
 
 from cnn425.lab.progress import opening_before_imports  # noqa: E402
 

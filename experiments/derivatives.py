@@ -372,7 +372,7 @@ def write_page(options: DerivativeOptions) -> PageVerdict:
         raise LabError(f"{options.expression} cannot be evaluated at {', '.join(options.at)}: {first_line(error)}", 2) from None
     lines = tables[0].lines
     path = (options.log_dir or Path("runs", "derivatives")) / "derivatives.html"
-    pages.write(path, pages.page("derivatives", derivation(options.expression, names, tables, layout(lines))))
+    pages.write(path, "derivatives", pages.page("derivatives", derivation(options.expression, names, tables, layout(lines))))
     gradient = [float(slope) for slope in found[1]]
     print(f"{options.expression} = {float(lines[-1].value):.5g}, gradient {', '.join(f'{slope:.5g}' for slope in gradient)}; open {path}")
     return PageVerdict(relative(found[0], gradient) < 1e-12 if any(gradient) else True, str(path), float(lines[-1].value), gradient)

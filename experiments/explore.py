@@ -17,7 +17,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from cnn425.lab import trained
+from cnn425.lab import pages, trained
 from cnn425.lab.errors import LabError, command
 from cnn425.lab.explorer import explore
 from cnn425.lab.options import at_least, parse_any
@@ -25,7 +25,6 @@ from cnn425.lab.options import at_least, parse_any
 from . import mnist
 
 SUBJECTS = {"fashion": "clothes", "kmnist": "Japanese characters", "emnist-letters": "letters", "patterns": "three patterns"}
-PAGE = b"<title>Look inside a network</title>"  # how a page of this program is known
 WORDS = {"conv": "convolutional", "local": "locally connected", "mlp": "two-layer", "linear": "linear"}
 
 
@@ -103,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> ExploreVerdict:
     folder = options.log_dir or (options.checkpoint if options.checkpoint.is_dir() else options.checkpoint.parent)
     title = f"the {WORDS[model.options['model']]} network that reads {SUBJECTS.get(model.options['dataset'], 'handwritten digits')}"
     path = folder / "explorer.html"
-    if path.is_file() and PAGE not in path.read_bytes()[:1000]:
-        raise LabError(f"{path} is no page of this program, which would overwrite it; move it, or choose another --log-dir", 2)
+    pages.refuse_others(path, "explorer")
     page = explore(model.model, images, path, labels, model.classes, names, title)
     for name, why in page.stored.items():
         print(f"{name}: {why}; the page shows its numbers as torch computed them")

@@ -40,7 +40,9 @@ from torch import Tensor
 
 import cnn425.nn
 import cnn425.nn.functional as ours
-from cnn425.lab.errors import command
+from cnn425.lab.errors import LabError, command, refuse_foreign
+from cnn425.lab.folder import write_whole
+from cnn425.lab.options import MOST_THREADS
 from cnn425.lab.progress import compilation_told, opening, watched
 from cnn425.lab.verdict import Finding, conclude
 
@@ -680,12 +682,16 @@ def wrong(options: Options) -> str | None:
     for what in options.what:
         if what in CASES and not any(options.only in case[0] for case in CASES[what][0]):
             return f"--only {options.only!r} is in no name of a case of {what}; run without --only to see the names"
-    if options.threads < 1 or not options.seconds >= 0:
-        return f"--threads {options.threads} --seconds {options.seconds}: a number of threads and a time are wanted"
+    if not 1 <= options.threads <= MOST_THREADS or not 0 <= options.seconds < math.inf:
+        return f"--threads {options.threads} --seconds {options.seconds}: 1 to {MOST_THREADS} threads and a time are wanted"
     try:
+        if options.json:
+            refuse_foreign(options.json, b'"command": "python ')
         for folder in (options.figures, options.json and options.json.parent):
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
+    except LabError as error:
+        return str(error)
     except OSError as error:
         return f"cannot make the folder {error.filename}: {error.strerror}; name another one in --json or --figures"
     return None
@@ -738,7 +744,7 @@ def main(options: Options) -> dict[str, Any]:
         if options.scaling:
             draw_sweeps(results["scaling"], options.figures / "convolution_scaling.png")
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
+        write_whole(options.json, json.dumps(results, indent=1).encode())
     conclude(found(results))
     print("next: docs/performance.md says what the columns mean and what came out elsewhere")
     return results

@@ -6,6 +6,7 @@ minute), or the run folders of an earlier build are used again.
 
 import contextlib
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -52,8 +53,8 @@ class SiteOptions:
 def main(argv: list[str] | None = None) -> None:
     """Build the site."""
     options = tyro.cli(SiteOptions, args=argv, description=__doc__)
-    if options.out.exists() and any(options.out.iterdir()) and not (options.out / "objects.inv").exists():
-        raise LabError(f"{options.out} holds something that is not a site; name another folder with --out", 2)
+    if os.path.lexists(options.out) and not is_replaceable(options.out):
+        raise LabError(f"{options.out} is not an empty folder or a site of this project; name another one with --out", 2)
     if not options.quick and subprocess.run([sys.executable, "scripts/gallery.py", "--check"], cwd=ROOT).returncode:
         raise LabError("the gallery is stale; make it again with scripts/gallery")
     if not options.quick and not options.picture and stale(PICTURE):
@@ -74,6 +75,14 @@ def main(argv: list[str] | None = None) -> None:
         raise LabError(f"broken links: {', '.join(broken[:10])}")
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
     print(f"{options.out}: {len(list(options.out.glob('*.html')))} pages, {size / 1e6:.1f} MB; open {options.out / 'index.html'}")
+
+
+def is_replaceable(folder: Path) -> bool:
+    """Whether nothing is lost if this folder goes: it is empty, or an earlier build."""
+    inventory = folder / "objects.inv"  # Sphinx's list of what a site documents
+    if inventory.is_file():
+        return b"# Project: cnn425" in inventory.read_bytes()[:100]
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def copy_sources(folder: Path) -> None:

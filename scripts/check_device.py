@@ -47,6 +47,11 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where nothing is installed, the checkout is the package
 
+from cnn425.lab.errors import LabError, end_at_ctrl_c, raise_at_ctrl_c, refuse_foreign
+
+if __name__ == "__main__":
+    end_at_ctrl_c()
+
 import compare_layers
 import conformance
 import numpy
@@ -57,7 +62,6 @@ from torch import Tensor
 
 from cnn425 import algorithms
 from cnn425.agreement import COMPILERS, TOLERANCES, compare, describe, refusal, under
-from cnn425.lab.errors import LabError
 from cnn425.lab.group import Group, torch_device
 from cnn425.lab.models import Layers, Name, build, namespace
 from cnn425.lab.order import Order
@@ -91,6 +95,7 @@ class Run:
     minutes: float
     data_dir: Path | None
     until: float = math.inf
+    stopped: bool = False
 
     @property
     def name(self) -> str:
@@ -625,6 +630,8 @@ def try_one(section: Section, function: Callable[[Run], Cases], run: Run, page: 
                 section.passed += not wrong
                 section.failures += [f"{name}: {wrong}"] if wrong else []
             page.write(at_once=False)
+            if run.stopped:  # by Ctrl-C in a place that swallowed it
+                raise KeyboardInterrupt
             if run.left() <= 0:
                 section.state = "as far as its time went"
                 return
@@ -634,9 +641,28 @@ def try_one(section: Section, function: Callable[[Run], Cases], run: Run, page: 
     except LabError:
         raise
     except Exception as error:
+        if run.stopped:  # an import that was cut short, and what it broke
+            raise KeyboardInterrupt from None
         section.tried += 1
         section.failures.append(f"the rest: {describe(error)}")
         section.state = "ended by an error"
+
+
+@contextlib.contextmanager
+def remembered(run: Run) -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt, and the run knows of it, whoever catches that."""
+
+    def stop(*_: Any) -> None:
+        run.stopped = True
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -725,6 +751,8 @@ def main(argv: list[str] | None = None) -> int:
         run = Run(prepared(options.device), options.minutes, options.data_dir)
         if run.data_dir is not None:
             digits(run)
+        refuse_foreign(options.out / "report.txt", b"device     ")
+        refuse_foreign(options.out / "report.json", b'"device": ')
         options.out.mkdir(parents=True, exist_ok=True)
         page = Page(options.out, about(run, words), [name for name in SECTIONS if name in options.only])
         page.write()
@@ -740,7 +768,8 @@ def main(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warmed(run)  # before the alarm: what loads libraries may not be interrupted
-        with warnings.catch_warnings(), alarm(begun + 60 * options.minutes):
+        raise_at_ctrl_c()
+        with warnings.catch_warnings(), remembered(run), alarm(begun + 60 * options.minutes):
             warnings.simplefilter("ignore")
             try_all(run, page, begun + 60 * options.minutes)
     except OutOfTime:

@@ -56,7 +56,7 @@ from torch.profiler import ProfilerActivity, profile
 import cnn425.nn as nn
 import cnn425.nn.functional as F
 from cnn425.agreement import TOLERANCES, compare, derivatives
-from cnn425.lab.errors import LabError
+from cnn425.lab.errors import LabError, command, first_line
 from cnn425.lab.group import torch_device
 from cnn425.lab.models import Layers, build
 
@@ -349,8 +349,10 @@ def checked(o: Options) -> None:
     for name in USELESS_FOR.get(kind_of(o.layer), ()) if o.layer else ():
         if getattr(o, name) != getattr(Options, name):
             raise ImpossibleError(f"{o.layer} has no --{name.replace('_', '-')}")
-    if o.html and o.html.is_dir():
-        raise ImpossibleError(f"--html {o.html} is a folder; name a file for the page")
+    if o.html:
+        from cnn425.lab import pages
+
+        pages.refuse_others(o.html, "report")
     if o.padding < 0:
         raise ImpossibleError(f"--padding must be at least 0, but got {o.padding}")
     if (o.ours or o.theirs) and o.layer:
@@ -516,7 +518,7 @@ def compare_networks(o: Options, console: "Console") -> int:
     where, agree = first_parting(layers), all(q["alone"] <= q["allowed"] for layer in layers for q in layer["quantities"])
     data = {"first": first, "second": second, "where": where, "layers": layers, **about(o)}
     if o.html:
-        pages.write(o.html, pages.page("report", data))
+        pages.write(o.html, "report", pages.page("report", data))
     if o.json:
         print(json.dumps(data))
         return 0 if agree else 1
@@ -584,11 +586,11 @@ def main(argv: list[str] | None = None) -> int:
                 rows.append(measured(name, o))
             if not o.json:
                 write(f"{told(rows[-1])}\n")
-    except ImpossibleError as error:
+    except (ImpossibleError, LabError) as error:
         errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
-    except (RuntimeError, ValueError) as error:
-        errors.print(f"error: {name} refuses these arguments: {str(error).splitlines()[0]}", style="red", markup=False, soft_wrap=True)
+    except (RuntimeError, ValueError, MemoryError, OverflowError) as error:
+        errors.print(f"error: {name} refuses these arguments: {first_line(error)}", style="red", markup=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         errors.print("stopped; nothing was written")
@@ -596,7 +598,7 @@ def main(argv: list[str] | None = None) -> int:
     data = {**about(o), "rows": [asdict(r) for r in rows]}
     try:
         if o.html:
-            pages.write(o.html, pages.page("report", data))
+            pages.write(o.html, "report", pages.page("report", data))
     except LabError as error:
         errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
@@ -612,7 +614,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from cnn425.lab.progress import never_silent
-
-    with never_silent():
-        sys.exit(main())
+    command(main)

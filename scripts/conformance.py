@@ -42,7 +42,7 @@ from torch import Tensor
 import cnn425.nn as nn
 import cnn425.nn.functional as F
 from cnn425.agreement import COMPILERS, FUNC, TOLERANCES, compare, derivatives, describe, refusal, same_refusal, under
-from cnn425.lab.errors import LabError
+from cnn425.lab.errors import LabError, command
 from cnn425.lab.group import torch_device
 
 if TYPE_CHECKING:  # check_device.py tries the features below where torch is alone, so what tables need is imported where they are made
@@ -411,7 +411,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from cnn425.lab.progress import never_silent
-
-    with never_silent():
-        sys.exit(main())
+    command(main)

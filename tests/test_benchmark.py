@@ -80,7 +80,10 @@ def test_layers_between_local_and_convolution_and_transposed_ones_are_timed():
         ({"what": ("survey",), "only": "nothing like it"}, "--only 'nothing like it' is in no name of a case of survey"),
         ({"threads": 0}, "--threads 0"),
         ({"seconds": -1.0}, "--seconds -1.0"),
+        ({"threads": 999_999}, "--threads 999999"),
         ({"json": Path(__file__) / "results.json"}, "cannot make the folder"),
+        ({"json": Path(__file__).parent}, "is a folder; name a file"),
+        ({"json": Path(__file__)}, "was not made by this program, which would overwrite it"),
     ],
 )
 def test_wrong_options_are_refused_in_one_sentence_before_anything_is_timed(options, complaint, capsys):

@@ -30,8 +30,10 @@ def test_the_site_builds_and_its_pages_open(tmp_path, capsys):
     for package in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(package, reason=f"{package} is not installed (dependency group `site`)")
     site = tmp_path / "site"
+    site.mkdir()
     picture = tmp_path / "explorer.png"
     script.main(["--quick", "--out", str(site), "--runs", str(tmp_path / "runs"), "--picture", str(picture)])
+    assert script.is_replaceable(site)
     assert not script.stale(picture)
     assert "pages" in capsys.readouterr().out
     names = {path.name for path in site.glob("*.html")}
@@ -73,11 +75,13 @@ def test_links_to_nowhere_and_links_that_are_none_are_found(tmp_path):
     assert script.broken_links(tmp_path / "index.html") == ["index.html -> nowhere.html", "index.html -> source:c.py.txt"]
 
 
-def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
-    (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(LabError, match="holds something that is not a site"):
-        script.main(["--quick", "--out", str(tmp_path)])
-    assert (tmp_path / "letter.txt").read_text() == "dear"
+@pytest.mark.parametrize("name", ["letter.txt", "objects.inv"], ids=["anything", "a site of another project"])
+def test_a_folder_that_is_no_site_of_ours_is_left_alone(name, tmp_path):
+    (tmp_path / name).write_text("# Sphinx inventory version 2\n# Project: letters\n")
+    for out in (tmp_path, tmp_path / name):
+        with pytest.raises(LabError, match="is not an empty folder or a site of this project"):
+            script.main(["--quick", "--out", str(out)])
+    assert "letters" in (tmp_path / name).read_text()
 
 
 def test_formulas_of_docstrings_stay_as_they_are_written():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -108,6 +109,35 @@ def test_what_failed_is_on_the_page_and_in_the_exit_code(tmp_path, monkeypatch, 
     for words in ("passes: seven bytes", "fails: three: it is four", "2 of 4 checks passed"):
         assert words in page
     assert "three: it is four" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["report.txt", "report.json"])
+def test_a_page_of_somebody_elses_stays(name, tmp_path, capsys):
+    (tmp_path / name).write_text("of last year")
+    threads = torch.get_num_threads()
+    assert script.main(["--device", "cpu", "--out", str(tmp_path)]) == 2
+    torch.set_num_threads(threads)
+    assert f"{name} was not made by this program" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "of last year"
+
+
+def swallows(run):
+    yield "six", ""
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+    except KeyboardInterrupt:
+        yield "seven", ""
+    raise RecursionError
+
+
+def test_ctrl_c_ends_it_even_if_somebody_swallows_it(tmp_path, monkeypatch, capsys):
+    code, found, sections = results(tmp_path, monkeypatch, [swallows, passes])
+    assert code == 130
+    assert sections["swallows"]["passed"] == found["sections"][0]["tried"] == 2
+    assert sections["passes"]["state"] == "not begun"
+    assert "stopped; " in capsys.readouterr().err
 
 
 def test_nothing_tried_is_no_success(tmp_path, monkeypatch, capsys):

@@ -255,7 +255,9 @@ def test_a_network_against_another_run(run_folder, tmp_path, capsys):
         (["--model", "{run}", "--against", "{tmp}/file"], "is not a checkpoint"),
         (["--model", "{run}", "--repeats", "1", "--html", "{tmp}/file/r.html"], "cannot be written"),
         (["--layer", "relu", "--repeats", "1", "--no-gradcheck", "--html", "{tmp}/file/r.html"], "cannot be written"),
-        (["--layer", "relu", "--html", "{tmp}"], "is a folder; name a file for the page"),
+        (["--layer", "relu", "--html", "{tmp}/file"], "was not made by this program"),
+        (["--model", "{run}", "--html", "{tmp}/file"], "was not made by this program"),
+        (["--layer", "relu", "--html", "{tmp}"], "is a folder; name a file in it"),
     ],
 )
 def test_what_cannot_be_compared_or_written_is_one_line(words, message, run_folder, tmp_path, capsys):
@@ -265,3 +267,4 @@ def test_what_cannot_be_compared_or_written_is_one_line(words, message, run_fold
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "?"

@@ -42,7 +42,7 @@ def test_own_pictures_and_one_that_is_none(run, tmp_path, capsys):
 
 def test_a_page_of_somebody_else_is_not_overwritten(run, tmp_path):
     (tmp_path / "explorer.html").write_text("mine")
-    with pytest.raises(LabError, match=r"explorer.html is no page of this program, which would overwrite it"):
+    with pytest.raises(LabError, match=r"explorer.html was not made by this program, which would overwrite it"):
         explore.main(["--checkpoint", str(run), "--count", "2", "--log-dir", str(tmp_path)])
     assert (tmp_path / "explorer.html").read_text() == "mine"
     (tmp_path / "explorer.html").unlink()

@@ -30,7 +30,7 @@ def sentence(error: OSError) -> str:
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "the disk quota is used up",
         errno.EROFS: "the file system is read-only",
-        errno.EACCES: "no permission to write there",
+        errno.EACCES: "no permission",
     }.get(error.errno or 0, error.strerror or str(error))
     return f"{error.filename}: {reason}" if error.filename else reason
 
@@ -51,20 +51,51 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(os.path.expandvars(path)))
 
 
+def refuse_foreign(path: Path, mark: bytes) -> None:
+    """Refuse to replace what this program did not write: a folder, or a file without `mark` in its first 1000 bytes."""
+    try:
+        if path.is_dir():
+            raise LabError(f"{path} is a folder; name a file in it", 2)
+        if os.path.lexists(path):
+            with path.open("rb") as file:
+                if mark not in file.read(1000):
+                    raise LabError(f"{path} was not made by this program, which would overwrite it; move it, or choose another place", 2)
+    except OSError as error:
+        raise LabError(f"{path} cannot be written: {error.strerror}", 2) from None
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type if it says nothing."""
     return textwrap.shorten((str(error).strip() or type(error).__name__).splitlines()[0], 200, placeholder=" ...")
 
 
+def end_at_ctrl_c() -> None:
+    """Until `raise_at_ctrl_c`, Ctrl-C ends the process at once and without a traceback: for the seconds in which torch is imported."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def raise_at_ctrl_c() -> None:
+    """Ctrl-C is a KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def is_too_large(error: Exception) -> bool:
+    """Whether memory could not hold what was asked for, or a number its type."""
+    said = ("not enough memory", "allocate", "bad_alloc", "out of memory", "overflow", "too large")
+    return isinstance(error, (MemoryError, OverflowError)) or any(words in str(error) for words in said)
+
+
 def command(main: Callable[[], Any]) -> None:
     """Run an experiment's `main` as a command: exit code 0 unless something went wrong; a LabError is one line on stderr.
 
-    A claim that does not hold is a result. Only a verdict with `MUST_HOLD`, of a task and not of a claim, makes the code 1.
+    A claim that does not hold is a result. Only a verdict with `MUST_HOLD`, of a task and not of a claim, makes the code 1; a `main` that
+    returns a number returns the code.
     """
     from cnn425.lab.progress import is_first, never_silent  # which needs rich; errors are also raised where torch is alone
 
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set while the experiment was imported
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    raise_at_ctrl_c()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to end
@@ -81,7 +112,14 @@ def command(main: Callable[[], Any]) -> None:
     except OSError as error:
         print(f"stopped: {sentence(error)}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
+    except (MemoryError, OverflowError, RuntimeError, ValueError) as error:
+        if not is_too_large(error):
+            raise
+        print(f"stopped: a number in these options is too large for the memory or for its type: {first_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
+    if isinstance(verdict, int):
+        raise SystemExit(verdict)
     raise SystemExit(1 if getattr(verdict, "MUST_HOLD", False) and not verdict.holds else 0)

@@ -99,7 +99,7 @@ def explore(
             count -= max(1, count // 4)
         else:
             raise LabError(f"the page of this model would take {len(content) / 1e6:.1f} MB, more than {limit / 1e6:.1f} MB")
-    pages.write(path, content)
+    pages.write(path, "explorer", content)
     stored = {node.name or node.layer: node.why for node in recorder.nodes if node.kind == "stored"}
     return Explored(path, len(content), count, stored, {node.name: node.kept for node in recorder.nodes if node.kept})
 

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cnn425.lab.errors import end_at_ctrl_c
+
 T = TypeVar("T")
 
 QUIET_SECONDS = 2.0  # between two plain lines; after two minutes, five times as many
@@ -65,6 +67,7 @@ def opening(doc: str | None) -> None:
 
 def opening_before_imports(words: Sequence[str], doc: Callable[[], str | None]) -> None:
     """The same, before the imports, which take seconds; not if these words of a command line ask for help, or for something to read on."""
+    end_at_ctrl_c()
     if not {"-h", "--help", "--json", "--markdown", "--lap"} & {*words}:
         found = doc() or ""
         with contextlib.suppress(OSError):  # a full disk: what is said next says so

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cnn425.lab.errors import LabError, sentence
+from cnn425.lab.errors import LabError, refuse_foreign, sentence
 from cnn425.lab.folder import write_whole
 
 
@@ -27,12 +27,18 @@ def page(name: str, data: Any) -> bytes:
     return html.replace("{{data}}", words).encode()
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a page; a LabError says why it cannot be."""
+def refuse_others(path: Path, name: str) -> None:
+    """Refuse to replace what is not a page called `name`: its title tells."""
+    title = re.search(r"<title>.*</title>", (files(__name__) / f"{name}.html").read_text(encoding="utf-8"))
+    assert title is not None
+    refuse_foreign(path, title[0].encode())
+
+
+def write(path: Path, name: str, content: bytes) -> None:
+    """Write a page called `name`; a LabError says why it cannot be."""
+    refuse_others(path, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise LabError(f"{path} is a folder; name a file for the page")
         write_whole(path, content)
     except OSError as error:
         raise LabError(f"{path} cannot be written: {sentence(error)}") from None
