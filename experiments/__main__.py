@@ -63,7 +63,7 @@ def listed() -> str:
             judgement = ("holds" if holds else "does not hold") + (f": {sentence}" if sentence else "")
             lines += textwrap.wrap(f"last time: {judgement}", 80, initial_indent="    ", subsequent_indent="      ")
         lines.append("")
-    return "\n".join([*lines, "Run one:      python -m experiments NAME", "Its options:  python -m experiments NAME --help"])
+    return "\n".join([*lines, f"Run one:      python -m {__package__} NAME", f"Its options:  python -m {__package__} NAME --help"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not words:
         print(listed(), flush=True)
     elif words[0] in ("-h", "--help"):
-        print(__doc__)
+        print((__doc__ or "").replace("-m experiments", f"-m {__package__}"))
     elif words[0] not in names():
         print(f"there is no experiment {words[0]}; there are {', '.join(names())}", file=sys.stderr)
         raise SystemExit(2)

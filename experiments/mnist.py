@@ -103,7 +103,7 @@ def data(options: DigitOptions) -> tuple[Pictures, Pictures]:
 
 def tested_on(options: dict[str, Any], data_dir: Path | None) -> Pictures:
     """The test pictures of a trained network, by the options in its checkpoint."""
-    kept = {name: options[name] for name in ("dataset", "examples", "seed")}
+    kept = {name: options[name] for name in ("dataset", "examples", "seed") if name in options}
     return data(DigitOptions(**kept, data_dir=data_dir))[1]
 
 
@@ -117,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> DigitVerdict:
     if not options.dry_run:
         show_board(options.log_dir or Path(verdict.folder).parent)
         run = in_a_shell(Path(verdict.folder, f"seed-{options.seed}") if several else Path(verdict.folder))
-        say(f"      python -m experiments.predict --checkpoint {run} digit.png     (a picture of your own)")
-        say(f"      python -m experiments.explore --checkpoint {run}     (every number of the network, on a page)")
+        say(f"      python -m {__package__}.predict --checkpoint {run} digit.png     (a picture of your own)")
+        say(f"      python -m {__package__}.explore --checkpoint {run}     (every number of the network, on a page)")
     return verdict
 
 

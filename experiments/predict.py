@@ -87,8 +87,10 @@ def on_the_spot(data_dir: Path | None) -> trained.Trained:
 
 def exported(model: trained.Trained, folder: Path, formats: str) -> dict[str, float]:
     """The largest difference of an answer of each exported program, run back, from the model's."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise LabError(f"--export {folder} is not a folder; name one", 2)
     folder.mkdir(parents=True, exist_ok=True)
-    writers = {"torch": (trained.export_torch, folder / "model.pt2"), "onnx": (trained.export_onnx, folder / "model.onnx")}
+    writers = {"onnx": (trained.export_onnx, folder / "model.onnx"), "torch": (trained.export_torch, folder / "model.pt2")}
     chosen = [writer for name, writer in writers.items() if formats in ("both", name)]
     for _, path in chosen:
         if os.path.lexists(path):

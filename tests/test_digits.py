@@ -203,7 +203,7 @@ def test_a_partial_file_is_never_taken_for_whole(mirror):
 
 def test_a_named_folder_is_filled_only_if_asked(mirror, tmp_path, monkeypatch):
     monkeypatch.setattr(digits, "place", REAL_PLACE)
-    with pytest.raises(LabError, match=r"is missing; put .* or say --download"):
+    with pytest.raises(LabError, match=r"is missing; put .* or let `python -m cnn425.experiments.mnist .*--download --data-dir "):
         digits.load("mnist", tmp_path)
     assert not Server.asked
     assert digits.load("mnist", tmp_path, download=True)[0].labels.tolist() == [3, 9]

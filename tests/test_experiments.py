@@ -68,6 +68,20 @@ def helptext(options, name):
     return None
 
 
+def test_an_installed_package_is_told_how_to_call_it(tmp_path, monkeypatch, capsys):
+    """Outside a clone there is no `experiments`, only `cnn425.experiments`."""
+    monkeypatch.chdir(tmp_path)
+    everything, mnist = (importlib.import_module(f"cnn425.experiments.{name}") for name in ("__main__", "mnist"))
+    everything.main([])
+    everything.main(["--help"])
+    with pytest.raises(SystemExit):
+        mnist.main(["--help"])
+    mnist.main([*mnist.TINY])
+    told = capsys.readouterr().out
+    assert told.count("python -m cnn425.experiments") > 8
+    assert "python -m experiments" not in told
+
+
 def test_options_are_kept_beside_the_run(tmp_path):
     module = importlib.import_module("experiments.mnist")
     module.main([*module.TINY, "--log-dir", str(tmp_path), "--seed", "7"])

@@ -36,15 +36,49 @@ def test_a_folder_that_holds_one_run_is_that_run(stored, tmp_path):
         trained.load(tmp_path / "above")
 
 
-def test_other_checkpoints_are_one_sentence(tmp_path):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(stored, capsys):
+    model, path = stored
+    newer = checkpoint.save(path.parent, 9, checkpoint.read(path) | {"position": {"step": 9}})
+    assert trained.load(path.parent).step == 9
+    newer.write_bytes(newer.read_bytes()[:-1])
+    assert trained.load(path.parent).step == 5
+    assert f"warning: {newer} is damaged" in capsys.readouterr().out
+    path.write_bytes(b"")
+    with pytest.raises(LabError, match=r"is damaged: .*; name another checkpoint or run"):
+        trained.load(path.parent)
+
+
+OPTIONS = {"model": "conv", "layers": "custom", "dataset": "mnist"}
+POSITION = {"step": 1}
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"model": {}, "options": {"lr": 1}, "position": POSITION}, "is not of experiments/mnist.py"),
+        ({"model": {}, "options": [1], "position": POSITION}, "is not of experiments/mnist.py"),
+        ({"model": {}, "options": OPTIONS}, "is not of experiments/mnist.py"),
+        ({"model": {}, "options": OPTIONS | {"model": "abacus"}, "position": POSITION}, "does not fit the model abacus"),
+        ({"model": {}, "options": OPTIONS | {"dataset": "abacus"}, "position": POSITION}, "is not of experiments/mnist.py"),
+        ({"model": build("linear", "torch", 0).state_dict(), "options": OPTIONS, "position": POSITION}, "does not fit the model conv"),
+        ({"model": 3, "options": OPTIONS, "position": POSITION}, "does not fit the model conv"),
+        ({"options": OPTIONS, "position": POSITION}, "does not fit the model conv"),
+        (
+            {
+                "model": {name: w * float("nan") for name, w in build("conv", "torch", 0).state_dict().items()},
+                "options": OPTIONS,
+                "position": POSITION,
+            },
+            "holds numbers that are not finite",
+        ),
+    ],
+)
+def test_other_checkpoints_are_one_sentence(state, words, tmp_path):
     with pytest.raises(LabError, match="there is no checkpoint in"):
         trained.load(tmp_path)
-    path = checkpoint.save(tmp_path, 1, {"model": {}, "options": {"lr": 1}})
-    with pytest.raises(LabError, match=r"is not of experiments/mnist.py"):
-        trained.load(path)
-    options = {"model": "conv", "layers": "custom", "dataset": "mnist"}
-    with pytest.raises(LabError, match="does not fit the model conv"):
-        trained.load(checkpoint.save(tmp_path, 2, {"model": build("linear", "torch", 0).state_dict(), "options": options}))
+    with pytest.raises(LabError, match=words) as caught:
+        trained.load(checkpoint.save(tmp_path, 1, state))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n cut"], ids=["empty", "text", "cut off"])

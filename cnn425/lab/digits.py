@@ -29,7 +29,7 @@ from torch import Tensor
 from cnn425.lab.errors import LabError, expanded, first_line, sentence
 from cnn425.lab.folder import LOCK, if_able, sweep, write_whole
 from cnn425.lab.pictures import Pictures
-from cnn425.lab.progress import watched
+from cnn425.lab.progress import in_a_shell, watched
 
 Dataset = Literal["mnist", "fashion", "kmnist", "emnist-letters", "qmnist"]
 
@@ -98,7 +98,7 @@ def load(dataset: Dataset = "mnist", data_dir: Path | None = None, download: boo
     if is_cache or download:
         fetch(origin, folder)
     try:
-        contents = [found(part, folder, origin) for part in origin.parts]
+        contents = [found(part, folder, origin, dataset) for part in origin.parts]
     except OSError as error:
         raise LabError(f"cannot read {dataset}: {sentence(error)}") from None
     if dataset == "emnist-letters":
@@ -138,7 +138,7 @@ def whole(content: bytes, digest: str) -> bytes | None:
     return gzip.decompress(content) if packed else content
 
 
-def found(part: Part, folder: Path, origin: Source) -> bytes:
+def found(part: Part, folder: Path, origin: Source, dataset: Dataset) -> bytes:
     """The content of a published file, unpacked, after its digest was checked; a damaged copy beside a whole one does no harm."""
     damaged = None
     for path, digest in candidates(part, folder):
@@ -154,9 +154,10 @@ def found(part: Part, folder: Path, origin: Source) -> bytes:
     if damaged:
         raise damaged
     wanted = ", ".join(other.file for other in origin.parts)
+    words = f"--dataset {dataset} --dry-run --download --data-dir {in_a_shell(folder.parents[1])}"
     raise LabError(
-        f"{folder / part.file} is missing; put {wanted} into {folder}, or say --download to have it done, or leave out --data-dir and "
-        f"CNN425_DATA_DIR to download to {place_of_cache()}"
+        f"{folder / part.file} is missing; put {wanted} into {folder}, or let `python -m cnn425.experiments.mnist {words}` do it, or leave "
+        f"out --data-dir and CNN425_DATA_DIR to download to {place_of_cache()}"
     )
 
 

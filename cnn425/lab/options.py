@@ -139,7 +139,9 @@ def begun_with(kind: type[SomeOptions], folder: Path) -> SomeOptions:
 def parse_any(kind: type[Anything], argv: Sequence[str] | None, begun: Anything | None = None) -> Anything:
     """The options typed on the command line (`None`) or given as words, for any dataclass; `begun`: what is not typed stays as it is."""
     _, words = module_of(kind)
-    more: dict[str, Any] = {"prog": program(kind), "description": words} | ({} if begun is None else {"default": begun})
+    command = program(kind)
+    described = words.replace("-m experiments.", "-m cnn425.experiments.") if "cnn425.experiments" in (command or "") else words
+    more: dict[str, Any] = {"prog": command, "description": described} | ({} if begun is None else {"default": begun})
     state = random.getstate()  # tyro draws from it, and it may be a notebook's
     try:
         options = with_paths(tyro.cli(kind, args=None if argv is None else list(argv), **more), expanded)

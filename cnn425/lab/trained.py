@@ -17,6 +17,7 @@ from cnn425.lab.models import build
 from cnn425.lab.photograph import SIDE, read_picture
 from cnn425.lab.photograph import picture as picture
 from cnn425.lab.pictures import PATTERNS
+from cnn425.lab.progress import say
 
 
 class Trained(NamedTuple):
@@ -28,33 +29,48 @@ class Trained(NamedTuple):
     step: int
 
 
-def newest_in(folder: Path) -> Path:
-    """The newest checkpoint of a run folder; of a folder that holds one run, that run's."""
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a run folder, newest first; of a folder that holds one run, that run's."""
     if found := checkpoint.checkpoints(folder):
-        return found[0]
+        return found
     runs = sorted(inside for inside in folder.iterdir() if inside.is_dir() and checkpoint.checkpoints(inside))
     if not runs:
-        raise LabError(f"there is no checkpoint in {folder}; train one with `python -m cnn425.experiments.mnist --log-dir {folder}`")
+        raise LabError(f"there is no checkpoint in {folder}; name another run, or train one with `python -m cnn425.experiments.mnist`")
     if len(runs) > 1:
         raise LabError(f"{folder} holds {len(runs)} runs; name one of them: {', '.join(map(str, runs[:3]))}{', ...' * (len(runs) > 3)}")
-    return checkpoint.checkpoints(runs[0])[0]
+    return checkpoint.checkpoints(runs[0])
+
+
+def first_whole(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
+    """The first of these checkpoints that can be read, and its content."""
+    for k, path in enumerate(paths, 1):
+        try:
+            return path, checkpoint.read(path)
+        except LabError as error:
+            if k == len(paths):
+                raise LabError(f"{error}; name another checkpoint or run") from None
+            say(f"warning: {error}; the one before is taken")
+    raise AssertionError("no path")
 
 
 def load(path: Path) -> Trained:
-    """The model in a checkpoint of experiments/mnist.py; of a run folder, its newest checkpoint."""
-    if path.is_dir():
-        path = newest_in(path)
-    state = checkpoint.read(path)
-    options = state.get("options", {})
-    if not {"model", "layers", "dataset"} <= set(options):
-        raise LabError(f"{path} is not of experiments/mnist.py: it does not say which model and data set it is of")
-    classes = tuple(PATTERNS) if options["dataset"] == "patterns" else digits.source(options["dataset"]).classes
-    model = build(options["model"], options["layers"], 0, classes=len(classes))
+    """The model in a checkpoint of experiments/mnist.py; of a run folder, its newest whole checkpoint."""
+    path, state = first_whole(checkpoints_in(path) if path.is_dir() else [path])
+    try:
+        options = dict(state["options"])
+        name, layers, dataset, step = options["model"], options["layers"], options["dataset"], int(state["position"]["step"])
+        classes = tuple(PATTERNS) if dataset == "patterns" else digits.source(dataset).classes
+        model = build(name, layers, 0, classes=len(classes))
+    except (KeyError, TypeError, ValueError, LabError):
+        raise LabError(f"{path} is not of experiments/mnist.py: it does not say which model and data set it is of") from None
     try:
         model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise LabError(f"{path} does not fit the model {options['model']} of this version: {first_line(error)}") from None
-    return Trained(model.eval(), classes, options, state["position"]["step"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise LabError(f"{path} does not fit the model {name} of this version: {first_line(error)}") from None
+    for weight, values in model.named_parameters():
+        if not bool(values.isfinite().all()):
+            raise LabError(f"{path}: {weight} holds numbers that are not finite, so the network answers nothing; name another checkpoint")
+    return Trained(model.eval(), classes, options, step)
 
 
 # ---- On pictures -------------------------------------------------------------------------------------------------------------------------
