@@ -113,7 +113,7 @@ def test_numbers_that_mean_nothing_are_refused(words, match):
 
 @pytest.mark.parametrize("seed", ["4294967296", "-99999999999999999999"])
 def test_a_seed_that_no_generator_takes_is_one_sentence(seed):
-    with pytest.raises(LabError, match=rf"^--seed is {seed}; it must lie between -4294967296 and 4294967296$"):
+    with pytest.raises(LabError, match=rf"^--seed is {seed}; it must lie between -4294967295 and 4294967295$"):
         parse(More, ["--seed", seed])
 
 
@@ -122,6 +122,9 @@ def test_a_seed_that_no_generator_takes_is_one_sentence(seed):
     [
         (("--threads", "1000000"), "--threads is 1000000; it must be at most 1024"),
         (("--lr", "inf"), "--lr is inf; a learning rate must be positive and finite"),
+        (("--lr", "1e300"), r"--lr is 1e\+300; it must lie between -1e\+30 and 1e\+30"),
+        (("--noise", "inf"), r"--noise is inf; it must lie between -1e\+30 and 1e\+30"),
+        (("--epochs", "4294967296"), "--epochs is 4294967296; it must lie between -4294967295 and 4294967295"),
         (("--warmup", "1"), "--warmup is 1.0; it must be more than 0 and less than 1"),
     ],
     ids=str,
@@ -131,7 +134,7 @@ def test_numbers_out_of_range_are_one_sentence(words, message):
         parse(More, words)
 
 
-@pytest.mark.parametrize("options", [5, {"epochs": "x"}], ids=str)
+@pytest.mark.parametrize("options", [5, [], {}, {"epochs": "x"}, {"seed": "mean of 2"}, {"lr": None}, {"compile": 3}], ids=str)
 def test_options_of_a_run_that_somebody_changed_are_one_sentence(tmp_path, options):
     (tmp_path / "options.json").write_text(json.dumps({"options": options}))
     with pytest.raises(LabError, match="is not what a run writes"):

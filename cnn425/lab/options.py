@@ -97,6 +97,19 @@ def at_least(options: Any, **least: float) -> None:
 
 
 MOST_THREADS = 1024
+LARGEST: dict[type, float] = {int: 2**32 - 1, float: 1e30}  # what every random generator takes, and what leaves float32 room for a step
+
+
+def refuse_extremes(options: Any) -> None:
+    """Refuse numbers beyond LARGEST, infinity and NaN, also in tuples."""
+    for name in (field.name for field in dataclasses.fields(options)):
+        value = getattr(options, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            most = LARGEST.get(type(number))
+            if most is not None and not abs(number) <= most:
+                raise LabError(f"--{name.replace('_', '-')} is {number}; it must lie between {-most:.10g} and {most:.10g}", 2)
+
+
 SomeOptions = TypeVar("SomeOptions", bound=Options)
 Anything = TypeVar("Anything")
 
@@ -117,6 +130,8 @@ def begun_with(kind: type[SomeOptions], folder: Path) -> SomeOptions:
     """The options with which the run in this folder was begun, from its options.json."""
     try:
         kept: dict[str, Any] = json.loads((folder / "options.json").read_text())["options"]
+        if not (kept and isinstance(kept, dict)):
+            raise ValueError(kept)
         hints = get_type_hints(kind)
         foreign = sorted(set(kept) - set(hints))
     except OSError as error:
@@ -130,6 +145,12 @@ def begun_with(kind: type[SomeOptions], folder: Path) -> SomeOptions:
             kept[name] = tuple(value)
         elif value is not None and Path in get_args(hints[name]):
             kept[name] = Path(value)
+    usual = kind()
+    for name, value in kept.items():
+        number = getattr(usual, name)
+        if type(number) in (bool, int, float, str) and not isinstance(value, (int, float) if type(number) is float else type(number)):
+            words = f"--{name.replace('_', '-')} {value}"
+            raise LabError(f"--resume {folder}: {folder / 'options.json'} is not what a run writes ({words})", 2)
     try:
         return kind(**kept)
     except TypeError:
@@ -147,8 +168,7 @@ def parse_any(kind: type[Anything], argv: Sequence[str] | None, begun: Anything 
         options = with_paths(tyro.cli(kind, args=None if argv is None else list(argv), **more), expanded)
     finally:
         random.setstate(state)
-    if not -(2**32) < getattr(options, "seed", 0) < 2**32:
-        raise LabError(f"--seed is {getattr(options, 'seed', 0)}; it must lie between -4294967296 and 4294967296", 2)
+    refuse_extremes(options)
     if getattr(options, "threads", 0) > MOST_THREADS:
         raise LabError(f"--threads is {getattr(options, 'threads', 0)}; it must be at most {MOST_THREADS}", 2)
     if begun is None:
