@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> PatternVerdict:
             show(weights, None if options.dry_run else result.folder)
     holds = result.held_out_accuracy == 1.0 and error < 1e-6
     verdict = PatternVerdict(holds, result.held_out_accuracy, error, result.parameters, result.steps, str(result.folder))
-    conclude(verdict, None if options.dry_run else result.folder)
+    conclude(verdict, None if options.dry_run else result.folder, judged=not options.dry_run)
     if not options.dry_run:
         show_board(options.log_dir or folder.parent)
     return verdict

@@ -215,7 +215,7 @@ def read(options: ReadingOptions, model: nn.Sequential, training: Pictures, test
     verdict = ReadingVerdict(
         accuracy >= 0.9 and without < others and in_features > in_pixels, accuracy, without, others, in_features, in_pixels, str(folder)
     )
-    conclude(verdict, None if options.dry_run else folder)
+    conclude(verdict, None if options.dry_run else folder, judged=not options.dry_run)
     if not options.dry_run:
         for name in drawn:
             say(f"figure: {folder / name}")

@@ -158,7 +158,7 @@ def run(options: ShiftOptions, folder: Path) -> ShiftVerdict:
     if is_first() and not options.dry_run:
         with figures.own_style():
             draw(claim(folder, picture.name), results, models, options, training, right)
-    conclude(verdict, None if options.dry_run else folder)
+    conclude(verdict, None if options.dry_run else folder, judged=not options.dry_run)
     if is_first() and not options.dry_run:
         say(f"figure: {picture}")
         show_board(folder)
