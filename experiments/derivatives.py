@@ -153,7 +153,7 @@ def network(*parameters: Any, library: Any = autodiff) -> Any:
 
 def start(seed: int) -> list[float]:
     """Random parameters for the network."""
-    return np.random.default_rng(seed).standard_normal(26).tolist()
+    return np.random.default_rng(seed % 2**64).standard_normal(26).tolist()
 
 
 def by_layers(layers: Any, parameters: Sequence[float]) -> list[float]:

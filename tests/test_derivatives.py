@@ -27,6 +27,12 @@ def test_the_claim_holds(verdict):
     assert {p.name for p in folder.iterdir()} >= {"derivatives.png", "slide_graph.svg", "network_graph.png", "verdict.json", "options.json"}
 
 
+@pytest.mark.parametrize("seed", [0, -1, 2**32 - 1])
+def test_every_seed_that_an_option_may_be_gives_a_point(seed):
+    assert start(seed) == start(seed)
+    assert len(start(seed)) == 26
+
+
 def test_the_network_has_26_parameters_and_the_gradient_of_our_layers_and_of_torch():
     at = start(3)
     assert len(at) == 26

@@ -84,7 +84,7 @@ def raise_at_ctrl_c() -> None:
 def is_too_large(error: Exception) -> bool:
     """Whether memory could not hold what was asked for, or a number its type."""
     said = ("not enough memory", "allocate", "bad_alloc", "out of memory", "overflow", "too large")
-    return isinstance(error, (MemoryError, OverflowError)) or any(words in str(error) for words in said)
+    return isinstance(error, (MemoryError, OverflowError)) or any(words in str(error).lower() for words in said)
 
 
 def command(main: Callable[[], Any]) -> None:
