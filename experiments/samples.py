@@ -172,6 +172,8 @@ def fit(
         optimizer.zero_grad()
         loss(model(images), labels).backward()
         optimizer.step()
+    if not all(bool(weights.isfinite().all()) for weights in model.parameters()):
+        raise LabError(f"an --lr of {options.lr:g} is too large: the weights have grown beyond all numbers; try a smaller one")
     if watch and last == steps:
         watch(steps)
 

@@ -38,3 +38,8 @@ def test_filters_start_equal_and_come_apart_between_two_sharings(monkeypatch):
 def test_intervals_ascend_from_one(every):
     with pytest.raises(LabError, match=r"--every is \(.*\); ascending numbers are wanted, the first of them 1"):
         sleep.main(["--every", *every])
+
+
+def test_weights_beyond_all_numbers_are_one_sentence(tmp_path):
+    with pytest.raises(LabError, match=r"an --lr of 1e\+30 is too large: the weights have grown beyond all numbers"):
+        sleep.main([*sleep.TINY, "--lr", "1e30", "--log-dir", str(tmp_path)])
