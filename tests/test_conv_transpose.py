@@ -196,6 +196,8 @@ LAYOUTS = {
     "volumes, output padding as large as the stride": (3, {"stride": 2, "dilation": 3, "output_padding": 2}),
     "a volume of one small image": (3, {"n": 1}),
     "a volume of one small image in groups": (3, {"n": 1, "groups": 2}),
+    "a volume of one small image in bfloat16": (3, {"n": 1, "dtype": torch.bfloat16}),
+    "a volume of one small image in float16": (3, {"n": 1, "dtype": torch.float16}),
 }
 
 
@@ -205,8 +207,9 @@ LAYOUTS = {
 def test_results_and_gradients_are_stored_as_torch_stores_them_whatever_the_layout_of_the_upstream_gradient(case, last, upstream_last):
     d, arguments = LAYOUTS[case]
     order = {2: torch.channels_last, 3: torch.channels_last_3d}[d]
-    (x, w, b), arguments = problem(d, outputs=2, **arguments)
-    x, w, b = x.float(), w.float(), b.float()
+    dtype = arguments.get("dtype", torch.float32)
+    tensors, arguments = problem(d, outputs=2, **{k: v for k, v in arguments.items() if k != "dtype"})
+    x, w, b = (t.to(dtype) for t in tensors)
     x = x.contiguous(memory_format=order) if last else x
     strides = []
     for function in both(d, **arguments):
