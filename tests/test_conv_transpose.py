@@ -174,6 +174,11 @@ def test_module_is_its_namesake(d, lazy):
         assert compare(mine, theirs, [torch.randn(2, 4, *[3] * d), output_size])
     with pytest.raises(ValueError, match="requested an output size"):
         mine(torch.zeros(1, 4, *[3] * d), [9] * d)
+    for layer in (mine, theirs):
+        layer.padding_mode = "circular"
+        with pytest.raises(ValueError, match=f"Only `zeros` padding mode is supported for ConvTranspose{d}d"):
+            layer(torch.zeros(1, 4, *[3] * d))
+        layer.padding_mode = "zeros"
     buffer = io.BytesIO()
     torch.save(mine, buffer)
     buffer.seek(0)

@@ -213,6 +213,8 @@ class _Transposed(compat.ConvTransposeNd):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The transposed convolution of `input`; `output_size`, pixels along each dimension, chooses among the sizes that fit."""
+        if self.padding_mode != "zeros":  # it may have been changed since
+            raise ValueError(f"Only `zeros` padding mode is supported for ConvTranspose{self._dimensions}d, but got {self.padding_mode!r}")
         sizes: Any = (self.stride, self.padding, self.kernel_size, self._dimensions, self.dilation)
         extra = self._output_padding(input, output_size, *sizes)  # type: ignore[arg-type]
         settings = self.stride, self.padding, extra, self.groups, self.dilation
