@@ -261,6 +261,7 @@ ERRORS = {
     "image of another size": ((torch.zeros(2, 3, 5, 6), zeros(2, 6, 5)), {}, RuntimeError, "size mismatch"),
     "several targets for one": ((X[0], zeros(2)), {}, ValueError, "must have size 1, but got target size: 2"),
     "targets of int32": ((X, zeros(4).int()), {}, RuntimeError, "expected target dtype to be Long or Byte, but got Int"),
+    "bytes, weighted and smoothed": ((X, zeros(4).byte(), torch.ones(3)), {"label_smoothing": 0.1}, RuntimeError, "to be Long .*got Byte"),
     "one-hot of integers": (
         (X, zeros(4, 3)),
         {},
