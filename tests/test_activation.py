@@ -258,6 +258,11 @@ ERRORS = {
     "softmax of integers": (lambda f: f.softmax(torch.ones(2).long(), 0), NotImplementedError, "not implemented for 'Long'"),
     "softmax to integers": (lambda f: f.softmax(torch.ones(2), 0, dtype=torch.int64), NotImplementedError, "not implemented for 'Long'"),
     "softmax of complex": (lambda f: f.softmax(torch.ones(2) + 0j, 0), NotImplementedError, "not implemented for 'ComplexFloat'"),
+    "softmax of nothing complex that learns": (
+        lambda f: f.softmax(torch.zeros(0, 3, dtype=torch.complex64, requires_grad=True), 0),
+        RuntimeError,
+        "softmax does not support automatic differentiation",
+    ),
     "softmax of a list": (lambda f: f.softmax([1.0], 0), AttributeError, "'list' object has no attribute"),
     "relu of bool": (lambda f: f.relu(torch.ones(2).bool()), NotImplementedError, "Boolean inputs not supported for relu"),
     "relu of complex": (lambda f: f.relu(torch.ones(2) + 0j), NotImplementedError, "not supported for complex"),

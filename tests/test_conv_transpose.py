@@ -174,6 +174,11 @@ def test_module_is_its_namesake(d, lazy):
         assert compare(mine, theirs, [torch.randn(2, 4, *[3] * d), output_size])
     with pytest.raises(ValueError, match="requested an output size"):
         mine(torch.zeros(1, 4, *[3] * d), [9] * d)
+    for layer in (mine, theirs):
+        layer.padding_mode = "circular"
+        with pytest.raises(ValueError, match=f"Only `zeros` padding mode is supported for ConvTranspose{d}d"):
+            layer(torch.zeros(1, 4, *[3] * d))
+        layer.padding_mode = "zeros"
     buffer = io.BytesIO()
     torch.save(mine, buffer)
     buffer.seek(0)
@@ -196,6 +201,8 @@ LAYOUTS = {
     "volumes, output padding as large as the stride": (3, {"stride": 2, "dilation": 3, "output_padding": 2}),
     "a volume of one small image": (3, {"n": 1}),
     "a volume of one small image in groups": (3, {"n": 1, "groups": 2}),
+    "a volume of one small image in bfloat16": (3, {"n": 1, "dtype": torch.bfloat16}),
+    "a volume of one small image in float16": (3, {"n": 1, "dtype": torch.float16}),
 }
 
 
@@ -205,8 +212,9 @@ LAYOUTS = {
 def test_results_and_gradients_are_stored_as_torch_stores_them_whatever_the_layout_of_the_upstream_gradient(case, last, upstream_last):
     d, arguments = LAYOUTS[case]
     order = {2: torch.channels_last, 3: torch.channels_last_3d}[d]
-    (x, w, b), arguments = problem(d, outputs=2, **arguments)
-    x, w, b = x.float(), w.float(), b.float()
+    dtype = arguments.get("dtype", torch.float32)
+    tensors, arguments = problem(d, outputs=2, **{k: v for k, v in arguments.items() if k != "dtype"})
+    x, w, b = (t.to(dtype) for t in tensors)
     x = x.contiguous(memory_format=order) if last else x
     strides = []
     for function in both(d, **arguments):

@@ -12,7 +12,7 @@ from forked import served
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 from cnn425 import nn
@@ -180,6 +180,27 @@ def test_parametrized_layers_are_left_alone_and_conversion_before_parametrizatio
     ours, theirs = (parametrizations.weight_norm(m) for m in (convert(plain), copy.deepcopy(plain)))
     assert compare(ours, theirs, [torch.randn(4, 2)])
     assert isinstance(ours, nn.Linear)
+
+
+HOOKED = {
+    "weight_norm": torch.nn.utils.weight_norm,
+    "spectral_norm": torch.nn.utils.spectral_norm,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("name", HOOKED)
+def test_a_weight_that_a_hook_computes_is_copied(name):
+    model, x = torch.nn.Sequential(HOOKED[name](torch.nn.Linear(3, 4))), torch.randn(2, 3)
+    model(x).sum().backward()
+    ours = convert(model.eval())
+    assert type(ours[0]) is nn.Linear
+    assert ours[0].weight is not model[0].weight
+    assert compare(ours, model, [x])
+    assert compare(revert(ours), model, [x])
+    ours(x).sum().backward()
+    assert all(p.grad is not None for p in ours.parameters())
 
 
 def test_local_layers_have_no_counterpart_and_stay():

@@ -133,6 +133,7 @@ SPECIAL = {
     "all ignored, smoothed": ([[1.0, 2, 3], [1, 2, 3]], [-100, -100], {"label_smoothing": 0.1}),
     "all ignored, summed": ([[1.0, 2, 3], [1, 2, 3]], [-100, -100], {"reduction": "sum"}),
     "all weights zero": ([[1.0, 2, 3], [1, 2, 3]], [0, 2], {"weight": torch.zeros(3)}),
+    "two classes, both huge": ([[1e30, 1e30, 0.0], [-1e30, -1e30, -1e30]], [0, 2], {"reduction": "none"}),
     "one class": ([[1.0], [2.0]], [0, 0], {}),
     "ignored index is a class": ([[1.0, 2, 3], [1, 2, 3]], [2, 1], {"ignore_index": 2}),
     "ignored index beyond the classes": ([[1.0, 2, 3], [1, 2, 3]], [7, 1], {"ignore_index": 7}),
@@ -261,6 +262,7 @@ ERRORS = {
     "image of another size": ((torch.zeros(2, 3, 5, 6), zeros(2, 6, 5)), {}, RuntimeError, "size mismatch"),
     "several targets for one": ((X[0], zeros(2)), {}, ValueError, "must have size 1, but got target size: 2"),
     "targets of int32": ((X, zeros(4).int()), {}, RuntimeError, "expected target dtype to be Long or Byte, but got Int"),
+    "bytes, weighted and smoothed": ((X, zeros(4).byte(), torch.ones(3)), {"label_smoothing": 0.1}, RuntimeError, "to be Long .*got Byte"),
     "one-hot of integers": (
         (X, zeros(4, 3)),
         {},
@@ -360,6 +362,16 @@ def test_certain_probabilities_are_classes():
 def test_adding_a_number_to_all_scores_changes_nothing():
     x, t = torch.randn(6, 4, dtype=torch.float64), torch.randint(4, (6,))
     torch.testing.assert_close(F.cross_entropy(x + 1000, t), F.cross_entropy(x, t), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(200, 10), (7, 10, 300)], ids=str)
+def test_scores_far_from_zero_cost_no_digits(size):
+    """The largest score is subtracted from the others before the logarithm is added: 1000 + log(2) has four digits less than log(2)."""
+    x = torch.randn(size) + 1000
+    t = torch.randint(10, (size[0], *size[2:]))
+    exact = builtin.cross_entropy(x.double(), t, reduction="none")
+    ours, theirs = ((f.cross_entropy(x, t, reduction="none") - exact).abs().max() for f in (F, builtin))
+    assert ours <= 2 * theirs
 
 
 def test_a_step_against_the_gradient_lowers_the_loss():

@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from math import inf
+from math import inf, nan
 
 import pytest
 import torch
@@ -47,6 +47,16 @@ def test_values_and_gradients_are_torchs(dimensions, norm):
         upstream = torch.randn(his.shape, dtype=his.dtype, generator=torch.Generator().manual_seed(1))
         for a, b in zip(*(torch.autograd.grad(y, x, upstream) for y in (mine, his)), strict=True):
             torch.testing.assert_close(a, b, check_stride=True, equal_nan=True)
+
+
+@pytest.mark.parametrize("norm", [1, 2, 3, 0.5, -1, *(pytest.param(norm, marks=as_later) for norm in (inf, -inf))])
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_gradients_of_nan_infinity_and_zeros_are_torchs(dimensions, norm):
+    x = torch.tensor([[nan, 1, 2], [inf, -inf, 1], [inf, 1, 2], [-inf, 1, 2], [0, 0, 0], [-1, 1, 0], [1, 2, 3]])
+    x = x.view(7, 1, *[1] * (dimensions - 1), 3).requires_grad_()
+    kernel = 3 if dimensions == 1 else (*[1] * (dimensions - 1), 3)
+    mine, his = (torch.autograd.grad(f(x, norm, kernel).sum(), x)[0] for f in pair(dimensions))
+    torch.testing.assert_close(mine, his, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])

@@ -166,6 +166,33 @@ def test_every_layout_gives_torchs_layout(kind, layout):
         same(ours(x, *arguments), theirs(x, *arguments), x)
 
 
+GRADIENTS = {
+    "max_pool3d": ((3, 4, 4, 6), 2),
+    "adaptive_max_pool3d": ((3, 4, 4, 6), 2),
+    "adaptive_avg_pool3d": ((2, 3, 4, 5, 6), 1),
+    "adaptive_avg_pool2d": ((2, 3, 4, 5), 1),
+    "adaptive_avg_pool1d": ((2, 3, 4), 1),
+}
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("upstream", ["contiguous", "first", "last", "expanded"])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_are_stored_as_torchs_whatever_the_layout_of_the_upstream_gradient(name, upstream, last):
+    shape, argument = GRADIENTS[name]
+    channels = -int(name[-2]) - 1
+    x = torch.randn(shape)
+    x = (x.movedim(channels, -1).contiguous().movedim(-1, channels) if last else x).requires_grad_()
+    for dtype in (torch.float32, torch.bfloat16):
+        y, expected = (getattr(library, name)(x.to(dtype), argument) for library in (F, TF))
+        gy = torch.randn_like(expected, memory_format=torch.contiguous_format)
+        gy = gy.flatten()[0].expand(y.shape) if upstream == "expanded" else gy
+        moved = {"first": 0, "last": -1}.get(upstream)
+        gy = gy if moved is None else gy.movedim(channels, moved).contiguous().movedim(moved, channels)
+        (mine,), (his,) = (torch.autograd.grad(output, x, gy) for output in (y, expected))
+        torch.testing.assert_close(mine, his, check_stride=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_low_precision_adds_in_float32(dtype):
     x = image((6, 6), dtype, ties=False).requires_grad_()
@@ -305,6 +332,15 @@ def test_torch_func(which):
     assert f(x.to("meta")).shape == f(x).shape
     checkpoint(loss, leaf, use_reentrant=False).backward()
     torch.testing.assert_close(leaf.grad, grad(loss)(x))
+
+
+def test_single_volumes_with_their_channels_last_are_batched():
+    x = torch.randn(2, 4, 4, 4, 3).movedim(-1, 1).requires_grad_()
+    y = vmap(lambda volume: F.max_pool3d(volume, 2))(x)
+    assert torch.equal(y, TF.max_pool3d(x, 2))
+    gy = torch.randn(5, 2, 2, 2, 3).movedim(-1, 1)
+    mine, his = (torch.autograd.grad(f(x[0], 2), x, gy, is_grads_batched=True)[0] for f in (F.max_pool3d, TF.max_pool3d))
+    assert torch.equal(mine, his)
 
 
 @pytest.mark.timeout(300)

@@ -61,7 +61,7 @@ def volumes_keep_their_layout(x: Tensor, w: Tensor, geometry: Geometry, groups: 
         return False
     if x.dtype in HALF:
         return True
-    if x.dtype not in (torch.float32, torch.complex64):
+    if x.dtype not in (torch.float32, torch.complex64, torch.complex32):
         return False
     N, C, D, H, _ = x.shape
     U, V = w.shape[-2:]

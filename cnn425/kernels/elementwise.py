@@ -204,12 +204,16 @@ def cross_entropy(lo, hi, x, target, ignored, y, p):
     for unit in range(lo, hi):
         probabilities(x, p, unit, top, total)
         first, last, start, stop = part(unit, B, C, K)
-        for k in range((last - first) * (stop - start)):
-            total[k] = logarithm(total[k])
         for b in range(first, last):
             for k in range(start, stop):
                 t, here = target[b, k], b - first + k - start
-                y[b, k] = total[here] - (x[b, t, k] - top[here]) if t != ignored and 0 <= t < C else 0
+                if t != ignored and 0 <= t < C:
+                    top[here] = x[b, t, k] - top[here]  # stored before anything is added to it, or the compiler adds top and the logarithm
+                else:
+                    top[here], total[here] = 0, 1
+        losses = y.reshape(y.size)[first * K + start : (last - 1) * K + stop]
+        for k in range(losses.size):
+            losses[k] = logarithm(total[k]) - top[k]
 
 
 @loop

@@ -224,6 +224,8 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     x = input if dtype is None else input.to(dtype)
     if not x.is_floating_point():
         if x.numel() == 0:
+            if x.requires_grad and torch.is_grad_enabled():  # torch does not differentiate a result without numbers either
+                raise RuntimeError("softmax does not support automatic differentiation for outputs with complex dtype")
             return x.clone()
         raise NotImplementedError(f"\"softmax_kernel_impl\" not implemented for '{dtype_name(x.dtype)}'")
     if x.ndim == 0:

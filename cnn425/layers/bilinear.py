@@ -105,15 +105,16 @@ class InputGradient(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         remember(ctx, *inputs[:5])
         ctx.size, ctx.layer = inputs[5], inputs[7:] == (True,)
+        ctx.order = inputs[6] if ctx.layer else None
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         gy, w = ctx.saved_tensors
         needs_gy, needs_w = ctx.needs_input_grad[:2]
-        order = gradient_order(g, gy, w, ctx.settings) if ctx.layer else None
+        order = gradient_order(g, gy, w, ctx.settings, ctx.order) if ctx.layer else None
         g = g if order is None else layout.stored(g, order)
         ggy = output(g, w.conj(), *ctx.settings, None) if needs_gy else None
-        if ggy is not None and order is not None and ggy.is_complex():
+        if ggy is not None and order is not None:
             ggy = layout.stored(ggy, order)
         gw = weight_gradient(gy.conj(), g, *ctx.settings, order) if needs_w else None
         return ggy, gw, None, None, None, None, None, None
@@ -182,12 +183,12 @@ def is_signal_channels_last(w: Tensor) -> bool:
     return not is_traced() and w.stride(1) <= w.stride(2) and layout.is_channels_last(w.unsqueeze(2))
 
 
-def gradient_order(gy: Tensor, x: Tensor, w: Tensor, settings: tuple[Geometry, int, Sharing | None]) -> Order:
-    """The memory layout that torch gives both gradients of a convolution: that of the output."""
+def gradient_order(gy: Tensor, x: Tensor, w: Tensor, settings: tuple[Geometry, int, Sharing | None], kept: Order = None) -> Order:
+    """The memory layout that torch gives both gradients of a convolution: that of the output, where it is `kept`."""
     order = layer_order(x, w, *settings)
     if order is None or compat.is_legacy_batched(gy):
         return None
-    return torch.contiguous_format if x.is_complex() else order
+    return torch.contiguous_format if x.is_complex() else kept or order
 
 
 output, input_gradient, weight_gradient = map(operation, (Output, InputGradient, WeightGradient))

@@ -42,14 +42,22 @@ def transposed(
 
 
 def _rounded_once(
-    x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, groups: int, sharing: Sharing | None, size: tuple[int, ...]
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    geometry: Geometry,
+    groups: int,
+    sharing: Sharing | None,
+    size: tuple[int, ...],
+    order: torch.memory_format | None = None,
 ) -> Tensor:
-    """The same in a precision that torch can compute in."""
+    """The same in a precision that torch can compute in, but in the memory layout that torch gives the precision that came."""
+    order = order or layer_order(x, w, geometry, groups, sharing)
     if x.dtype == torch.complex32 or (b is not None and x.dtype in layout.HALF):
         wide = torch.complex64 if x.is_complex() else torch.float32
         x_, w_, b_ = (None if t is None else t.to(wide) for t in (x, w, b))
-        return _rounded_once(x_, w_, b_, geometry, groups, sharing, size).to(x.dtype)  # type: ignore[arg-type]
-    y: Tensor = input_gradient(x, w, geometry, groups, sharing, size, layer_order(x, w, geometry, groups, sharing), True)
+        return _rounded_once(x_, w_, b_, geometry, groups, sharing, size, order).to(x.dtype)  # type: ignore[arg-type]
+    y: Tensor = input_gradient(x, w, geometry, groups, sharing, size, order, True)
     if b is None:
         return y
     return y + (b if b.ndim > 1 else b.view(-1, *(1,) * len(size)))
@@ -205,6 +213,8 @@ class _Transposed(compat.ConvTransposeNd):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The transposed convolution of `input`; `output_size`, pixels along each dimension, chooses among the sizes that fit."""
+        if self.padding_mode != "zeros":  # it may have been changed since
+            raise ValueError(f"Only `zeros` padding mode is supported for ConvTranspose{self._dimensions}d, but got {self.padding_mode!r}")
         sizes: Any = (self.stride, self.padding, self.kernel_size, self._dimensions, self.dilation)
         extra = self._output_padding(input, output_size, *sizes)  # type: ignore[arg-type]
         settings = self.stride, self.padding, extra, self.groups, self.dilation

@@ -155,7 +155,7 @@ def cross_entropy(
     if soft:
         each, total = _of_probabilities(x, target, weight, label_smoothing)
     else:
-        each, total = _of_classes(x, target.long(), weight, ignore_index, label_smoothing)
+        each, total = _of_classes(x, target, weight, ignore_index, label_smoothing)
     loss = each.sum() / total if reduction == "mean" else each.sum() if reduction == "sum" else each.squeeze(0) if input.ndim == 1 else each
     return loss if input.dtype not in HALF else loss.to(_promoted(input, target, weight) if soft else input.dtype)
 
@@ -164,8 +164,9 @@ def _promoted(*tensors: Tensor | None) -> torch.dtype:
     return functools.reduce(torch.promote_types, [t.dtype for t in tensors if t is not None and t.is_floating_point()])
 
 
-def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, smoothing: float) -> tuple[Tensor, Any]:
+def _of_classes(x: Tensor, given: Tensor, weight: Tensor | None, ignored: int, smoothing: float) -> tuple[Tensor, Any]:
     """The loss of every target, and what their mean divides by: how many count, or the weight of those."""
+    target = given.long()
     keep = target != ignored
     if x.shape[1] == 0:
         if keep.any():
@@ -176,6 +177,8 @@ def _of_classes(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int, 
         counts = torch.where(keep, weight.to(x.dtype)[torch.where(keep, target, 0)], 0)
         each = each * counts
     if smoothing > 0:
+        if weight is not None and given.dtype == torch.uint8 and given.numel():
+            raise RuntimeError("cross_entropy: expected target dtype to be Long with weight and label_smoothing, but got Byte")
         evenly = _of_probabilities(x, torch.full((), smoothing / x.shape[1], dtype=x.dtype, device=x.device), weight, 0)[0]
         each = (1 - smoothing) * each + torch.where(keep, evenly, 0)
     total = counts.sum()

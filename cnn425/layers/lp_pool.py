@@ -3,8 +3,9 @@
     y[n,c,i,j] = (sum over u, v of windows[n,c,i,j,u,v]^p)^(1/p)
 
 It is computed by the average pool: the average of the p-th powers, times the number of cells. Where that average is zero the gradient is
-defined as zero, since the derivative of the root is infinite there. As in torch, powers keep their sign, so an odd p needs non-negative
-numbers, and the missing cells of a window beyond the edge (`ceil_mode`) count as the average of the others.
+defined as zero, since the derivative of the root is infinite there. As in torch, the gradient is zero, too, where p = 1 and the average is
+NaN, powers keep their sign, so an odd p needs non-negative numbers, and the missing cells of a window beyond the edge (`ceil_mode`) count
+as the average of the others.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,8 @@ def _lp_pool(
     average = AVERAGE[dimensions](input.pow(norm_type), kernel_size, stride, ceil_mode=ceil_mode)
     if isinstance(kernel[0], (tuple, list)):
         raise wrong_type("lp_pool1d", "kernel_size", kernel_size, "an int")
-    return torch.where(average == 0, 0, average).mul(prod(kernel)).pow(1.0 / norm_type)  # unlike masked_fill, where() keeps channels_last
+    average = torch.where(average == 0, 0, average.sign() * average.abs())  # unlike masked_fill, where() keeps channels_last
+    return average.mul(prod(kernel)).pow(1.0 / norm_type)
 
 
 def _kernel(function: str, kernel: Any, dimensions: int) -> tuple[Any, ...]:

@@ -57,7 +57,8 @@ class MaxPool(Function):
         if gy is None:
             return None, None, None, None
         check_adaptive_gradient(gy, ctx.windows)
-        return route(gy, ctx.size, *ctx.saved_tensors, ctx.last), None, None, None
+        gx = route(gy, ctx.size, *ctx.saved_tensors, ctx.last)
+        return stored_like(gy, gx) if len(ctx.size) == 3 and isinstance(ctx.windows, Geometry) else gx, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *_: None) -> tuple[Tensor, None]:
@@ -156,7 +157,7 @@ def stored_like(x: Tensor, found: Any) -> Any:
         return found
     if isinstance(found, tuple):
         return tuple(stored_like(x, part) for part in found)
-    return found.unsqueeze(0).contiguous(memory_format=torch.channels_last_3d).squeeze(0)
+    return found.movedim(0, 3).contiguous().movedim(3, 0)  # vmap knows no contiguous(memory_format=)
 
 
 def max_pool1d(

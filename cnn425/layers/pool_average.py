@@ -48,8 +48,6 @@ class ShareOut(LinearMap):
     @staticmethod
     def forward(gy: Tensor, size: tuple[int, ...], windows: Windows, last: bool, divisor: int, padding: bool) -> Tensor:
         check_adaptive_gradient(gy, windows)
-        if windows.is_global:
-            last = False  # the gradient of a mean of everything is contiguous, in torch
         return algorithm.share_out(gy, windows, last, divisor, padding, size)
 
     @staticmethod

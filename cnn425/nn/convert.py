@@ -40,7 +40,10 @@ Model = TypeVar("Model", bound=Module)
 
 
 def convert(model: Model, inplace: bool = False) -> Model:
-    """The model with our layers in place of torch's: a deep copy, or, with `inplace`, the model itself."""
+    """The model with our layers in place of torch's: a deep copy, or, with `inplace`, the model itself.
+
+    A copied attribute that was computed from parameters, as a weight by `weight_norm`, is a constant until a hook computes it anew.
+    """
     rules = getattr(sys.modules.get("captum.attr._core.deep_lift"), "SUPPORTED_NON_LINEAR", {})
     rules.update({ours: rules[builtin] for builtin, ours in COUNTERPART.items() if builtin in rules})
     return _exchange(model, COUNTERPART, inplace)
@@ -54,7 +57,9 @@ def revert(model: Model, inplace: bool = False) -> Model:
 def _exchange(model: Model, classes: Mapping[type[Module], type[Module]], inplace: bool) -> Model:
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
-    model = model if inplace else copy.deepcopy(model)
+    if not inplace:  # torch refuses to copy what is not a leaf, as the weight of weight_norm
+        values = (value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor))
+        model = copy.deepcopy(model, {id(value): value.detach().clone() for value in values if not value.is_leaf})
     for module in model.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]
