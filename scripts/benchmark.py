@@ -1,4 +1,4 @@
-"""The layers take no longer than torch's built-ins: one table, one JSON file, figures.
+"""The layers take no longer than torch's built-ins: one table, one JSON file.
 
     python scripts/benchmark.py                                  # convolutions, pools, local layers; about ten minutes
     python scripts/benchmark.py --what conv --only 3x3           # some of them
@@ -6,7 +6,6 @@
     python scripts/benchmark.py --what small step                # what a call costs before it computes; a training step of MNIST
     python scripts/benchmark.py --what transposed between        # also unfold and fold; layers between local and convolution
     python scripts/benchmark.py --what local                     # also against JAX and Keras 2: `pip install jax tensorflow-cpu tf_keras`
-    python scripts/benchmark.py --scaling --figures docs/images  # who wins where; cost against size
 
 Rivals are timed in turn, call by call, in one process, so a busy machine slows all of them alike. The table shows medians in milliseconds
 and the ratio of ours to theirs (below 1: ours is faster). `roofline` is the time that the measured rates of products and copies allow, over
@@ -68,12 +67,8 @@ class Options:
     """for each rival of each case, forward and backward"""
     threads: int = torch.get_num_threads()
     """threads of torch"""
-    scaling: bool = False
-    """also sweep batch, image, channels, kernel and threads"""
     json: Path | None = None
     """file for all numbers"""
-    figures: Path | None = None
-    """folder for the figures"""
 
 
 class Conv(NamedTuple):
@@ -294,12 +289,6 @@ CASES: dict[str, tuple[Sequence[Any], str, str]] = {
     "local": (LOCALS, "local layers", "local layers"),
     "between": (BETWEEN, "between local and convolution", "between local and convolution"),
     **{name: (cases, name, f"{name}, ours / torch") for name, cases in (("transposed", TRANSPOSED), ("small", SMALL), ("rows", ROWS))},
-}
-SWEEPS = {
-    "batch": [Conv(str(n), (n, 64, 28, 28), 64, (3, 3), 1, 1) for n in (1, 2, 4, 8, 16, 32)],
-    "pixels per side": [Conv(str(s), (8, 64, s, s), 64, (3, 3), 1, 1) for s in (7, 14, 28, 56, 112)],
-    "channels": [Conv(str(c), (8, c, 28, 28), c, (3, 3), 1, 1) for c in (4, 8, 16, 32, 64, 128, 256)],
-    "kernel side": [Conv(str(k), (8, 32, 32, 32), 32, (k, k), 1, k // 2) for k in (1, 3, 5, 7, 9, 11, 15)],
 }
 
 
@@ -630,55 +619,8 @@ def means_of_others(rows: list[dict[str, Any]]) -> str:
     return "geometric means, times as long as ours: " + ", ".join(f"{name} {mean:.1f}" for name, mean in means.items())
 
 
-OURS, TORCH = "#00798c", "#d1495b"  # colours
-
-
-def draw_bars(rows: list[dict[str, Any]], path: Path) -> None:
-    """Who wins where: one bar per case, ours over torch's time."""
-    import matplotlib.pyplot as plt
-
-    rows = sorted(rows, key=lambda row: ratio(row, "both") or 0)
-    figure, axis = plt.subplots(figsize=(8, 0.28 * len(rows) + 1.2), layout="constrained")
-    values = [ratio(row, "both") or math.nan for row in rows]
-    axis.set(xscale="log", xlim=(0.2, 5), xlabel="time of ours / torch's, forward and backward, default layout")
-    axis.barh([row["name"] for row in rows], [v - 1 for v in values], left=1, color=[OURS if v <= 1 else TORCH for v in values])
-    axis.axvline(1, color="black", linewidth=1)
-    axis.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
-    axis.minorticks_off()
-    faster = sum(v < 1 for v in values)
-    axis.set_title(f"Ours is faster in {faster} of {len(values)} convolutions, torch's in {len(values) - faster}", fontsize=11)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def draw_sweeps(sweeps: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Cost against size: one panel per sweep."""
-    import matplotlib.pyplot as plt
-
-    columns = min(3, len(sweeps))
-    figure, axes = plt.subplots(-(-len(sweeps) // columns), columns, figsize=(9, 6), layout="constrained", sharey=True, squeeze=False)
-    for axis in axes.flat[len(sweeps) :]:
-        axis.axis("off")
-    for axis, (title, rows) in zip(axes.flat, sweeps.items(), strict=False):
-        sizes = [int(row["name"]) for row in rows]
-        for side, colour in (("ours", OURS), ("torch", TORCH)):
-            axis.loglog(sizes, [row["ms"]["both"][side] for row in rows], "o-", color=colour, label=side)
-        few = sizes[:: max(1, len(sizes) // 4)]
-        axis.set_xticks(few, [str(size) for size in few])
-        axis.minorticks_off()
-        axis.set(xlabel=title)
-    axes[0, 0].legend()
-    for row in axes:
-        row[0].set_ylabel("forward and backward [ms]")
-    last = [rows[-1]["ms"]["both"] for rows in sweeps.values()]
-    mean = geometric_mean([times["ours"] / times["torch"] for times in last])
-    figure.suptitle(f"Time against size, one argument at a time; at the right ends ours takes {mean:.2f} times as long as torch's")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def wrong(options: Options) -> str | None:
-    """What is wrong with the options, in one sentence; folders for results are made before anything is timed."""
+    """What is wrong with the options, in one sentence; the folder of the results is made before anything is timed."""
     for what in options.what:
         if what in CASES and not any(options.only in case[0] for case in CASES[what][0]):
             return f"--only {options.only!r} is in no name of a case of {what}; run without --only to see the names"
@@ -687,13 +629,11 @@ def wrong(options: Options) -> str | None:
     try:
         if options.json:
             refuse_foreign(options.json, b'"command": "python ')
-        for folder in (options.figures, options.json and options.json.parent):
-            if folder:
-                folder.mkdir(parents=True, exist_ok=True)
+            options.json.parent.mkdir(parents=True, exist_ok=True)
     except LabError as error:
         return str(error)
     except OSError as error:
-        return f"cannot make the folder {error.filename}: {error.strerror}; name another one in --json or --figures"
+        return f"cannot make the folder {error.filename}: {error.strerror}; name another one in --json"
     return None
 
 
@@ -728,21 +668,6 @@ def main(options: Options) -> dict[str, Any]:
         results["step"] = [step(options)]
         for part in versus_torch("training step, ours / torch", results["step"]):
             console.print(part)
-    if options.scaling:
-        results["scaling"] = {
-            title: [convolution(c, options, rates) for c in watched(sweep, title, len(sweep))] for title, sweep in SWEEPS.items()
-        }
-        threads = []
-        for n in (1, 2):
-            torch.set_num_threads(n)
-            row = convolution(CONVOLUTIONS[5], options, rates)
-            threads.append({**row, "name": str(n)})
-        results["scaling"]["threads"] = threads
-    if options.figures:
-        if results.get("conv"):
-            draw_bars(results["conv"], options.figures / "convolution_speed.png")
-        if options.scaling:
-            draw_sweeps(results["scaling"], options.figures / "convolution_scaling.png")
     if options.json:
         write_whole(options.json, json.dumps(results, indent=1).encode())
     conclude(found(results))

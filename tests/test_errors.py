@@ -10,7 +10,6 @@ import torch
 
 from cnn425.lab.errors import LabError, command, first_line, sentence
 
-
 TOO_LARGE = "stopped: a number in these options is too large for the memory or for its type: "
 
 

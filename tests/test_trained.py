@@ -37,7 +37,7 @@ def test_a_folder_that_holds_one_run_is_that_run(stored, tmp_path):
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(stored, capsys):
-    model, path = stored
+    _, path = stored
     newer = checkpoint.save(path.parent, 9, checkpoint.read(path) | {"position": {"step": 9}})
     assert trained.load(path.parent).step == 9
     newer.write_bytes(newer.read_bytes()[:-1])
