@@ -560,7 +560,9 @@ def versus_torch(title: str, rows: list[dict[str, Any]]) -> Iterator[Table | str
     default = [r for row in rows if (r := ratio(row, "both")) is not None]
     lasts = [r for row in rows if (r := ratio(row, "both", last=True)) is not None]
     yield "geometric mean of ours / torch, forward + backward:"
-    layouts = f"; {geometric_mean(lasts):.2f} in channels last, {geometric_mean([best_ratio(r) for r in rows]):.2f} each in its better layout"
+    layouts = (
+        f"; {geometric_mean(lasts):.2f} in channels last, {geometric_mean([best_ratio(r) for r in rows]):.2f} each in its better layout"
+    )
     yield f"{geometric_mean(default):.2f} in the default layout, worst {max(default):.2f}{layouts if lasts else ''}"
 
 
