@@ -254,10 +254,10 @@ def average_by_definition(x: Tensor, windows: Windows, last: bool, divisor: int,
 
 def share_out_by_definition(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bool, size: Sequence[int]) -> Tensor:
     """`share_out`, one side after the other."""
-    if windows.is_global:  # stored as `g`, or contiguous
-        g = g.contiguous() if last else g
-        return divided(g.expand(*g.shape[: g.ndim - len(size)], *size), windows, size, divisor, padding)
     g = divided(g, windows, size, divisor, padding)
+    if windows.is_global:  # contiguous, or stored as `g`
+        g = g.expand(*g.shape[: g.ndim - len(size)], *size)
+        return g.contiguous() if last else g.clone()
     for axis in range(-len(size), 0):
         pixels, counts = pixels_of(windows.side(len(size) + axis, size[axis], g.device), size[axis])
         shares = torch.where(before(axis, counts), g.unsqueeze(g.ndim + axis + 1), 0).flatten(axis - 1, axis)

@@ -44,8 +44,9 @@ def _lp_pool(
     average = AVERAGE[dimensions](input.pow(norm_type), kernel_size, stride, ceil_mode=ceil_mode)
     if isinstance(kernel[0], (tuple, list)):
         raise wrong_type("lp_pool1d", "kernel_size", kernel_size, "an int")
-    average = torch.where(average == 0, 0, average.sign() * average.abs())  # unlike masked_fill, where() keeps channels_last
-    return average.mul(prod(kernel)).pow(1.0 / norm_type)
+    if norm_type == 1:  # there the power of NaN has a gradient
+        average = average.sign() * average.abs()
+    return torch.where(average == 0, 0, average).mul(prod(kernel)).pow(1.0 / norm_type)  # unlike masked_fill, where() keeps channels_last
 
 
 def _kernel(function: str, kernel: Any, dimensions: int) -> tuple[Any, ...]:
