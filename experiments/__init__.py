@@ -11,21 +11,16 @@ They are installed as `cnn425.experiments`, so they import one another relativel
 """
 
 import ast
-import importlib.util
 import sys
 from pathlib import Path
 
-LAB = ("PIL", "filelock", "matplotlib", "platformdirs", "rich", "tensorboard", "tyro")  # what `pip install '.[lab]'` brings
-if sys.argv[:1] == ["-m"] and (missing := [name for name in LAB if importlib.util.find_spec(name) is None]):
-    print(f"the experiments need {', '.join(missing)}, which are not installed; in a clone, `pip install '.[lab]'`", file=sys.stderr)
-    raise SystemExit(2)
-
-from cnn425.lab.errors import end_at_ctrl_c  # noqa: E402
+from cnn425.lab.errors import end_at_ctrl_c, need_lab
 
 if sys.argv[:1] == ["-m"]:
+    need_lab()
     end_at_ctrl_c()
 
-from cnn425.lab.progress import opening_before_imports  # noqa: E402
+from cnn425.lab.progress import opening_before_imports
 
 ORDER = (  # of the lecture; what is not named here follows in the order of the alphabet
     "nonlinearity", "approximation_width", "approximation_depth", "residual", "counting", "descent", "smallest", "patterns", "derivatives",

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 if __name__ == "__main__":  # the claim is said before torch is imported, which takes seconds
+    from cnn425.lab.errors import need_lab
+
+    need_lab()
     from cnn425.lab.progress import opening_before_imports
 
     opening_before_imports(sys.argv, lambda: __doc__)

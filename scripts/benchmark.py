@@ -27,6 +27,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 if __name__ == "__main__":  # the claim is said before torch is imported, which takes seconds
+    from cnn425.lab.errors import need_lab
+
+    need_lab()
     from cnn425.lab.progress import opening_before_imports
 
     opening_before_imports(sys.argv, lambda: __doc__)

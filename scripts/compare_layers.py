@@ -44,6 +44,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler talks
 
 if __name__ == "__main__":  # the claim is said before torch is imported, which takes seconds
+    from cnn425.lab.errors import need_lab
+
+    need_lab()
     from cnn425.lab.progress import opening_before_imports
 
     opening_before_imports(sys.argv, lambda: f"{(__doc__ or '').partition(';')[0]}.")

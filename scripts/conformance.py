@@ -29,6 +29,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 if __name__ == "__main__":  # the claim is said before torch is imported, which takes seconds
+    from cnn425.lab.errors import need_lab
+
+    need_lab()
     from cnn425.lab.progress import opening_before_imports
 
     opening_before_imports(sys.argv, lambda: __doc__)

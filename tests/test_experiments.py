@@ -91,21 +91,26 @@ def test_options_are_kept_beside_the_run(tmp_path):
     assert kept["versions"]["torch"]
 
 
-def test_packages_that_are_missing_are_named_in_one_line():
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-S", "-m", "experiments.shift"]  # -S: without any installed package
-    run = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
+COMMANDS = [("-m", "experiments.shift"), ("scripts/compare_layers.py",), ("scripts/benchmark.py",)]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_packages_that_are_missing_are_named_in_one_line(command):
+    root = Path(__file__).parents[1]
+    words = [sys.executable, "-S", *command]  # -S: without any installed package
+    run = subprocess.run(words, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (2, "")
     (line,) = run.stderr.splitlines()
     assert "rich" in line
     assert "pip install '.[lab]'" in line
 
 
-def test_ctrl_c_while_torch_is_imported_ends_without_a_traceback(tmp_path):
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_ctrl_c_while_torch_is_imported_ends_without_a_traceback(command, tmp_path):
     (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
-    path = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[1])))
-    run = subprocess.run(
-        [sys.executable, "-m", "experiments.shift"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
-    )
+    root = Path(__file__).parents[1]
+    around = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(root)))}
+    words = [str(root / word) if word.endswith(".py") else word for word in command]
+    run = subprocess.run([sys.executable, *words], cwd=tmp_path, env=around, capture_output=True, text=True)
     assert run.returncode == -signal.SIGINT
     assert "Traceback" not in run.stderr

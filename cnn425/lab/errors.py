@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib.util
 import io
 import os
 import signal
@@ -10,6 +11,8 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+LAB = ("PIL", "filelock", "matplotlib", "platformdirs", "rich", "tensorboard", "tyro")  # packages that experiments and scripts need
 
 
 class LabError(Exception):
@@ -67,6 +70,13 @@ def refuse_foreign(path: Path, mark: bytes) -> None:
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type if it says nothing."""
     return textwrap.shorten((str(error).strip() or type(error).__name__).splitlines()[0], 200, placeholder=" ...")
+
+
+def need_lab() -> None:
+    """End a command in one line where what `pip install '.[lab]'` brings is missing."""
+    if missing := [name for name in LAB if importlib.util.find_spec(name) is None]:
+        print(f"this needs {', '.join(missing)}, which are not installed; in a clone, `pip install '.[lab]'`", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def end_at_ctrl_c() -> None:

@@ -293,7 +293,7 @@ def rewind(folder: Path, kept: dict[str, int]) -> None:
         path = folder / name
         if not path.exists() or path.stat().st_size < length:
             raise LabError(
-                f"{path} is shorter than when the checkpoint was written; it was changed from outside, so this run cannot go on; choose another --log-dir"
+                f"{path} is shorter than when the checkpoint was written, so the run cannot go on; choose another --log-dir"
             )
         with path.open("r+b") as file:
             file.truncate(length)
