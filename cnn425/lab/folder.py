@@ -292,8 +292,6 @@ def rewind(folder: Path, kept: dict[str, int]) -> None:
     for name, length in kept.items():
         path = folder / name
         if not path.exists() or path.stat().st_size < length:
-            raise LabError(
-                f"{path} is shorter than when the checkpoint was written, so the run cannot go on; choose another --log-dir"
-            )
+            raise LabError(f"{path} is shorter than when the checkpoint was written, so the run cannot go on; choose another --log-dir")
         with path.open("r+b") as file:
             file.truncate(length)
