@@ -1,8 +1,8 @@
-"""Boxes: parts of an image in a thread's own memory, channels last and with zeros around, however the image itself is stored.
+"""Boxes: parts of an image copied into a thread's own memory, channels last and zero-padded, whatever the layout of the image.
 
-The place of pixel (n, d, h, w, c) in memory is the sum of each times a stride. In most images the pixels of a line are neighbours, and the
-channels of a pixel are far apart: such a box is filled with blocks that are transposed in vector registers. What other loops share stands
-here, too: transpositions, fetching, the geometry's rows, and instructions that several write.
+Pixel (n, d, h, w, c) is in memory at the sum of its indices, each times its stride. In most images the pixels of a line are contiguous, and
+the channels of a pixel are far apart: then a box is filled with blocks that are transposed in vector registers. This file also holds what
+several loops share: transposition, prefetching, the rows of a geometry, and common instructions.
 """
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 from cnn425.kernels.machine_code import CAPABILITY
 from cnn425.kernels.threads import machine_step, step
 
-REGISTER = 64  # bytes of a vector register; the compiler takes several smaller ones where there is none so large
-AHEAD = 6  # registers behind what is read that are fetched into the cache
+REGISTER = 64  # bytes of a vector register; where registers are smaller, the compiler uses several
+AHEAD = 6  # how many registers ahead of the current read are prefetched
 
 
 def spread(builder, number, vector):
@@ -23,7 +23,7 @@ def spread(builder, number, vector):
 
 
 def keep_rolled(builder, block):
-    """Forbid LLVM to unroll the loop that ends with this block."""
+    """Keep LLVM from unrolling the loop that ends with this block."""
     rolled = builder.module.add_metadata(["llvm.loop.unroll.disable"])
     loop_id = builder.module.add_metadata([rolled])
     loop_id.operands = (loop_id, rolled)  # LLVM knows a loop by metadata that names itself
@@ -31,7 +31,7 @@ def keep_rolled(builder, block):
 
 
 def _parts(builder, a):
-    """`load(place)`, the first I numbers of a vector register, and `store(register, place)`, its first K, as instructions."""
+    """Functions that emit instructions: `load(place)` reads I numbers into a register, `store(register, place)` writes its first K."""
     from llvmlite import ir
     from numba.core import cgutils
 
@@ -42,7 +42,7 @@ def _parts(builder, a):
     def known(name, *arguments, result=None):
         return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result or ir.VoidType(), arguments), name)
 
-    if a.size < 4 or CAPABILITY != "AVX512":  # few processors have masks for so many numbers, and elsewhere masks are slow or missing
+    if a.size < 4 or CAPABILITY != "AVX512":  # masks for so many lanes are rare, and without AVX-512 masks are slow or missing
         copy, part = known("llvm.memcpy.p0.p0.i64", *[byte.as_pointer()] * 2, word, bit), cgutils.alloca_once(builder, vector)
 
         def moved(to, origin, count):
@@ -91,7 +91,7 @@ def prefetch(x, at):
 
 
 def _block(builder, a):
-    """The transposition in machine code: rows are interleaved in pairs, as often as it takes; what is no part of it is masked."""
+    """The transposition in machine code: rows are interleaved in pairs, log2(lanes) times; lanes outside the block are masked."""
     from llvmlite import ir
 
     word, lanes = ir.IntType(64), REGISTER // a.size
@@ -107,7 +107,7 @@ def _block(builder, a):
         _fetch(builder, builder.gep(origin, [word(AHEAD)]))
     halves = range(lanes // 2), range(lanes // 2, lanes)
     masks = [ir.VectorType(ir.IntType(32), lanes)([i + lanes * odd for i in half for odd in (0, 1)]) for half in halves]
-    for _ in range(lanes.bit_length() - 1):  # a line and the one half the lines later become two neighbours
+    for _ in range(lanes.bit_length() - 1):  # lines i and i + lanes / 2 are interleaved into two new lines
         pairs = zip(lines[: lanes // 2], lines[lanes // 2 :], strict=True)
         lines = [builder.shuffle_vector(one, other, mask) for one, other in pairs for mask in masks]
     end = builder.append_basic_block("end")
@@ -122,7 +122,7 @@ def _block(builder, a):
 
 @machine_step(_block)
 def transpose_block(x, at, hop, y, to, step_, I, K):
-    """y[to + i*step_ + k] = x[at + k*hop + i], for I of the i and K of the k of a vector register."""
+    """y[to + i*step_ + k] = x[at + k*hop + i], for i < I and k < K, both at most the lanes of a register."""
     for i in range(I):
         for k in range(K):
             y[to + i * step_ + k] = x[at + k * hop + i]
@@ -130,7 +130,7 @@ def transpose_block(x, at, hop, y, to, step_, I, K):
 
 @step
 def transpose(x, at, hop, y, to, step_, I, K):
-    """y[to + i*step_ + k] = x[at + k*hop + i], for I of the i and K of the k, however many they are."""
+    """y[to + i*step_ + k] = x[at + k*hop + i], for i < I and k < K, of any size."""
     lanes = REGISTER // x.itemsize
     for i in range(0, I, lanes):
         for k in range(0, K, lanes):
@@ -145,16 +145,16 @@ def rows_of_grid(grid):
 
 @step
 def padded(grid, side):
-    """The pixels along a side of an image with zeros around, as far as windows see it."""
+    """The size of the zero-padded image along a side; it includes all that windows reach."""
     cells, stride, low, dilation, positions, pixels = rows_of_grid(grid)
     return max(low[side] + pixels[side], (positions[side] - 1) * stride[side] + (cells[side] - 1) * dilation[side] + 1)
 
 
 @step
 def with_zeros(x, grid, cell, first, last):
-    """The numbers of images `(N, C, D, H, W)` with zeros around, where windows see them that start from pixel `first` to pixel `last`.
+    """The zero-padded images `(N, C, D, H, W)` as a row of numbers, filled where windows that start at pixels `first` to `last` reach.
 
-    Only these lines are written, so that a thread needs no memory for others. Where there are no zeros, it is x itself.
+    Other lines are not written, so that a thread needs no memory for them. Without padding the result is x itself.
     """
     (N, C, D, H, W), low, (depth, height, width) = x.shape, grid[2], (padded(grid, 0), padded(grid, 1), padded(grid, 2))
     if (depth, height, width) == (D, H, W):
@@ -181,7 +181,7 @@ def fill(x, source, n, d, h, w, box, buffer, at):
     """
     hop, apart = source[1, 3], source[1, 4]
     T, U, V, D, H, W, C = box[0], box[1], box[2], source[0, 1], source[0, 2], source[0, 3], source[0, 4]
-    if w == 0 and V == W and source[1, 2] == W * hop and h >= 0 and h + U <= H:  # lines one behind the other are a long one
+    if w == 0 and V == W and source[1, 2] == W * hop and h >= 0 and h + U <= H:  # contiguous lines count as one long line
         U, V, W = 1, U * V, U * V
     left, right = min(V, max(0, -w)), max(0, min(V, W - w))
     for t in range(T):
@@ -209,7 +209,7 @@ def fill(x, source, n, d, h, w, box, buffer, at):
 
 @step
 def neighbours(place, P, lanes, run):
-    """run[p] = how many of the P positions from p on, at most a register of them, lie one behind the other in memory."""
+    """run[p] = how many positions from p on are contiguous in memory, at most as many as a register has lanes."""
     for p in range(P - 1, -1, -1):
         run[p] = min(lanes, run[p + 1] + 1) if p + 1 < P and place[p + 1] == place[p] + 1 else 1
 

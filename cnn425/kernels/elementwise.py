@@ -6,9 +6,9 @@
     cross-entropy     y = log(sum over c of exp(x[c])) - x[t]                             gx[c] = gy * (p[c] - [c = t]), p the softmax
     mix               y[n,o,p] = b[o] + sum over r of a[n,o,r,p] * m[r,p]                 gm[r,p] = sum over n, o of gy[n,o,p] * a[n,o,r,p]
 
-Numbers come as one row, and the classes c as the second of three dimensions `(B, C, K)`, K neighbours in memory. A mixture of convolutions
-r belongs to a local layer of low rank; its positions p are neighbours in memory. The exponential is a polynomial (range reduction
-and coefficients of Cephes), because the compiler has none for vector registers; its largest relative error is 1.3 unit roundoffs.
+Elementwise loops take a row of numbers. Classes c are the second of three dimensions `(B, C, K)`, of which K is contiguous in memory. A
+mixture of convolutions r belongs to a local layer of low rank; its positions p are contiguous. The exponential is a polynomial (range
+reduction and coefficients of Cephes), because the compiler has none for vector registers; its largest relative error is 1.3 unit roundoffs.
 """
 
 import numpy as np
@@ -16,13 +16,13 @@ import numpy as np
 from cnn425.kernels.threads import loop, step, sums
 from cnn425.kernels.tile import SHORT
 
-BLOCK, NUMBERS = 1 << 8, 1 << 11  # neighbours or rows, and numbers of rows, taken at a time: they stay in the nearest cache
+BLOCK, NUMBERS = 1 << 8, 1 << 11  # k or rows per block, and numbers in the rows of a block: they stay in the L1 cache
 LINE = 1024  # positions of a mixture taken at a time
 
 
 @loop
 def gate(lo, hi, gy, y, gx):
-    """gx = gy where the unit is active, else 0: an infinite or NaN gradient does not pass a closed gate. `(numbers)`, shared out."""
+    """gx = gy where the unit is active, else 0, even where gy is infinite or NaN. `(numbers)`, shared out."""
     g, active, result = gy[lo:hi], y[lo:hi], gx[lo:hi]
     for i in range(g.size):
         result[i] = 0 if active[i] <= 0 else g[i]
@@ -85,13 +85,13 @@ def logarithm(x):
 
 @step
 def ordered_bits(bits):
-    """An int32 in the order of the float32 with these bits; its own inverse. NaNs are at the ends."""
+    """Map the bits of float32 to int32 in the same order; the map is its own inverse. NaNs are at the ends."""
     return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @step
 def largest(row):
-    """The largest number of a row, or NaN: of integers the compiler finds it in vector registers."""
+    """The largest number of a row, or NaN; compared as integers, which the compiler vectorises."""
     bits, top = row.view(np.int32), np.int32(-(2**31))
     for c in range(bits.size):
         top = max(top, ordered_bits(bits[c]))
@@ -108,9 +108,9 @@ rows_at_once = step(rows_of)
 
 @step
 def part(unit, B, C, K):
-    """The unit-th block of `(B, C, K)`: the first b and the one behind the last, the first k and the one behind the last.
+    """The bounds of block `unit` of `(B, C, K)`: first b, end of b, first k, end of k; ends are exclusive.
 
-    A block has some neighbours k of one b, or if there are none, some b.
+    A block has several k of one b, or, if K is 1, several b.
     """
     if K == 1:
         return unit * rows_at_once(C), min(B, (unit + 1) * rows_at_once(C)), 0, 1
@@ -208,7 +208,7 @@ def cross_entropy(lo, hi, x, target, ignored, y, p):
             for k in range(start, stop):
                 t, here = target[b, k], b - first + k - start
                 if t != ignored and 0 <= t < C:
-                    top[here] = x[b, t, k] - top[here]  # stored before anything is added to it, or the compiler adds top and the logarithm
+                    top[here] = x[b, t, k] - top[here]  # stored first, or the compiler would add top and the logarithm
                 else:
                     top[here], total[here] = 0, 1
         losses = y.reshape(y.size)[first * K + start : (last - 1) * K + stop]
@@ -220,7 +220,7 @@ def cross_entropy(lo, hi, x, target, ignored, y, p):
 def mean_of_targets(lo, hi, y, target, C, ignored, mean, count, wrong):
     """The mean of y over the targets that are not ignored, and their number: `y, target (numbers) -> mean (1), count (1)`; one unit.
 
-    A target that is none of C classes is written to `wrong (2)`, with a 1 in the second place.
+    A target that is not one of the C classes is written to wrong[0], and wrong[1] is set to 1.
     """
     total, found = 0.0, 0
     wrong[1] = 0

@@ -6,9 +6,9 @@
 
 for positions p = (a, i, j) in reading order and images `(N, C, D, H, W)`, all contiguous. The channels of group g are those from g*C/G on,
 so C below counts the channels of a group. `grid` holds the geometry (`rows_of_grid`), `sets (P)` the q of each position, `start (P)` the
-pixel of its first cell in an image with zeros around, and `cell (K)` the pixels from there to its others. For few images a window is
-copied to where its cells are neighbours, as its weights are. For many the sums are products by `cnn425.kernels.tile`: one per position,
-with images side by side in the vector registers, and for the gradient of the weight one per set, with outputs in them.
+pixel of its first cell in the zero-padded image, and `cell (K)` the offsets of its cells from there. For few images a window is copied so
+that its cells are contiguous, as its weights are. For many, the sums are matrix products by `cnn425.kernels.tile`: one per position, with
+images side by side in the vector registers, and for the gradient of the weight one per set, with outputs side by side.
 """
 
 import numpy as np
@@ -106,7 +106,7 @@ def weight_gradient(lo, hi, gy, x, groups, grid, order, bounds, start, cell, gw)
 def interleave(lo, hi, x, grid, image, back):
     """image[b, c, d, h, w, k] = x[b*width + k, c, d - low, h - low, w - low], zero outside: `x (N, C, D, H, W) -> (B, C, D, H, W, width)`.
 
-    With `back` the other way round, without the zeros. Channels of blocks of images are shared out.
+    With `back` it copies the other way, without the zeros. Channels of blocks of images are shared out.
     """
     (N, C, D, H, W), low = x.shape, grid[2]
     _, _, _, height, across, width = image.shape
@@ -129,19 +129,19 @@ def interleave(lo, hi, x, grid, image, back):
 
 @step
 def positions_of(runs, first, last):
-    """The position where the runs before `first` end, and where those before `last` do."""
+    """The positions where the runs before `first`, and those before `last`, end."""
     return runs[first - 1, 0] + runs[first - 1, 1] if first else 0, runs[last - 1, 0] + runs[last - 1, 1]
 
 
 @step
 def room_of(runs, outputs, width, lanes, longest):
-    """Where a thread keeps the outputs of a block: the first one; from output to output; from position to position; numbers in all.
+    """How a thread stores the outputs of a block: offset of the first, stride of outputs, stride of positions, total size.
 
-    The positions of a run are neighbours; in front of the first there is room for others that a run begins with.
+    The positions of a run are contiguous. A run may begin before its block, so there is room in front.
     """
     if np.max(runs[:, 1]) == 1:
         return 0, width, outputs * width, longest * outputs * width
-    line = (lanes + longest) * width + lanes  # a power of two would use little of the cache
+    line = (lanes + longest) * width + lanes  # a power of two as stride would use few sets of the cache
     return lanes * width, line, width, outputs * line
 
 
@@ -149,9 +149,9 @@ def room_of(runs, outputs, width, lanes, longest):
 def multiply(lo, hi, image, w, b, groups, sets, start, cell, runs, overlap, blocks, longest, y):
     """The output: `image (B, C, D, H, W, width), w (Q, G*O, K), b (G*O, Q or 1) -> y (N, G*O, P)`; `blocks` of runs.
 
-    `runs (R, 2)` holds of each run of neighbouring positions that use one set of weights the first, and how many they are: their images lie
-    side by side, and fill vector registers. A block has at most `longest` positions. Where runs `overlap`, one begins in the one before it,
-    and what it finds there is written over: later runs come first.
+    A run is a row of neighbouring positions that use one set of weights; `runs (R, 2)` holds the first position and length of each. The
+    images of a run lie side by side and fill vector registers. A block has at most `longest` positions. Where runs `overlap`, a run begins
+    inside the one before it. Later runs are computed first, so the earlier run overwrites their common positions.
     """
     (_, GO, K), (N, _, P), (_, C, D, H, W, width), R = w.shape, y.shape, image.shape, runs.shape[0]
     lanes, O, total = REGISTER // w.itemsize, GO // groups, C * D * H * W
@@ -187,10 +187,10 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, runs, overlap, bloc
 def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, columns, runs, longest, parts, image):
     """The gradient of the image: `gy (N, G*O, P), w (Q, G*O, K) -> image (B, C, D, H, W, width)`; runs as for `multiply`.
 
-    Blocks of images, and of each some channels, are shared out; every pixel adds up what its windows say in their order. Where a run begins
-    in the one before it, it sees zeros. Neighbouring cells of a run show the same pixels, so they must not be rows of one tile: cells come
-    column by column of the window, of which there are `columns`, or 1 where runs have one position. The last comes first: so a pixel adds
-    up position after position, whatever the runs are.
+    Blocks of images, each split by channels, are shared out; every pixel adds up its windows in order. Where a run begins inside the one
+    before it, the common output gradients are set to zero. Neighbouring cells of a run show the same pixels, so they must not be rows of
+    one tile: cells are taken column by column of the window, of which there are `columns`, or 1 where runs have one position. The last
+    column is first, so that a pixel adds up positions in order, whatever the runs are.
     """
     (_, GO, K), (N, _, P), (_, C, D, H, W, width), most = w.shape, gy.shape, image.shape, longest // runs[:, 1].max()
     lanes, O, each, volume, cells = REGISTER // w.itemsize, GO // groups, C // groups, D * H * W, K // (C // groups)
@@ -216,7 +216,7 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, columns, runs, l
                     V, q, after = count * width // lanes, sets[p + count - 1], sets[runs[min(r + 1, runs.shape[0] - 1), 0]]
                     base, to = (q * GO + g * O) * K, (n * C * volume + g * each * volume + start[p]) * width
                     panel, R = g * O * line + front + (p - begin) * hop, rows_of(V, 0, 0)
-                    for i in range(0, stop - from_, max(column // R, 1) * R):  # so many cells, of which none shows what another does
+                    for i in range(0, stop - from_, max(column // R, 1) * R):  # so many cells, which show different pixels
                         for o in range(0, O, some):
                             last_ = min(O, o + some)
                             for k_ in range(i, min(i + max(column // R, 1) * R, stop - from_), R):
@@ -231,7 +231,7 @@ def multiply_gradient(lo, hi, gy, w, groups, sets, start, cell, columns, runs, l
 
 @step
 def cells_in_box_order(cell, low, high, C, GC, volume, width, row, out):
-    """Where cells low to high - 1 of a window are in a box, in its order, and where their sums go; how many, with copies of the last."""
+    """Fill `row` and `out`: where cells low to high - 1 are in a box, in its order, and where their sums go. Returns how many."""
     K, found = cell.size, 0
     for i in range(row.size):
         k = min(i, K - 1) % C * (K // C) + min(i, K - 1) // C
@@ -254,10 +254,10 @@ def load_band(m, images, band, corner, box, x, source, image, gy, P, upstream):
 def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bounds, start, cell, V, parts, images, gw):
     """The gradient of the weight: `gy (N, G*O, P), x (numbers) -> gw (Q, G*O, K)`; bands of sets, and of each parts of the cells.
 
-    `bands (B, 6)` holds of each the first set and the one behind the last; the first position, and how many; and along `axis` the first
-    pixel and their number. A thread copies them into its own memory, channels last and with zeros around, of so many images at a time;
-    sums of a band begin with the first of them and end with the last. `source (2, 5)` says where the pixels of x are. `order` lists the
-    positions set by set, those of set q from bounds[q] to bounds[q + 1].
+    `bands (B, 6)` holds for each the first set and the one after the last; the first position, and how many; and along `axis` the first
+    pixel and their number. A thread copies a band of `images` images at a time into its own memory, channels last and zero-padded; the sums
+    of a band run over all images. `source (2, 5)` says where the pixels of x are. `order` lists the positions set by set, those of set q
+    from bounds[q] to bounds[q + 1].
     """
     (_, GO, K), (N, _, P), GC, result, upstream_ = gw.shape, gy.shape, source[0, 4], gw.reshape(gw.size), gy.reshape(gy.size)
     R, lanes, O, C = rows_of(V, 0, 0), REGISTER // gw.itemsize, GO // groups, GC // groups
@@ -276,7 +276,7 @@ def multiply_weights(lo, hi, gy, x, source, groups, grid, bands, axis, order, bo
         found = cells_in_box_order(cell, low, high, C, GC, volume, width, row, out)
         for m in range(0, N, images):
             many = min(images, N - m)
-            if images < N or unit == lo or unit % parts == 0:  # else they are there
+            if images < N or unit == lo or unit % parts == 0:  # else already loaded
                 load_band(m, many, band, corner, box, x, source, image, upstream_, P, upstream)
             for q in range(band[0], band[1]):
                 count, sums_ = bounds[q + 1] - bounds[q], many * (bounds[q + 1] - bounds[q])

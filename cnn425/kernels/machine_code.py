@@ -1,6 +1,6 @@
 """How a loop becomes machine code: numba compiles it, and code around it turns addresses into arrays and enters torch's OpenMP library.
 
-What is compiled is kept in files, as long as no file of this folder changes.
+Compiled code is cached in files until a file of this folder changes.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ import torch
 
 PARALLEL, THIS, ALL = "cnn425_parallel", "cnn425_thread", "cnn425_threads"  # names in machine code, which may be kept in a file
 CAPABILITY = torch.backends.cpu.get_cpu_capability()  # the vector registers of this processor: "AVX512", "AVX2" or others
-steps: dict[tuple[object, ...], Any] = {}  # compiled once for all loops, by step and kind of arithmetic
+steps: dict[tuple[object, ...], Any] = {}  # compiled once for all loops, by (step, fast)
 
 
 class Step:
-    """A part of a loop with a name of its own, compiled into the loops that call it, or written by `emit`: see `instructions`."""
+    """A named part of a loop, compiled into the loops that call it, or written by `emit`: see `instructions`."""
 
     def __init__(self, function: Callable[..., Any], emit: Callable[[Any, Any], None] | None = None) -> None:
         self.function, self.emit = function, emit
@@ -32,12 +32,12 @@ class Step:
 
 
 def compiled(function: Callable[..., None], fast: bool) -> Callable[..., None]:
-    """`entry(units, threads, arguments)` in machine code; the Python around the loop is a copy of `_entry` that numba finds beside it."""
+    """`entry(units, threads, arguments)` in machine code: a copy of `_entry` around the loop, which numba locates in the loop's file."""
     from numba import njit
 
     fastmath = {"contract", "reassoc", "nsz"} if fast else {"contract"}
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
-    alone: dict[str, Any] = {**options, "fastmath": fastmath, "no_cpython_wrapper": True}  # Python calls entries alone
+    alone: dict[str, Any] = {**options, "fastmath": fastmath, "no_cpython_wrapper": True}  # Python calls only entries
     around_it, whole, part = _compilers()
     compile_, inline = njit(**alone, pipeline_class=whole), njit(**alone, forceinline=True, pipeline_class=part)
 
@@ -52,7 +52,7 @@ def compiled(function: Callable[..., None], fast: bool) -> Callable[..., None]:
     entry = FunctionType(code, around, function.__name__)
     entry.__module__, entry.__qualname__ = function.__module__, function.__qualname__
     made = njit(**options, pipeline_class=around_it)(entry)
-    with contextlib.suppress(RuntimeError):  # no folder that can be written to
+    with contextlib.suppress(RuntimeError):  # no writable folder
         made._cache = _files()(entry)
     return made
 
@@ -60,8 +60,8 @@ def compiled(function: Callable[..., None], fast: bool) -> Callable[..., None]:
 def instructions(step: Step, emit: Callable[[Any, Any], None]) -> Any:
     """A step in machine code: `emit(builder, a)` writes it, with its arguments as attributes of `a`.
 
-    Of an array that is the address of its numbers. `number` is the type of those of x, of `size` bytes. `cases` reads what chooses among
-    instructions.
+    An array is passed as the address of its numbers. Those of x have the type `a.number` and `a.size` bytes each. `cases` reads arguments
+    that choose among instructions.
     """
     from numba.core import types
     from numba.extending import intrinsic
@@ -87,7 +87,7 @@ def instructions(step: Step, emit: Callable[[Any, Any], None]) -> Any:
 
 
 def cases(builder: Any, value: Any, choices: Iterable[int]) -> Iterator[int]:
-    """The numbers an argument may be: what is written while one is at hand runs where it is that one. A constant is the only one."""
+    """Yield each value an argument may have; instructions emitted meanwhile run for that value only. A constant yields just itself."""
     from llvmlite import ir
 
     if isinstance(value, ir.Constant):
@@ -105,7 +105,7 @@ def cases(builder: Any, value: Any, choices: Iterable[int]) -> Iterator[int]:
 
 
 def linked(function: Callable[..., Any], made: Callable[[Step], Any]) -> FunctionType:
-    """The function with what is made of each step in its place."""
+    """The function with each step replaced by `made(step)`."""
     names = dict(function.__globals__)
     for name in function.__code__.co_names:
         if isinstance(step := names.get(name), Step):
@@ -117,7 +117,7 @@ def linked(function: Callable[..., Any], made: Callable[[Step], Any]) -> Functio
 def _compilers() -> tuple[Any, Any, Any]:
     """Numba's compilers for entries, loops and their parts: loops and parts are linked into entries, and become machine code only there.
 
-    Parts are optimised before, since several loops have them; loops are not, since their entries are.
+    Parts are optimised before linking, since several loops use them; loops are not, since their entries are.
     """
     from llvmlite import binding
     from numba.core.codegen import JITCodeLibrary
@@ -125,7 +125,7 @@ def _compilers() -> tuple[Any, Any, Any]:
 
     class Entry(JITCodeLibrary):
         def add_ir_module(self, module: Any) -> None:
-            for function in module.functions:  # LLVM would take half of a vector register on some processors, to spare their clock rate
+            for function in module.functions:  # on some processors LLVM would use half a vector register, to keep the clock rate high
                 set.add(function.attributes, '"prefer-vector-width"="512"')
             super().add_ir_module(module)
 
@@ -154,10 +154,10 @@ def _compilers() -> tuple[Any, Any, Any]:
 
 @cache
 def _files() -> Any:
-    """Files of machine code as `cache=True` keeps them, none of which has to be right, or writable: what is wrong is compiled anew."""
+    """Machine code cached in files, as by `cache=True`. If a file is damaged or cannot be written, the loop is compiled again."""
     from numba.core.caching import FunctionCache
 
-    files = sorted(Path(__file__).parent.glob("*.py"))  # parts of a loop may stand in other files
+    files = sorted(Path(__file__).parent.glob("*.py"))  # parts of a loop may be in other files
     stamp = (CAPABILITY, *((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
     class Files(FunctionCache):
@@ -167,9 +167,9 @@ def _files() -> Any:
         def load_overload(self, signature: Any, context: Any) -> Any:
             try:
                 found = super().load_overload(signature, context)
-                # two processes that compile for two types at once may put each other's code under one name
+                # two processes that compile for different types at once may store code under the same name
                 return found if found is None or found.signature.args == signature else None
-            except Exception:  # what a damaged file unpickles to may raise anything
+            except Exception:  # a damaged file may raise any exception
                 with contextlib.suppress(Exception):
                     self.flush()
                 return None
@@ -191,7 +191,7 @@ def _entry(units, threads, arguments):  # type: ignore[no-untyped-def]
 
 @cache
 def openmp() -> dict[str, int | None]:
-    """The addresses of torch's OpenMP library, as torch's own code would find them: of a parallel region, the thread and their number."""
+    """The addresses, as torch finds them, of OpenMP's functions for a parallel region, the thread number and the number of threads."""
     names = {PARALLEL: "GOMP_parallel", THIS: "omp_get_thread_num", ALL: "omp_get_num_threads"}
     for library in Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"):
         with contextlib.suppress(OSError, AttributeError):
@@ -202,7 +202,7 @@ def openmp() -> dict[str, int | None]:
 
 @cache
 def _numba_functions() -> dict[str, Any]:
-    """`arrays`, which makes arrays of addresses, and `share`, which runs a loop by torch's threads: for use in compiled code."""
+    """For compiled code: `arrays`, which makes arrays from addresses, and `share`, which runs a loop on torch's threads."""
     from llvmlite import binding
     from numba.core import cgutils, types
     from numba.extending import intrinsic
@@ -243,7 +243,7 @@ def _numba_functions() -> dict[str, Any]:
 
 
 def _array(context: Any, builder: Any, value: Any, wanted: Any) -> Any:
-    """The instructions that make an array of its description: (zero of its type, address, sizes)."""
+    """The instructions that make an array from its description: (zero of its type, address, sizes)."""
     from numba.core import cgutils, types
     from numba.np.arrayobj import make_array, populate_array
 
@@ -286,7 +286,7 @@ def _body(context: Any, builder: Any, kernel: Any, arguments: Any, packed: Any) 
 
 
 def _enter(builder: Any, body: Any, packed: Any, units: Any, threads: Any, arguments: Any) -> None:
-    """The instructions that run `body` by so many threads of torch's OpenMP library, on the packed number of units and arguments."""
+    """The instructions that run `body` on `threads` threads of torch's OpenMP library, with units and arguments packed."""
     from llvmlite import ir
     from numba.core import cgutils
 

@@ -1,12 +1,12 @@
 """Pools as loops: the cells of a window are compared, or added, one after the other, for many images or channels at a time.
 
-Loops see an image as `(D, H, W*K)`, where K neighbours in memory belong to different images: the compiler puts them in one vector register.
-Where channels are last in memory K is their number. Contiguous images come as `(M, D, H, W)`; IMAGES of them are interleaved, line by line,
-so that they look the same. Of a few images, K = 1, neighbouring windows take the place of images where one starts a pixel after the other.
-Signals and images have one row or plane, D = H = 1.
+Loops see an image as `(D, H, W*K)`, where K contiguous numbers belong to different images: the compiler puts them in one vector register.
+With channels last, K is the number of channels. Contiguous images come as `(M, D, H, W)`; IMAGES of them are interleaved, line by line,
+into the same form. With few images K is 1, and windows that start one pixel apart share a register instead.
+Images have D = 1, signals D = H = 1.
 
 The windows along a side are a table `(4, positions)`: the first pixel inside the image, the number of cells inside the image, the number of
-cells that an average counts, the pixels from cell to cell. So ordinary, ceil_mode and adaptive windows are one case.
+cells that an average counts, the pixels from cell to cell. So ordinary, ceil_mode and adaptive windows need the same code.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from cnn425.kernels.box import REGISTER, keep_rolled, spread, transpose
 from cnn425.kernels.machine_code import cases
 from cnn425.kernels.threads import loop, machine_step, step
 
-IMAGES = 32  # that are interleaved
+IMAGES = 32  # interleaved at a time
 RESULTS = 1 << 8  # outputs of interleaved images that are separated at a time
 WIDTHS = (64, 32, 16, 4, 1)  # windows that are reduced at once
 
 
 @step
 def span(table):
-    """The lines that a window and those after it may want: its pixels, and up to a step before them, where a window was cut at the edge."""
+    """How many lines to keep at a time: those a window spans, and up to a step before them, where a window was cut at the edge."""
     longest = 1
     for i in range(table.shape[1]):
         longest = max(longest, table[1, i] * table[3, i])
@@ -33,9 +33,9 @@ def span(table):
 
 @step
 def follow(x, shape, first, planes, rows, a, i, ready, image):
-    """Interleave the lines of windows (a, i) that are not in `image` yet, line h of plane d at their remainders; the next line comes back.
+    """Interleave the lines of windows (a, i) that are not in `image` yet, with indices modulo its size. Returns the next line.
 
-    Lines before `ready` are there, or not needed any more. `shape` is that of x, which is given as a row of numbers.
+    Lines before `ready` are already there, or no longer needed. `shape` is that of x, which is given as a row of numbers.
     """
     (M, D, H, W), ready = shape, max(ready, rows[0, i] - rows[3, i] + 1)
     while ready <= rows[0, i] + (rows[1, i] - 1) * rows[3, i]:
@@ -51,7 +51,7 @@ def follow(x, shape, first, planes, rows, a, i, ready, image):
 
 
 def _reduce(builder, a):
-    """`reduce` in machine code: what a window has come to so far stays in vector registers."""
+    """`reduce` in machine code: intermediate results stay in vector registers."""
     from llvmlite import ir
     from numba.core import cgutils
 
@@ -105,7 +105,7 @@ def _total(builder, numbers, each_cell):
 
 
 def _largest(builder, numbers, each_cell, first):
-    """The instructions that compare the cells: the largest numbers and their pixels, which are `first` where none is larger."""
+    """The instructions that compare the cells: the largest numbers and their pixels, or `first` where all are minus infinity."""
     from numba.core import cgutils
 
     best, pixel = cgutils.alloca_once(builder, numbers), cgutils.alloca_once(builder, first.type)
@@ -124,7 +124,7 @@ def _largest(builder, numbers, each_cell, first):
 
 @machine_step(_reduce)
 def reduce(x, k, line, top, R, cell, w, step_, V, cells, y, where, to, L, adds):
-    """y[to + l] = largest of x[k + line[r] + cell[v] + l] over rows r < R and columns v < V, or sum / cells if it `adds`, for L of the l.
+    """y[to + l] = largest of x[k + line[r] + cell[v] + l] over rows r < R and columns v < V, or with `adds` sum / cells, for l < L.
 
     L is one of WIDTHS. Rows are summed up one by one. `where` has the pixel of the largest number, `top[r] + w + v*step_`.
     """
@@ -146,7 +146,7 @@ def reduce(x, k, line, top, R, cell, w, step_, V, cells, y, where, to, L, adds):
 
 @step
 def lines_of(shape, H, W, planes, rows, a, i, line, top):
-    """Where the rows of windows (a, i) begin in an image of the given shape, and the numbers of their first pixels; how many."""
+    """Fill `line` and `top`: where the rows of windows (a, i) begin in an image of this shape, and their first pixels. Returns how many."""
     R, (depth, height, L) = 0, shape
     for t in range(planes[1, a]):
         for u in range(rows[1, i]):
@@ -158,7 +158,7 @@ def lines_of(shape, H, W, planes, rows, a, i, line, top):
 
 @step
 def abreast(columns, j):
-    """How many windows from j on, up to 64, start one pixel after the other and have as many cells."""
+    """How many windows from j on, up to 64, start one pixel apart and have equally many cells."""
     n, stop = 1, min(64, columns.shape[1] - j)
     while n < stop and columns[0, j + n] == columns[0, j] + n and columns[1, j + n] == columns[1, j] and columns[2, j + n] == columns[2, j]:
         n += 1
@@ -176,9 +176,9 @@ def width_of(many):
 
 @step
 def row_of_windows(x, base, line, top, R, columns, cell, K, adds, divisor, counted, y, where, to):
-    """The windows of all columns j, whose rows are those of `lines_of`, from x[base] on: `y, where [to + j*K + k]`.
+    """The windows of all columns j, with the rows found by `lines_of`, from x[base] on: `y, where [to + j*K + k]`.
 
-    `cell` is where the columns of a window are. Some k are taken at once, or where there is one, some j.
+    `cell` holds the offsets of a window's columns. Several k are computed at once, or several j if K is 1.
     """
     j, some = 0, width_of(K)
     while j < columns.shape[1]:
@@ -186,13 +186,13 @@ def row_of_windows(x, base, line, top, R, columns, cell, K, adds, divisor, count
         cells = x.dtype.type(divisor if divisor != 0 else counted * columns[2, j])
         first = 0
         while first < K:  # a `range` would divide
-            k = min(first, K - some) if K > 1 else 0  # the last numbers are found again
+            k = min(first, K - some) if K > 1 else 0  # the last numbers are computed twice
             start, at = base + w * K + k, to + j * K + k
             reduce(x, start, line, top, R, cell, w, step_, V, cells, y, where, at, some, adds)
             first += some
         if K == 1 and not adds and R * V > 0:
             for n in range(some):
-                where[to + j + n] += n  # what is found is the pixel of the first of them
+                where[to + j + n] += n  # `reduce` gives pixels relative to the first of them
         j += some if K == 1 else 1
 
 
@@ -201,9 +201,9 @@ def pool_rows(lo, hi, x, K, planes, rows, columns, adds, divisor, y, where):
     """y[m,a,i,j,k] = the largest of x[m, d, h, w, k] over the cells of window (a, i, j); `where`: its pixel `(d*H + h)*W + w`.
 
     `x (M, D, H, W*K) -> y, where (M*A*I, J*K)`; the rows of windows are shared out. Of equal numbers the first pixel wins, of NaNs the
-    last; a window without cells is minus infinity and has pixel -1. If it `adds`, `y` is the sum of the cells, divided by `divisor`, or if
-    that is 0 by the cells that count, and `where` is empty. The adjoint of that is the same loop: the gradient of a pixel is a sum over a
-    window of windows, those that show it.
+    last; a window without cells is minus infinity and has pixel -1. With `adds`, `y` is the sum of the cells divided by `divisor`, or, if
+    that is 0, by the number of cells that count; `where` is empty. The adjoint is the same loop: the gradient of a pixel is a sum over the
+    windows that show it.
     """
     (_, D, H, L), A, I, J = x.shape, planes.shape[1], rows.shape[1], columns.shape[1]
     numbers, results, pixels, most = x.reshape(x.size), y.reshape(y.size), where.reshape(where.size), planes[1].max() * rows[1].max() + 1

@@ -4,17 +4,17 @@
     gradient of the weight  gw[k, o]  = sum over p         of  x[cell[k] + row[p]] * gy[p, o]      the same with p and k exchanged
     small groups            y[p, o]   = b[o] + sum over k, i of x[row[p] + cell[k] + o//G*G + i] * w[k, i, o]     k = (t, u, v), i < G
 
-Positions come in boxes. The pixels that a box of positions sees are copied into a thread's own memory, channels last and with zeros around
-(`cnn425.kernels.box`); there the number that cell k of window p shows is at `row[p] + cell[k]`: where the window starts, and where the cell
-is inside. The gradient of the image is the first line again, over the output gradient. Outputs come in panels of V vector registers, and
+Positions come in boxes. The pixels that a box of positions sees are copied into a thread's own memory, channels last and zero-padded
+(`cnn425.kernels.box`). There, cell k of window p shows the number at `row[p] + cell[k]`: the start of the window plus the offset of the
+cell. The gradient of the image is the first line again, over the output gradient. Outputs come in panels of V vector registers, and
 are computed by tiles of some rows p and one panel (`cnn425.kernels.tile`). Groups of G = 1, 2, 4 or 8 inputs and as many outputs share a
 register: a depthwise convolution has G = 1.
 
-The gradient of the image by a stride s is several products: every s-th output is made of the same cells. `phases (5, F)` holds of each the
-first output along d, h, w, its first cell, and the one behind its last. `sides (7, 3)` holds the geometry along d, h, w, one row each: the
+With stride s the gradient of the image is several products: every s-th output is made of the same cells. `phases (5, F)` holds for each the
+first output along d, h, w, its first cell, and the one after its last. `sides (7, 3)` holds the geometry along d, h, w, one row each: the
 positions; the outputs; the outputs from one position to the next (hop); the pixel where the first window starts (origin); the pixels from
-one window to the next (step); how many positions a box is long; its pixels. `source` and `target (2, 5)` hold the sizes of the two images
-along n, d, h, w, c, and their strides. `panels (3, Q)` holds of each panel the first output, the number of outputs, and the first channel
+one window to the next (step); the length of a box in positions; its pixels. `source` and `target (2, 5)` hold the sizes of the two images
+along n, d, h, w, c, and their strides. `panels (3, Q)` holds for each panel the first output, the number of outputs, and the first channel
 that they see.
 """
 
@@ -35,7 +35,7 @@ def rows_of_sides(sides):
 
 @step
 def numbers_of_box(sides, images, C, lanes):
-    """The numbers of a box, and of the vector registers that are read from its last channels on."""
+    """The size of a box in numbers, with room for the vector registers that are read past its end."""
     _, _, _, _, _, _, pixels = rows_of_sides(sides)
     return images * pixels[0] * pixels[1] * pixels[2] * C + 4 * lanes
 
@@ -59,10 +59,10 @@ def outputs_of(box, source, sides, images):
 
 @step
 def load_box(box, x, source, sides, images, direct, target, buffer):
-    """Copy the pixels of a box into `buffer`: where the box starts there, and where its outputs start in the target.
+    """Copy the pixels of a box into `buffer`. Returns where the box starts there, and where its outputs start in the target.
 
-    A box has the positions of one plane, some lines, some columns, and of several images only if it shows them whole. With `direct`
-    nothing is copied: the image is read where it is.
+    A box has positions of one plane, some lines and some columns; it has several images only if it shows them whole. With `direct`
+    nothing is copied: the image is read in place.
     """
     n, a, i, j = corner(box, sides, images)
     _, _, hop, origin, step_, _, pixels = rows_of_sides(sides)
@@ -75,7 +75,7 @@ def load_box(box, x, source, sides, images, direct, target, buffer):
 
 @step
 def outputs_in(shape, target, place):
-    """Where the outputs of a box of `shape` are in the target, from its first one on; how many."""
+    """Fill `place`: where the outputs of a box are in the target, relative to the first. Returns how many."""
     (count, depth, lines, columns), P = shape, 0
     for m in range(count):
         for t in range(depth):
@@ -88,7 +88,7 @@ def outputs_in(shape, target, place):
 
 @step
 def windows_of(shape, source, sides, direct, t, u, v, row, out, P):
-    """Where the windows of a phase start in a box, and the numbers of their outputs in it, from row[P] on; where they end.
+    """Fill `row` and `out` from P on: where the windows of a phase start in a box, and the numbers of their outputs. Returns the end.
 
     The first output of the phase is (t, u, v).
     """
@@ -109,7 +109,7 @@ def windows_of(shape, source, sides, direct, t, u, v, row, out, P):
 def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels, V, G, parts, target, y):
     """The output: `x, w (panels, K, width), b (O), (phases*O) or (0) -> y`; boxes, and of each `parts` of the panels, are shared out.
 
-    Panels that are full, and whose outputs are neighbours in y, are written there; others by way of a box of outputs.
+    Full panels whose outputs are contiguous in y are written there directly; others go through a box of outputs.
     """
     Q, K, width = w.shape
     R, C, lanes, wide, apart, F = rows_of(V, G, 0), source[0, 4], REGISTER // x.itemsize, Q * width, target[1, 4], phases.shape[1]
@@ -127,7 +127,7 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
         box, part = unit // parts, unit % parts
         at, first = load_box(box, x, source, sides, images, direct, target, buffer)
         shape = outputs_of(box, source, sides, images)
-        if shape != known:  # windows and outputs of a box like the one before are where they were
+        if shape != known:  # a box of the same shape as the last one reuses its tables
             known, found = shape, outputs_in(shape, target, place)
             neighbours(place, found, lanes, run)
             for f in range(F):
@@ -135,7 +135,7 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
                 for p in range(ends[f], P):
                     out[p] = place[out[p]] if straight else out[p] * wide
                 ends[f + 1] = P + R if ends[f] < P else P
-                for p in range(P, ends[f + 1]):  # rows that are too many compute the last position again
+                for p in range(P, ends[f + 1]):  # surplus rows compute the last position again
                     row[p], out[p] = row[P - 1], out[P - 1]
         for f in range(F):
             start, end, some = phases[3, f], phases[4, f], short(phases[4, f] - phases[3, f])
@@ -154,7 +154,7 @@ def product(lo, hi, x, source, sides, images, direct, phases, cell, w, b, panels
 def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxes, gy, panels, V, G, target, parts, pieces, gw):
     """The gradient of the weight in `parts` sums, of some boxes each: `x, gy -> gw (parts, Q, K, width)`.
 
-    Parts are shared out, and of each `pieces` of the panels and their phases.
+    Parts, each split into `pieces` by panels and phases, are shared out.
     """
     (_, Q, K, width), F, inputs = gw.shape, phases.shape[1], max(G, 1)
     R, C, lanes, apart = rows_of(V, G, 1), source[0, 4], REGISTER // x.itemsize, target[1, 4]
@@ -165,7 +165,7 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
     shown, out, last = np.empty(cell.size + F * R, np.int64), np.empty((cell.size + F * R) * inputs, np.int64), np.zeros(F + 1, np.int64)
     for f in range(F):
         last[f + 1] = last[f] + phases[4, f] - phases[3, f] + R
-        for k in range(last[f], last[f + 1]):  # rows that are too many compute the last cell again
+        for k in range(last[f], last[f + 1]):  # surplus rows compute the last cell again
             c = min(phases[3, f] + k - last[f], phases[4, f] - 1)
             shown[k] = cell[c]
             for i in range(inputs):
@@ -200,7 +200,7 @@ def weight_gradient(lo, hi, x, source, sides, images, direct, phases, cell, boxe
 
 @loop
 def scatter(lo, hi, z, grid, C, apart, hop, gx):
-    """The gradient of an image from the gradient of its windows: `z (N, C*T*U*V, A*I*J) -> gx (N, numbers)`; images.
+    """The gradient of an image from the gradient of its windows: `z (N, C*T*U*V, A*I*J) -> gx (N, numbers)`; images are shared out.
 
     `grid (6, 3)` holds cells, strides, low paddings, dilations, positions and pixels along d, h, w; pixel i of channel c is at
     `c*apart + i*hop`.
@@ -234,7 +234,7 @@ def scatter(lo, hi, z, grid, C, apart, hop, gx):
 
 @step
 def run_of(offset, j, stop, lanes):
-    """How many offsets from the j-th on are one behind the other, up to a register."""
+    """How many offsets from the j-th on are consecutive, at most a register of them."""
     run = 1
     while run < lanes and j + run < stop and offset[j + run] == offset[j] + run:
         run += 1
@@ -245,8 +245,8 @@ def run_of(offset, j, stop, lanes):
 def pack(lo, hi, w, offset, order, hop, group, O, p):
     """The weight in panels: p[q, order[j], o] = w[g*group + offset[j] + (first + o)*hop] for the outputs of panel q from `first` on.
 
-    `w (numbers) -> p (panels, K, width)`; blocks of ascending offsets are shared out. A group g has ceil(O / width) panels. Outputs that do
-    not exist have weights of others.
+    `w (numbers) -> p (panels, K, width)`; blocks of ascending offsets are shared out. A group g has ceil(O / width) panels. Surplus
+    outputs have weights of others.
     """
     K, width, each, lanes = offset.size, p.shape[2], (O + p.shape[2] - 1) // p.shape[2], REGISTER // w.itemsize
     blocks, block = (K + BLOCK - 1) // BLOCK, np.zeros(lanes * lanes, w.dtype)
@@ -271,7 +271,7 @@ def pack(lo, hi, w, offset, order, hop, group, O, p):
 
 @loop
 def unpack(lo, hi, p, offset, order, hop, group, O, w):
-    """The inverse of `pack`, of a weight in several sums: `p (sums, panels, K, width) -> w (numbers)`."""
+    """The inverse of `pack`, for a weight that is the sum of several parts: `p (sums, panels, K, width) -> w (numbers)`."""
     K, width, each, lanes = offset.size, p.shape[3], (O + p.shape[3] - 1) // p.shape[3], REGISTER // w.itemsize
     blocks, block = (K + BLOCK - 1) // BLOCK, np.zeros(lanes * lanes, w.dtype)
     for unit in range(lo, hi):

@@ -1,7 +1,7 @@
 """How a loop is called and shared among threads, and when loops may run at all.
 
 A loop is a plain Python function `f(lo, hi, *arguments)` that computes the units lo to hi - 1 of its result, for example the planes of an
-image. numba compiles it at the first call, and keeps the machine code in a folder where one can be written. Every unit is computed by one
+image. numba compiles it at the first call, and caches the machine code in a folder if one is writable. Every unit is computed by one
 thread in one order, so the bits of a result do not depend on the number of threads.
 
 Threads are torch's own: the compiled code enters the OpenMP library that torch is linked with, by `GOMP_parallel`, which GNU's and LLVM's
@@ -33,7 +33,7 @@ shared = False  # whether loops ran on several threads
 
 
 def _after_fork() -> None:
-    """The child has one thread, and OpenMP would wait in it for the threads of its parent for ever, in torch's own operations, too."""
+    """Use one thread in the child, also in torch's own operations: OpenMP would wait for ever for the threads of the parent."""
     global forked
     forked = True
     if shared:
@@ -50,9 +50,9 @@ def is_traced() -> bool:
 
 
 def loops_run(*tensors: Tensor | None, few: bool = False) -> bool:
-    """Whether loops may read these tensors: numbers in this computer's memory, of a type that loops know, and nobody records operations.
+    """Whether loops may read these tensors: numbers in CPU memory, of a dtype that loops support, while nothing records operations.
 
-    Few float64 numbers, as in tests by finite differences, are not worth compiling loops for, unless `few`.
+    Without `few`, a few float64 numbers, as in tests by finite differences, are not worth compiling loops for.
     """
     if is_traced() or dispatch_modes() or forced.get() == "definition":
         return False
@@ -63,7 +63,7 @@ def loops_run(*tensors: Tensor | None, few: bool = False) -> bool:
     for t in given:
         if type(t) not in PLAIN or not t.is_cpu or t.dtype not in known or t.layout is not torch.strided or t.is_neg():
             return False
-        if is_transformed(t) or (t.data_ptr() == 0 and t.numel()):  # zeros that are known to be zeros, and nowhere written
+        if is_transformed(t) or (t.data_ptr() == 0 and t.numel()):  # a tensor of zeros that has no memory
             return False
     return has_numba()
 
@@ -73,7 +73,7 @@ def has_numba() -> bool:
     """Whether numba can be imported and compiles a loop; if not, one warning says what is missing."""
     try:
         import numba  # only at the first loop: `import cnn425.nn` needs no compiler
-    except Exception as error:  # libraries that do not fit raise other errors than ImportError
+    except Exception as error:  # incompatible libraries raise other errors than ImportError
         trouble = f"numba cannot be imported ({error}); `pip install numba`"
     else:
         try:
@@ -81,7 +81,7 @@ def has_numba() -> bool:
             return True
         except (MemoryError, RecursionError):  # no fault of numba's
             raise
-        except Exception as error:  # its next version may be made in another way
+        except Exception as error:  # its next version may differ inside
             reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
             trouble = f"numba {numba.__version__} does not compile its loops ({reason}); `pip install 'numba~=0.68.0'`"
     warnings.warn(f"cnn425 computes by definition, which is slow: {trouble}", stacklevel=2)
@@ -90,7 +90,7 @@ def has_numba() -> bool:
 
 @cache
 def _zeros() -> dict[torch.dtype, Any]:
-    """For each type of number that loops know, a zero of it: how the compiler learns the type."""
+    """A zero of each dtype that loops support: it tells the compiler the type."""
     import numpy as np
 
     names = ("float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool")
@@ -123,7 +123,7 @@ class Loop:
         run(units, threads, arguments)
 
     def compile(self) -> Callable[..., None]:
-        """The machine code behind the loop, or with NUMBA_DISABLE_JIT=1 the Python."""
+        """The machine code of the loop, or with NUMBA_DISABLE_JIT=1 its Python."""
         from numba import config
 
         self.compiled = self.python if getattr(config, "DISABLE_JIT", 0) else compiled(self.function, self.fast)
@@ -144,7 +144,7 @@ def loop(function: Callable[..., None]) -> Loop:
 
 
 def step(function: Callable[..., Any]) -> Step:
-    """A part of a loop: numbers that are known where it is called, like a stride of 1, are constants inside."""
+    """A part of a loop: arguments that are known where it is called, like a stride of 1, become constants."""
     return Step(function)
 
 
@@ -154,7 +154,7 @@ def machine_step(emit: Callable[[Any, Any], None]) -> Callable[[Callable[..., An
 
 
 def sums(function: Callable[..., None]) -> Loop:
-    """A loop whose innermost sum may be added in the order that a vector register likes: the same at every call."""
+    """A loop whose innermost sum may be reordered to suit vector registers; the order is the same at every call."""
     return Loop(function, fast=True)
 
 

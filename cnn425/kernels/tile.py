@@ -1,10 +1,10 @@
-"""The tile: some rows and some vector registers of a matrix product, whose numbers stay in registers while the sum runs.
+"""The tile: some rows and some vector registers of a matrix product, whose results stay in registers during the sum.
 
-    y[r, o]  =  (y or b)[r, o] + sum over k  of  x[row[r] + cell[k]] * w[place[k] + o]        o the numbers of V registers
+    y[r, o]  =  (y or b)[r, o] + sum over k  of  x[row[r] + cell[k]] * w[place[k] + o]        o the lanes of V registers
 
-A number of x meets a register of w at every k: one fused multiply-add per row and register, which is as fast as a processor can be. Where
-the numbers are is in tables of offsets, so that neither factor has to be written down as a matrix. Groups of G inputs and as many
-outputs may share a register.
+At every k a number of x is multiplied by a register of w: one fused multiply-add per row and register, the peak rate of a processor. Tables
+of offsets say where the numbers are, so that neither factor has to be written down as a matrix. Groups of G inputs and as many outputs may
+share a register.
 """
 
 from functools import reduce
@@ -15,29 +15,29 @@ from cnn425.kernels.box import REGISTER, keep_rolled, spread
 from cnn425.kernels.machine_code import CAPABILITY, cases
 from cnn425.kernels.threads import machine_step, step
 
-SHORT = 70  # products of a sum, about: long sums are made of short ones, whose rounding errors are small, and whose numbers stay cached
-ROWS = 12  # no tile has more
-MANY = CAPABILITY == "AVX512"  # registers, 32 of REGISTER bytes; other processors have a quarter of that, 16 of 32 bytes or 32 of 16
-WIDEST = (4, 2, 1) if MANY else (1, 1, 1)  # registers beside one another in a tile: of large groups, of one channel each, of small ones
-COSTS = {1: 1.6, 2: 1.15, 3: 1.05, 4: 1.0} if MANY else {1: 1.0}  # of a register in a tile of so many beside one another, as measured
+SHORT = 70  # products of a sum, about: long sums are split into short ones, whose rounding errors are small, and whose numbers stay cached
+ROWS = 12  # an upper bound
+MANY = CAPABILITY == "AVX512"  # 32 registers of REGISTER bytes; other processors have a quarter of that, 16 of 32 bytes or 32 of 16
+WIDEST = (4, 2, 1) if MANY else (1, 1, 1)  # most registers per row of a tile: for large groups, for groups of one channel, for small ones
+COSTS = {1: 1.6, 2: 1.15, 3: 1.05, 4: 1.0} if MANY else {1: 1.0}  # measured, per register, by the registers per row of a tile
 GROUPS = (0, 1, 2, 4, 8)  # inputs of groups that share a register; 0 for large groups
 
 
 @step
 def short(products):
-    """The products of each of the short sums that one of so many is made of: about SHORT, and equally many, but for the last."""
+    """The products of each part of a sum of so many: about SHORT, and equally many in all parts but the last."""
     pieces = max(1, (2 * products + SHORT) // (2 * SHORT))
     return max(1, (products + pieces - 1) // pieces)
 
 
 def registers(outputs, lanes, G):
-    """The registers beside one another that compute so many outputs in the least time: V."""
+    """V, the registers per row that compute so many outputs in the least time."""
     return min(range(WIDEST[min(G, 2)], 0, -1), key=lambda v: -(-outputs // (v * lanes)) * v * (1 if G else COSTS[v]))
 
 
 @step
 def rows_of(V, G, turned):
-    """The rows of a tile of V registers: as many as registers are left for; five suit depthwise kernels of 9, 25 and 49 cells."""
+    """The rows of a tile of V registers: as many as fit into registers; five suit depthwise kernels of 9, 25 and 49 cells."""
     if G == 0:
         return 8 if MANY and V < 4 else 6
     if G == 1:
@@ -87,7 +87,7 @@ def _sums(builder, a, G, turned, registers, R):
                     factor = member(shown, r % members + i) if G > 1 else shown
                     builder.store(builder.call(fma, [factor, factors[i][v], builder.load(row[v])]), row[v])
         end = builder.block
-    keep_rolled(builder, end)  # as LLVM unrolls it for AMD's Zen 4, sums would not fit into registers
+    keep_rolled(builder, end)  # if LLVM unrolled it, as for AMD's Zen 4, sums would not fit into registers
     sums = [(r, v, total) for r, row in enumerate(totals) for v, total in enumerate(row)]
     hops = [builder.load(at(a.out, builder.mul(a.p, word(members)), word(r))) for r in range(len(totals))]
     places = [at(a.y, a.first, hops[r], word(v * lanes)) for r, v, _ in sums]
@@ -108,8 +108,8 @@ def _sums(builder, a, G, turned, registers, R):
 def tile(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, bias, add, G, turned):
     """y[first + out[p + r] + o] = (y or b[bias + o]) + sum over k to stop - 1 of x[base + row[p + r] + cell[k]] * w[panel + place[k] + o].
 
-    For the rows r of `rows_of` and the o of V registers, at most WIDEST of its kind; with `add` the sum is added to what `y` holds.
-    Rows that write to one place write the same there.
+    For r < `rows_of(V, G, turned)` and the lanes o of V registers, at most WIDEST; with `add` the sum is added to what `y` holds.
+    Rows that write to the same place write the same numbers.
     With G, o sees the inputs i of its group: the sum is over k and i of x[base + row[p + r] + cell[k] + o//G*G + i] * w[panel + place[k] +
     i*width + o], or if it is `turned`, there is a row (r, i) for each i, and one w for them all.
     """
