@@ -29,7 +29,7 @@ POSITIONS, OFFSETS, SETS = "ijk", "uvw", "abd"
 
 
 def in_dimensions(equation: str, dimensions: int) -> str:
-    """The einsum equation written for two spatial dimensions, for `dimensions` of them: `ncijuv` becomes `nciu` or `ncijkuvw`."""
+    """An einsum equation for two spatial dimensions, rewritten for `dimensions` of them: `ncijuv` becomes `nciu` or `ncijkuvw`."""
     letters = (POSITIONS, OFFSETS, SETS)
     return functools.reduce(lambda found, each: found.replace(each[:2], each[:dimensions]), letters, equation)
 
@@ -54,7 +54,7 @@ class Geometry(NamedTuple):
 
     @property
     def is_global(self) -> bool:
-        """Whether one window shows the whole image, whatever its size: never."""
+        """Always False: a window of fixed size does not grow with the image."""
         return False
 
     def as_row(self) -> "Geometry":
@@ -63,7 +63,7 @@ class Geometry(NamedTuple):
 
     @property
     def extent(self) -> tuple[int, ...]:
-        """Pixels from the first to the last cell of a window, both counted: `(k - 1) * d + 1`."""
+        """The pixels that a window spans, first and last cell included: `(k - 1) * d + 1`."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
 
     def positions(self, size: Sequence[int]) -> tuple[int, ...]:
@@ -127,7 +127,7 @@ Windows = Geometry | Adaptive
 
 
 class Sharing(NamedTuple):
-    """Which positions of a local layer use one set of weights: blocks of `share` neighbours, or with `tile` those equal modulo `tile`."""
+    """Which positions of a local layer share weights: blocks of `share` neighbours, or with `tile` indices equal modulo `tile`."""
 
     share: tuple[int, ...]
     tile: tuple[int, ...] | None = None
@@ -147,7 +147,7 @@ class Sharing(NamedTuple):
         return p % self.tile[side] if self.tile else p // self.share[side]
 
     def copied(self, t: Tensor, positions: tuple[int, ...], before: int = 0) -> Tensor:
-        """`t`, whose dimensions from `before` on are sets, with a copy for each position."""
+        """`t` with each set copied to its positions; its dimensions from `before` on are sets."""
         for side, count in enumerate(() if self.each else positions):
             t = t.index_select(before + side, self.table(side, count, t.device))
         return t
@@ -165,14 +165,14 @@ class Sharing(NamedTuple):
         return t
 
     def apart(self, t: Tensor, before: int) -> Tensor:
-        """`t` with its positions, from dimension `before` on, as (*sets, *positions of each set), and zeros where a set has fewer."""
+        """`t` with its positions, from dimension `before` on, split into (*sets, *positions of each set); zeros fill smaller sets."""
         d = len(self.share)
         positions = tuple(t.shape[before : before + d])
         sets, after = self.sets(positions), t.ndim - before - d
         most = [(p + q - 1) // q for p, q in zip(positions, sets, strict=True)] if self.tile else self.share  # ONNX cannot round down
         t = pad(t, [(0, q * m - p) for p, q, m in zip(positions, sets, most, strict=True)] + [(0, 0)] * after)
         for side in reversed(range(d)):
-            if self.each:  # ONNX would take the sizes of other dimensions for constants
+            if self.each:  # ONNX would record the sizes of other dimensions as constants
                 t = t.unsqueeze(before + side + 1)
                 continue
             sizes = (most[side], sets[side]) if self.tile else (sets[side], most[side])
@@ -189,7 +189,7 @@ class Sharing(NamedTuple):
         return t
 
     def mean(self, t: Tensor, positions: tuple[int, ...]) -> Tensor:
-        """The mean over all positions of `t`, whose first dimensions are sets: the mean over the sets, each as often as it is used."""
+        """The mean of `t`, whose first dimensions are sets, over all positions: each set counts as often as it is used."""
         for side, count in enumerate(positions):
             times = self.table(side, count, t.device).bincount(minlength=t.shape[0])
             t = torch.tensordot(times.to(t.dtype), t, 1) / count
@@ -202,13 +202,13 @@ def each_its_own(dimensions: int) -> Sharing:
 
 
 class Side(NamedTuple):
-    """The windows along one dimension, ordinary, with `ceil_mode` or adaptive alike; pixels are counted from 0, padding is outside."""
+    """The windows along one dimension: ordinary, `ceil_mode` or adaptive. Pixels of the image count from 0; padding lies outside."""
 
     first: Tensor  # the pixel of the first cell of each window
     cells: Tensor  # the number of cells of each window
     step: int  # pixels from cell to cell
     counted: Tensor  # the number of cells that an average divides by, padding included
-    longest: int  # no window has more cells
+    longest: int  # an upper bound on `cells`
 
     def inside(self, size: int) -> tuple[Tensor, Tensor]:
         """The first pixel inside the image of each window, and its number of cells inside."""
@@ -241,9 +241,9 @@ def windows(x: Tensor, geometry: Geometry) -> Tensor:
     size = x.shape[x.ndim - d :]
     hanging = [stride - 1 if geometry.ceil_mode else 0 for stride in geometry.stride]  # an upper bound
     x = pad(x, [(low, high + more) for (low, high), more in zip(geometry.padding, hanging, strict=True)])
-    if tracing_state() is not None:  # torch.jit.trace takes strides for constants, and ONNX has none
+    if tracing_state() is not None:  # torch.jit.trace records strides as constants, and ONNX has none
         return _looked_up(x, geometry, size)
-    if torch.compiler.is_compiling():  # which cannot tell the strides of a tensor two of whose sizes are variable and equal
+    if torch.compiler.is_compiling():  # the compiler cannot infer strides if two sizes are variable and equal
         x = x.contiguous()
         strides = tuple(prod(x.shape[dim + 1 :]) for dim in range(x.ndim))
     else:
@@ -260,7 +260,7 @@ def windows(x: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _looked_up(x: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
-    """All windows of the padded image, looked up by the indices of their cells, one side after the other."""
+    """All windows of the padded image, gathered by the indices of their cells, one dimension at a time."""
     d = geometry.dimensions
     for dim, count in enumerate(geometry.positions(size)):
         first = torch.arange(count, device=x.device) * geometry.stride[dim]
@@ -274,7 +274,7 @@ def _looked_up(x: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
 def scatter(w: Tensor, geometry: Geometry, size: Sequence[int]) -> Tensor:
     """The adjoint of `windows`: each pixel is the sum of its window cells, `(*batch, *positions, *kernel) -> (*batch, *size)`.
 
-    One side of the window after the other, the last one first, cells in order: U + V additions, the same at every run.
+    It adds along one dimension at a time, the last first, cells in order: U + V additions, in the same order on every run.
     """
     batch, positions = w.ndim - 2 * geometry.dimensions, geometry.positions(size)
     for side in reversed(range(geometry.dimensions)):
