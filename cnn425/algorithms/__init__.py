@@ -1,6 +1,6 @@
 """Ways to compute convolutions, local layers and pools: their outputs, the gradients of their inputs and of their weights.
 
-`definition` is the formula. `convolution` and `local` choose how to compute it, by a table each; `product` computes convolutions by
+`definition` is the formula. `convolution` and `local` choose how to compute it, each by a table; `product` computes convolutions by
 default. `pool` and `elementwise` use loops or plain PyTorch. `im2col`, `winograd` and `fft` run on request only. `layout` gives results
 the memory format of torch's. `with use(name):` forces an algorithm.
 """
@@ -29,7 +29,7 @@ def use(name: str) -> Iterator[None]:
     """Within this context layers are computed by the algorithm of this name, where they have one and it applies.
 
     `use("definition")` switches every loop off. The choice holds for the thread, or the task, that makes it. Backward passes run in
-    that thread, too; for other devices torch would give them threads of their own, which know nothing of the choice.
+    that thread, too; for other devices torch would give them threads of their own, which do not see the choice.
     """
     if name not in names():
         kinds = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in KINDS.items())

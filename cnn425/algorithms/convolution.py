@@ -29,8 +29,8 @@ from cnn425.kernels.threads import PLAIN, forced, is_traced, loops_run, memory
 from cnn425.windows import Geometry
 
 TINY = 1 << 14  # multiplications; up to this many, plain loops are faster than packing weights
-THIN, TIMES = 12, 6  # so few channels leave vector registers empty; with so many times as many outputs, adding to pixels costs less
-NUMBERS = 1 << 20  # of the gradient of windows that is written down at a time
+THIN, TIMES = 12, 6  # so few channels leave vector registers empty; with TIMES as many outputs, adding to pixels costs less
+NUMBERS = 1 << 20  # of the gradient of windows that are stored at a time
 ON_REQUEST: dict[str | None, ModuleType] = {"im2col": im2col, "winograd": winograd, "fft": fft}
 
 
@@ -96,7 +96,7 @@ def scattered_product(gy: Tensor, w: Tensor, gx: Tensor, geometry: Geometry) -> 
     matrix, upstream, N = w.flatten(1).t(), gy.flatten(2), len(gy)
     (K, P), numbers_, C = (matrix.shape[0], upstream.shape[2]), gx[0].numel(), gx.shape[1]
     step = min(N, max(1, NUMBERS // (P * K)))
-    z, table_ = gy.new_empty(step, K, P), layout.grid(geometry, tuple(gx.shape[2:]))  # kept here: another thread may take it from the cache
+    z, table_ = gy.new_empty(step, K, P), layout.grid(geometry, tuple(gx.shape[2:]))  # kept: another thread may evict it from the cache
     last = gx.stride(1) == 1
     for n in range(0, N, step):
         images = min(step, N - n)
@@ -113,7 +113,7 @@ def chosen(geometry: Geometry, a: Tensor, b: Tensor, bias: Tensor | None = None)
     if not a.is_floating_point() or 0 in (a.numel(), b.numel()):
         return definition
     loops = loops_run(a, b, bias)
-    asked = ON_REQUEST.get(forced.get()) if loops or is_eager(a) else None  # torch 2.11 traces no ContextVar
+    asked = ON_REQUEST.get(forced.get()) if loops or is_eager(a) else None  # torch 2.11 cannot trace a ContextVar
     if asked is not None and asked.applies(a.dtype, geometry):
         return asked
     return None if loops else definition

@@ -5,13 +5,13 @@
     weight gradient   noij,ncijuv -> ocuv     noabij,ncabijuv -> abocuv     the same string with output and weight exchanged
     window gradient   noij,ocuv -> ncijuv     noabij,abocuv -> ncabijuv     the same string with output and windows exchanged
 
-In a local layer a position is a set of weights (a, b) and the number (i, j) of the position among those that use it; where each position
-has weights of its own, there is one. `scatter` returns the window gradient to pixels. Groups are one letter more, g, in front of the
-channels of both operands.
+In a local layer a position is given by its set of weights (a, b) and its number (i, j) among the positions that use this set; without
+sharing there is only one. `scatter` returns the window gradient to pixels. Groups add one letter, g, in front of the channels of both
+operands.
 
 Cost: 2*N*O*C/G*I*J*U*V operations per map. Einsum copies the windows before it multiplies, so U*V copies of the image are written and
-read. Right for every dtype (integers too; complex numbers without conjugation; callers give half precision as float32), any dimension,
-empty batches and channels; slow.
+read. It is slow, but right for every dtype (integers too; complex numbers without conjugation; callers give half precision as float32),
+any dimension, and empty batches and channels.
 """
 
 from collections.abc import Sequence

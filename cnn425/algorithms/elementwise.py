@@ -1,6 +1,6 @@
 """Activations, losses and mixtures, two ways: the loops of `cnn425.kernels.elementwise`, and for everything else the definition.
 
-Loops take float32 in one stretch of memory. Those without exponentials, which are all gradients and mixtures, take float64, too.
+Loops take dense float32 tensors. Those without exponentials, which are all gradients and mixtures, also take float64.
 """
 
 from math import prod
@@ -15,7 +15,7 @@ from cnn425.kernels.threads import loops_run, memory
 
 
 def alike(*tensors: Tensor) -> bool:
-    """Whether tensors are stored alike, each in one stretch of memory, so that loops may take them for rows of numbers."""
+    """Whether tensors are dense and have the same dtype, shape and layout, so that loops may treat them as rows of numbers."""
     first = tensors[0]
     if not loops_run(*tensors) or any(t.dtype != first.dtype or t.shape != first.shape for t in tensors):
         return False
@@ -25,7 +25,7 @@ def alike(*tensors: Tensor) -> bool:
 
 
 def blank(x: Tensor) -> Tensor:
-    """Memory for a result that is stored as `x`; sides of length one have the strides that torch gives them."""
+    """An empty tensor in the layout of `x`; dimensions of size 1 have the strides that torch gives them."""
     return torch.empty_like(x, memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
 
 
@@ -63,7 +63,7 @@ def classes(x: Tensor, dim: int) -> tuple[int, int, int]:
 
 
 def units(shape: tuple[int, int, int]) -> int:
-    """How many blocks loops see in a shape `(B, C, K)`."""
+    """How many blocks loops split a shape `(B, C, K)` into."""
     return -(-shape[0] // loops.rows_of(shape[1])) if shape[2] == 1 else shape[0] * -(-shape[2] // loops.BLOCK)
 
 
@@ -153,7 +153,7 @@ def cross_entropy_gradient_by_definition(g: Tensor, p: Tensor, target: Tensor, i
 
 
 def dropped(target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
-    """Which targets count for nothing, and the targets with class 0 for those; both `(N, 1, *size)`."""
+    """Which targets are ignored, and the targets with class 0 in place of those; both `(N, 1, *size)`."""
     target = target.unsqueeze(1)
     drop = target == ignored
     return drop, target.masked_fill(drop, 0)
@@ -173,7 +173,7 @@ def mixture(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
 def mixture_input_gradient(gy: Tensor, m: Tensor, recorded: bool) -> Tensor:
     """`ga[n,o,r,p] = m[r,p] * gy[n,o,p]`: `(N, O, *positions), (R, *positions) -> (N, O*R, *positions)`.
 
-    If autograd records them, its operations are torch's, which have derivatives.
+    If autograd records it, it uses operations of torch, which have derivatives.
     """
     if recorded or not is_mixed_by_loops(gy, m):
         return (gy.unsqueeze(2) * m.conj()).reshape(gy.shape[0], gy.shape[1] * m.shape[0], *m.shape[1:])

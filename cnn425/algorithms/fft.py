@@ -4,11 +4,11 @@
     GX[n,c] = sum over o of  GY[n,o] * W[o,c]               image, of the kernel filled up with zeros to the same size, of the output
     GW[o,c] = sum over n of  conj(GY[n,o]) * X[n,c]
 
-(A cross-correlation, hence the conjugate; the gradient of the image is a true convolution.) Circular, so sizes are at least those of the
-padded image, rounded up to a product of 2, 3 and 5; the spectrum of real numbers is half known, which halves everything. The sums over
-channels are one matrix product per frequency.
+(A cross-correlation, hence the conjugate; the gradient of the image is a true convolution.) It is circular, so sizes are at least those of
+the padded image, rounded up to a product of 2, 3 and 5. For real numbers half the spectrum determines the rest, which halves everything.
+The sums over channels are one matrix product per frequency.
 
-Cost: 2.5*F*log2(F) operations per image, channel and kernel of F pixels, and 4*F*N*C*O for the products: the side of the kernel does not
+Cost: 2.5*F*log2(F) operations per image, channel and kernel of F pixels, and 4*F*N*C*O for the products: the size of the kernel does not
 matter. Errors, and why it does not run by default: the error of every number is about log2(F) unit roundoffs of the largest number of
 the whole image. So a dim pixel beside a bright one is lost, every pixel changes every sum a little, whole numbers do not stay whole,
 non-negative products may sum to a negative number, and an infinity or NaN spreads over the image. Applies to float32 and float64 with

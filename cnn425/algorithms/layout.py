@@ -22,10 +22,10 @@ FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether torch takes the strides of `x` as channels last, also where they fit both layouts."""
+    """Whether torch regards the strides of `x` as channels last, even where they fit both layouts."""
     if x.ndim not in FORMATS:
         return False
-    if torch.compiler.is_compiling():  # which cannot tell the strides of a tensor two of whose sizes are variable and equal
+    if torch.compiler.is_compiling():  # the compiler cannot infer strides if two sizes are variable and equal
         return x.is_contiguous(memory_format=FORMATS[x.ndim]) and not x.is_contiguous()
     size, stride = x.shape, x.stride()
     if stride[1] == 0:  # channels that are all the same, expanded from one
@@ -51,9 +51,9 @@ def memory_format(x: Tensor, w: Tensor, geometry: Geometry | None = None, groups
 
 
 def volumes_keep_their_layout(x: Tensor, w: Tensor, geometry: Geometry, groups: int) -> bool:
-    """Whether torch gives this volume to the one of its two kernels that knows channels last (oneDNN's): its own conditions, on a CPU.
+    """Whether torch computes this volume with oneDNN, the one of its two kernels that supports channels last: its conditions, on a CPU.
 
-    The other kernel gets transposed convolutions whose output_padding, which is taken off the high padding, reaches the stride.
+    The other kernel gets transposed convolutions whose output_padding, subtracted from the high padding, reaches the stride.
     """
     if x.device.type != "cpu":
         return True
@@ -82,7 +82,7 @@ class Memory(NamedTuple):
         return [N, *[1] * more, *size, C], [n, *[0] * more, *strides, c]
 
     def numbers(self) -> int:
-        """The numbers in memory from the first to the last."""
+        """How many numbers the memory spans."""
         return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
 
 
@@ -114,7 +114,7 @@ def empty(like: Tensor, shape: Sequence[int], order: torch.memory_format) -> Ten
 
 @lru_cache(maxsize=1024)
 def grid(geometry: Geometry, size: tuple[int, ...]) -> Tensor:
-    """The geometry as loops want it, one row each for cells, strides, low paddings, dilations, positions and pixels, in three columns."""
+    """The geometry for loops, one row each for cells, strides, low paddings, dilations, positions and pixels, in three columns."""
     low, positions = tuple(pads[0] for pads in geometry.padding), geometry.positions(size)
     rows = ((geometry.kernel, 1), (geometry.stride, 1), (low, 0), (geometry.dilation, 1), (positions, 1), (size, 1))
     return torch.tensor([(*(alone,) * (3 - len(size)), *row) for row, alone in rows], device=CPU)

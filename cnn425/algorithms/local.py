@@ -15,7 +15,7 @@ weights that position p uses, its own or one that it shares.
     weight gradient   gw[q]    =  sum over its positions p of gy[p]' x[p]    (O, N) (N, K)  -> (O, K)
     window gradient   gx[p]    =  gy[p]  w[q]                                (N, O) (O, K)  -> (N, K)       then added to the pixels
 
-The weight is copied for tiles alone. For products images are interleaved: a vector register holds one pixel of several, and those of
+The weight is copied only for tiles. For products, images are interleaved: a vector register holds one pixel of several images, also of
 neighbouring positions that share weights. For the weight gradient a thread copies the pixels and output gradients of some sets into its own
 memory, channels last. Half precision is computed in float32 and rounded once.
 """
@@ -38,7 +38,7 @@ from cnn425.kernels.tile import COSTS, WIDEST, registers, rows_of
 from cnn425.windows import Geometry, Sharing
 
 Shape = Sequence[int]
-USES = 16  # of a set, by images and positions: fewer are not worth packing its weights
+USES = 16  # of a set, by images and positions: with fewer, packing its weights does not pay
 COPIED = 1 << 23  # bytes of a weight that may be packed for the output and the gradient of the input: more are read too often
 FEW_IMAGES = 2  # so few would leave most of a vector register empty
 BAND = 1 << 19  # bytes that a thread copies at once for the gradient of the weight
@@ -98,16 +98,16 @@ def weight_gradient(gy: Tensor, x: Tensor, geometry: Geometry, groups: int, shar
 
 
 def by_definition(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether loops have no part in a map of `a` and `b`, to which a bias may be added."""
-    if is_traced() or not a.is_floating_point() or 0 in (a.numel(), b.numel()):  # torch 2.11 traces no ContextVar
+    """Whether the definition computes a map of `a` and `b`, to which a bias may be added."""
+    if is_traced() or not a.is_floating_point() or 0 in (a.numel(), b.numel()):  # torch 2.11 cannot trace a ContextVar
         return True
     return not loops_run(a, b, bias, few=forced.get() in ("sweep", "matmul"))
 
 
 def is_strided(sharing: Sharing, w: Tensor, y: Tensor, channels: int) -> bool:
-    """Whether a layer of weight `w` and output `y` is computed as convolutions with a stride, one for each set of tiles.
+    """Whether a layer of weight `w` and output `y` is computed as strided convolutions, one for each set of a tile.
 
-    Sets must be used often and be small, and channels that are computed must fill vector registers as well as the images do.
+    The weight must be small, its sets used often, and the computed channels must fill vector registers as well as the images do.
     """
     if sharing.tile is None or forced.get() is not None or any(t > p for t, p in zip(sharing.tile, y.shape[2:], strict=True)):
         return False
@@ -124,7 +124,7 @@ def sets_of(sharing: Sharing, positions: tuple[int, ...]) -> tuple[Tensor, Tenso
 
 
 class Plan:
-    """How loops compute one local layer: what follows from the sizes of its image `(C, *size)`, weight and output alone.
+    """What loops need to compute a local layer; it depends only on the sizes of the image `(C, *size)`, weight and output.
 
     Without `sharing` all positions have one set of weights, and the layer is a convolution. Tensors given to the maps are contiguous.
     """
@@ -143,7 +143,7 @@ class Plan:
         self.starts = memory(self.start, self.P), memory(self.cell, self.cells)
 
     def is_swept(self, images: int, few: int = FEW_IMAGES) -> bool:
-        """Whether loops over the weight compute a map whose products have so many images to a set of weights."""
+        """Whether loops over the weight compute a map that has so many images per set of weights."""
         return forced.get() == "sweep" or (forced.get() != "matmul" and images <= few)
 
     def image(self, x: Tensor) -> tuple[object, ...]:
@@ -228,7 +228,7 @@ class Plan:
         V, (_, order, bounds) = registers(self.O, REGISTER // x.itemsize, 0), self.sets
         bands, parts, images = bands_of(self, len(x), x.itemsize, torch.get_num_threads())
         tables = memory(order, self.P), memory(bounds, self.Q + 1), *self.starts
-        table = layout.source_of(tuple(x.shape))  # kept here: another thread may take it from the cache
+        table = layout.source_of(tuple(x.shape))  # kept: another thread may evict it from the cache
         source = memory(table, 2, 5), self.groups
         where = self.where[0], memory(bands, *bands.shape), 3 - self.geometry.dimensions
         both, weight = (self.output(gy), memory(x, x.numel())), self.weight(gw)
@@ -243,7 +243,7 @@ class Runs(NamedTuple):
 
     width: int  # images
     table: Tensor  # the first position of each run, and how many there are, `(R, 2)`
-    longest: int  # no run has more
+    longest: int  # most positions of a run
     overlap: bool  # whether some run begins in the one before it
 
     def block(self, position: int) -> int:
@@ -253,11 +253,11 @@ class Runs(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def runs_of(plan: Plan, N: int, lanes: int, blocks: int = 1, alone: bool = False) -> Runs:
-    """The runs for N images, in so many blocks if they are enough, with the least work; `alone` makes each position a run."""
+    """The runs for N images with the least work, in at least `blocks` blocks of images if possible; `alone` makes each position a run."""
     J, along = plan.positions[-1], plan.sharing.tile is None and plan.geometry.stride[-1] == 1 and not alone
     share = min(plan.sharing.share[-1], J) if along else 1
 
-    def run(width: int, left: int) -> int:  # so many positions of a set that has so many left
+    def run(width: int, left: int) -> int:  # the positions of a run, of `left` in the set
         each = max(1, lanes // width)
         return min(-(-left // each), WIDEST[0] * lanes // (each * width)) * each
 
@@ -281,20 +281,20 @@ def runs_of(plan: Plan, N: int, lanes: int, blocks: int = 1, alone: bool = False
 
 @lru_cache(maxsize=1024)
 def bands_of(plan: Plan, N: int, itemsize: int, threads: int) -> tuple[Tensor, int, int]:
-    """What is computed at a time of the weight gradient of N images: bands of sets, `(B, 6)`, the parts of each, and so many images.
+    """How the weight gradient of N images is split: bands of sets, `(B, 6)`, the parts of each, and the images computed at a time.
 
-    A cache holds what their sums need. See `kernels.local.multiply_weights`.
+    What one step needs fits into the cache. See `kernels.local.multiply_weights`.
     """
     rows, *others = plan.sharing.sets(plan.positions)
     (A, *size), share, each, stride = plan.positions, plan.sharing.share[0], prod(others), plan.geometry.stride[0]  # sets of a row
     pixels = plan.groups * plan.C * prod(plan.size) // rows  # of an image, that a row of sets sees
     images = max(1, BAND // ((plan.outputs * plan.P // rows + pixels) * itemsize))
-    per = -(-rows // (threads * max(1, images // N)))  # bands of a thread: it has as many positions as another, and whole rows inside
+    per = -(-rows // (threads * max(1, images // N)))  # bands of a thread: threads have equally many positions, inner bands whole rows
     equal = torch.searchsorted(plan.sets[2], plan.P * torch.arange(threads * per + 1, device=CPU) // (threads * per)).tolist()
     bands = []
     for begin, end in pairwise(sorted({q if i % per == 0 else round(q / each) * each for i, q in enumerate(equal)})):
         first, last = begin // each * share, min(-(-end // each) * share, A)
         seen = first * stride - plan.geometry.padding[0][0], plan.geometry.extent[0] + (last - first - 1) * stride
         bands.append([begin, end, first * prod(size), (last - first) * prod(size), *seen])
-    sums = each * plan.outputs * plan.cells * itemsize  # bytes that are kept from images to images
+    sums = each * plan.outputs * plan.cells * itemsize  # bytes kept between steps
     return torch.tensor(bands, device=CPU), min(plan.cells, -(-threads // len(bands))), min(images, N) if sums <= BAND else N

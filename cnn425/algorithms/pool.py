@@ -9,7 +9,7 @@
 A window without pixels (a dilated one may lie wholly in the padding) has the lowest number and the pixel `NO_PIXEL`. Half precision is
 computed in float32 and rounded once. `last` says that results keep their channels last in memory, as torch's do.
 
-The definition looks the pixels of all windows along one side up in a table, one side after the other. No step depends on the size of the
+The definition looks up the pixels of all windows in a table, one side after the other. No step depends on the size of the
 image or on its numbers, so one trace serves them all.
 """
 
@@ -32,7 +32,7 @@ LINES = 1 << 19  # numbers of interleaved lines
 
 
 def winners(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
-    """The largest numbers and their pixels, `(*batch, *size) -> (*batch, *positions)`, twice. The first of equals wins, the last NaN."""
+    """The largest numbers and their pixels, `(*batch, *size) -> (*batch, *positions)` twice. Of equals the first wins, of NaNs the last."""
     if x.dtype in HALF:
         y, where = winners(x.float(), windows, last)
         return y.to(x.dtype), where
@@ -71,7 +71,7 @@ def pick(t: Tensor, where: Tensor, dimensions: int, last: bool) -> Tensor:
 
 
 def average(x: Tensor, windows: Windows, last: bool, divisor: int, padding: bool) -> Tensor:
-    """The sum of every window, divided by `divisor`, or if that is 0 by its cells (in the padding too, with `padding`)."""
+    """The sum of every window, divided by `divisor`, or, if that is 0, by its number of cells (in the padding too, with `padding`)."""
     if x.dtype in HALF:
         return average(x.float(), windows, last, divisor, padding).to(x.dtype)
     if not loops_run(x) or x.dtype not in FLOATS or windows.is_global or (plan := known_plan(windows, x.shape, last, padding)) is None:
@@ -93,7 +93,7 @@ def share_out(g: Tensor, windows: Windows, last: bool, divisor: int, padding: bo
 
 
 def reduced(x: Tensor, plan: "Plan", last: bool, divisor: int, where: Tensor | None = None) -> Tensor:
-    """The means of the windows, or with `where`, which is filled, the maxima: by the loop over their rows, or over interleaved images."""
+    """The means of the windows, or, if `where` is given to be filled, the maxima; by a loop over rows or over interleaved images."""
     y, numbers = blank(x, plan.shape, plan.strides), dense(x, plan.dimensions, last)
     image = memory(numbers, *plan.image), *plan.neighbours, *plan.tables
     pixels = memory(x.new_empty(0, dtype=torch.int32), 0, 0) if where is None else memory(where, *plan.rows)
@@ -111,7 +111,7 @@ def spatial(x: Tensor, windows: Windows) -> tuple[int, ...]:
 
 
 def dense(x: Tensor, dimensions: int, last: bool) -> Tensor:
-    """The image in one stretch of memory, its channels last or not: a view of itself, if it is so stored."""
+    """The image in dense memory, contiguous or with its channels last; without a copy if it has that layout."""
     if not last:
         return x.contiguous()
     if dimensions == 2 and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
@@ -131,14 +131,14 @@ def blank(x: Tensor, shape: Sequence[int], strides: Sequence[int] | None, dtype:
 
 
 class Plan(NamedTuple):
-    """A pool as loops want it."""
+    """What loops need to compute a pool."""
 
     shape: tuple[int, ...]  # of the result
     strides: tuple[int, ...] | None  # of the result, if not contiguous
     dimensions: int
     image: tuple[int, ...]
     rows: tuple[int, ...]
-    neighbours: tuple[int, ...]  # in memory, that belong to different images; none: images are interleaved
+    neighbours: tuple[int, ...]  # K, contiguous numbers of different images; empty if images are interleaved
     tables: list[tuple[object, ...]]
     kept: list[Tensor]  # the memory of the tables
     units: int
@@ -146,7 +146,7 @@ class Plan(NamedTuple):
 
 
 def plan(windows: Windows, shape: tuple[int, ...], last: bool, padding: bool = False, adjoint: bool = False) -> Plan | None:
-    """The plan for images of a shape; with `adjoint`, for each of their pixels the windows that show it. None where nothing is computed."""
+    """The plan for images of a shape; with `adjoint`, over the windows that show each pixel. None where nothing is computed."""
     d = windows.dimensions
     size, ones = tuple(shape[len(shape) - d :]), (1,) * (3 - d)
     positions = windows.positions(size)
@@ -193,19 +193,19 @@ def look_up(x: Tensor, axis: int, pixels: Tensor) -> Tensor:
 
 
 def before(axis: int, t: Tensor) -> Tensor:
-    """`t` with a dimension of one number for each dimension behind `axis`."""
+    """`t` with a trailing dimension of size 1 for each dimension after `axis`."""
     return t[(..., *(None,) * (-1 - axis))]
 
 
 def stored(y: Tensor, dimensions: int, last: bool) -> Tensor:
     """`y` in the memory layout of the results."""
-    if tracing_state() is not None:  # ONNX knows no layouts, and nothing that writes into memory
+    if tracing_state() is not None:  # ONNX has no layouts and no in-place operations
         return y.contiguous()
     return blank(y, y.shape, channels_last(y.shape, dimensions) if last else None).copy_(y)
 
 
 def winners_by_definition(x: Tensor, windows: Windows, last: bool) -> tuple[Tensor, Tensor]:
-    """`winners`: a cell outside of the image shows a pixel of the same window again, which changes nothing."""
+    """`winners`: a cell outside the image repeats a pixel of the same window, which changes nothing."""
     size, lowest = spatial(x, windows), -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
     numbers = torch.zeros((), dtype=torch.int64, device=x.device)
     for n in size:
@@ -240,7 +240,7 @@ def pick_by_definition(t: Tensor, where: Tensor, dimensions: int, last: bool) ->
 
 
 def average_by_definition(x: Tensor, windows: Windows, last: bool, divisor: int, padding: bool) -> Tensor:
-    """`average`: cells outside of the image count as zero; means of integers are cut off towards zero."""
+    """`average`: cells outside of the image count as zero; means of integers are rounded towards zero."""
     size = spatial(x, windows)
     if windows.is_global:
         x = x.sum(tuple(range(-len(size), 0)), keepdim=True)
@@ -267,7 +267,7 @@ def share_out_by_definition(g: Tensor, windows: Windows, last: bool, divisor: in
 
 
 def cell_counts(windows: Windows, size: Sequence[int], padding: bool, device: torch.device) -> Tensor:
-    """The number of cells in each window, `(*positions)`, those in the padding too, with `padding`."""
+    """The number of cells in each window, `(*positions)`, with `padding` also those in the padding."""
     cells = torch.ones((), dtype=torch.int64, device=device)
     for dim, n in enumerate(size):
         side = windows.side(dim, n, device)
@@ -277,7 +277,7 @@ def cell_counts(windows: Windows, size: Sequence[int], padding: bool, device: to
 
 @lru_cache(maxsize=256)
 def known_cells(windows: Windows, size: tuple[int, ...], padding: bool) -> Tensor | int:
-    """The same on a CPU, as one number if all windows have as many."""
+    """The same on a CPU, as one number if it is the same for all windows."""
     cells = cell_counts(windows, size, padding, torch.device("cpu"))
     return int(cells.max()) if cells.min() == cells.max() != 0 else cells
 

@@ -1,7 +1,7 @@
 """Convolutions as gathered products: the tables that the loops of `cnn425.kernels.product` read, one plan per shape and layout.
 
-The gradient of the input with stride s: every s-th pixel is met by the same cells of the kernel, so it is s products per dimension over the
-output gradient, each with the cells of one phase.
+The gradient of the input with stride s: every s-th pixel is reached by the same cells of the kernel, so it is s products per dimension over
+the output gradient, each with the cells of one phase.
 """
 
 from bisect import bisect_left
@@ -22,10 +22,10 @@ from cnn425.kernels.threads import memory
 from cnn425.kernels.tile import GROUPS, registers
 from cnn425.windows import Geometry
 
-Tile = tuple[int, ...] | None  # positions of a local layer that are equal modulo so many along each side share weights
+Tile = tuple[int, ...] | None  # positions of a local layer whose indices are equal modulo the tile share weights
 BOX = 1 << 19  # bytes of a box, which stay in the cache of a core
-FEWEST = 96  # positions of a box, which fill tiles
-UNITS, FEW = 16, 4  # units of work that occupy every thread; the same where each unit needs sums of its own
+FEWEST = 96  # positions of a box that are enough to fill tiles
+UNITS, FEW = 16, 4  # units of work that keep every thread busy; the same where each unit needs its own sums
 
 
 class Axis(NamedTuple):
@@ -46,7 +46,7 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A convolution of C inputs and O outputs per group, in Q panels of V registers, which are `width` outputs, as loops want it."""
+    """A convolution of C inputs and O outputs per group, in Q panels of V registers, each `width` outputs, in the form that loops take."""
 
     C: int
     O: int
@@ -121,7 +121,7 @@ def forward_side(geometry: Geometry, dim: int, n: int, m: int, tile: int) -> Axi
 
 
 def backward_side(geometry: Geometry, dim: int, n: int, m: int, tile: int) -> Axis:
-    """The windows of the gradient of m pixels: pixel h is met by the cells u at the positions `(h + low - u*d) / s` that are whole."""
+    """The windows of the gradient of m pixels: pixel h is reached by the cells u whose position `(h + low - u*d) / s` is an integer."""
     s, d, k, low = geometry.stride[dim], geometry.dilation[dim], geometry.kernel[dim], geometry.padding[dim][0]
     cells = [[u for u in range(k) if (h + low - u * d) % s == 0] for h in range(min(s * tile, m))]
     positions = [[(h + low - u * d) // s for u in which] for h, which in enumerate(cells)]
@@ -158,12 +158,12 @@ def most(total: int, fits: Callable[[int], bool]) -> int:
 
 
 def even(total: int, length: int) -> int:
-    """The least length of pieces of a total that are as few as pieces of a length."""
+    """The least length that splits a total into no more pieces than `length` does."""
     return -(-total // -(-total // length))
 
 
 def is_direct(x: Memory, sides: Sequence[Axis]) -> bool:
-    """Whether windows may be read where the image is: channels last, without zeros around."""
+    """Whether windows may be read from the image in place: channels last, without padding."""
     (_, D, H, W, C), (_, *strides) = x.in_five()
     inside = all(s.origin >= 0 and s.origin + (s.positions - 1) * s.step + s.span <= n for s, n in zip(sides, (D, H, W), strict=True))
     return inside and all(n == 1 or a == b for n, a, b in zip((D, H, W, C), strides, (H * W * C, W * C, C, 1), strict=True))
@@ -185,7 +185,7 @@ class Places(NamedTuple):
 def places(plan: Plan, numbers: int, cells: int, transposed: bool, last: bool) -> Places:
     """The places in a weight `(sets, G*O, C, cells)`, or with `last` `(G*O, cells, C)`; `transposed` exchanges the roles of O and C.
 
-    A set has so many `numbers`.
+    Each set has `numbers` weights.
     """
     O, C = (plan.C, plan.O) if transposed else (plan.O, plan.C)
     of_cell, of_channel = (C, 1) if last else (1, cells)
@@ -195,7 +195,7 @@ def places(plan: Plan, numbers: int, cells: int, transposed: bool, last: bool) -
 
 
 def stored_weight(w: Tensor, d: int) -> tuple[Tensor, bool]:
-    """The weight in one stretch of memory, and whether its channels are last there."""
+    """The weight in dense memory, and whether its channels are last there."""
     if w.is_contiguous():
         return w, False
     last = w.movedim(-d - 1, -1)
@@ -207,13 +207,13 @@ def stored_weight(w: Tensor, d: int) -> tuple[Tensor, bool]:
 
 
 def small_group(w: Tensor, d: int, groups: int) -> int:
-    """The inputs, and as many outputs, of groups so small that several of them share a vector register; 0 if they are larger."""
+    """The inputs per group, if it has equally many outputs and is so small that several groups share a vector register; else 0."""
     O, C = w.shape[-d - 2 : w.ndim - d]
     return C if C in GROUPS and C * groups == O and groups > 1 else 0
 
 
 def multiplier(w: Tensor, d: int, groups: int) -> int:
-    """The m of a depthwise convolution with m outputs per input that is computed as m: the outputs j, j + m, j + 2m, ... are one.
+    """The m of a depthwise convolution with m outputs per input, if it is computed as m convolutions, of outputs j, j + m, ...; else 1.
 
     Together, m outputs would leave most of a vector register empty; apart, they fill it where there are enough inputs.
     """
@@ -286,8 +286,8 @@ def weight_gradient(gy: Tensor, x: Tensor, gw: Tensor, geometry: Geometry, group
     sizes = gw.shape[-d - 1], gw.shape[-d - 2] // groups
     found = plan("output", geometry, groups, *sizes, stored_as(x), stored_as(gy), x.itemsize, G, tile)
     place, Q = places(found, prod(gw.shape[-d - 2 :]), prod(gw.shape[-d:]), False, not gw.is_contiguous()), found.Q
-    K, F, sums = len(place.offset), found.F, (x.numel() + gy.numel()) // gw.numel()  # so many are as large as the images
-    # sums are to cost less than the images, or as much in groups: there a box has the inputs of them all, and each piece copies it
+    K, F, sums = len(place.offset), found.F, (x.numel() + gy.numel()) // gw.numel()  # so many sums are as large as the images
+    # sums must cost less than the images, or with groups as much: then a box has the inputs of all groups, and each piece copies it
     parts = min(found.boxes, max(1, min(UNITS // Q, max(FEW // (Q * F), sums // 16)) if groups == 1 else min(UNITS, sums)))
     pieces = Q * min(F, -(-FEW // (Q * parts))) if groups == 1 else min(Q * F, -(-UNITS // parts))
     part = gw.new_empty(parts, Q, K, found.width)

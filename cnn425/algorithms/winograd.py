@@ -1,8 +1,8 @@
 """Winograd's minimal filtering: fewer multiplications, because a small convolution is a product of two polynomials. On request only.
 
 One dimension, m outputs from r weights: the correlation of a tile of a = m + r - 1 pixels d with a kernel g is a product of polynomials,
-read backwards, and such a product is known from its values at a points (Toom and Cook). Evaluating, multiplying and returning are
-matrices:
+read backwards, and such a product is known from its values at a points (Toom and Cook). Evaluation and interpolation are matrix
+products:
 
     y = A' [ (G g) * (B' d) ]           `*` element by element: a multiplications instead of m * r
     B'   row k: the coefficients of the product of (t - p_j) over all points but p_k
@@ -70,7 +70,7 @@ def coefficients(roots: Sequence[Fraction]) -> list[Fraction]:
 
 
 def along(factors: Sequence[Tensor], t: Tensor) -> Tensor:
-    """Each matrix applied along its dimension, the last ones of `t`."""
+    """Each matrix applied along one of the last dimensions of `t`."""
     for side, factor in enumerate(factors, -len(factors)):
         t = torch.tensordot(t, factor, ([side], [1])).movedim(-1, side)
     return t
