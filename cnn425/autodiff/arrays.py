@@ -29,7 +29,7 @@ def exchanged(equation: str, operand: int) -> str:
 
 
 def contracted(a: Any, b: Any, equation: str) -> Any:
-    """The einsum of two operands, through matrix products where there are any."""
+    """The einsum of two operands, by matrix products where possible."""
     return np.einsum(equation, a, b, optimize=True)[()]
 
 
@@ -65,7 +65,7 @@ def placed(a: Any, key: Any, shape: tuple[int, ...]) -> Any:
 
 
 def row_max(a: Any, axis: int | None) -> Any:
-    """The largest entry along the axis (or of all), which keeps its place in the shape with size 1."""
+    """The largest entry along the axis (or of all); the axis stays in the shape, with size 1."""
     return np.max(a, axis=axis, keepdims=True)
 
 

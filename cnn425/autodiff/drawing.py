@@ -41,7 +41,7 @@ def draw(traces: Traces) -> "Figure":
 
 
 def _arrow(axes: Any, points: Sequence[tuple[float, float]]) -> None:
-    """A broken line with a head at its end."""
+    """A polyline with an arrowhead at its end."""
     axes.plot(*zip(*points, strict=True), color="0.4", linewidth=1, zorder=1)
     axes.annotate("", points[-1], points[-2], arrowprops={"arrowstyle": "-|>", "color": "0.4", "shrinkA": 0, "shrinkB": 0}, zorder=1)
 

@@ -1,4 +1,4 @@
-"""The traces of the slides for torch itself: what its autograd wrote down, and what flowed back.
+"""The traces of the slides for torch itself: what its autograd recorded, and what flowed back.
 
     print(explain(lambda x1, x2: x1.log() + x1 * x2 - x2.sin(), 2, 5))
     print(explain(model, images))
@@ -18,7 +18,7 @@ from cnn425.autodiff.traces import Line, Traces, names_of, shown
 
 
 class _Watch(TorchFunctionMode):
-    """Remembers the value behind every node of the autograd graph that passes by, as argument or as result."""
+    """Keeps the value of every node of the autograd graph that appears as an argument or a result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def _graph(root: Any) -> tuple[list[Any], dict[Any, int]]:
 
 
 def _saved(node: Any) -> list[Any]:
-    """The tensors that a node keeps for its backward, which know the nodes that made them."""
+    """The tensors that a node saved for backward, which know the nodes that made them."""
     return [getattr(node, name) for name in dir(node) if name.startswith("_saved_")] + list(getattr(node, "saved_tensors", ()))
 
 
@@ -170,7 +170,7 @@ def _table(
 
 
 def _shapes(node: Any) -> str:
-    """The shapes of a node's outputs, which torch notes even where it forgets the values."""
+    """The shapes of a node's outputs, which torch keeps even where it frees the values."""
     return "; ".join("×".join(map(str, output.shape)) or "scalar" for output in node._input_metadata)
 
 

@@ -6,7 +6,7 @@
 
 Every operation appends one node, so the trace is in topological order by construction: a node comes after all nodes it is made of.
 Forward mode walks the list forwards, reverse mode walks it backwards; no recursion, so a graph may be a million nodes deep. A node used
-twice is one node with two readers. Numbers and arrays that meet a node are constants: they shape the value and have no derivative.
+twice is one node with two readers. Numbers and arrays combined with a node are constants: they affect the value but have no derivative.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,15 +75,15 @@ class Node(Operand):
 
 
 def value_of(operand: Any) -> Any:
-    """The number behind a node; a constant is its own."""
+    """The value of a node; a constant is its own value."""
     return operand.value if isinstance(operand, Node) else operand
 
 
 def recorded(function: Callable[..., Any], inputs: Sequence[Any]) -> tuple[Node, list[Node]]:
     """The output of `function(*inputs)` as a node, and its variables.
 
-    Inputs that are nodes already stay in their trace, so that a derivative can be differentiated, under a new node each, which stands for
-    this argument alone and not for other uses of the same node.
+    Inputs that are nodes stay in their trace, so that a derivative can be differentiated. Each gets a new node, which stands for this
+    argument alone and not for other uses of the same node.
     """
     outer = next((x.trace for x in inputs if isinstance(x, Node)), None)
     trace = outer or Trace()

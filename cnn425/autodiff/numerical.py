@@ -3,9 +3,9 @@
     forward difference    (f(x + h) - f(x)) / h           error about  h   |f''| / 2  +  eps |f| / h
     central difference    (f(x + h) - f(x - h)) / 2h      error about  h²  |f'''| / 6 +  eps |f| / h
 
-The first term is the curve that the straight line misses, the second is rounding: two nearly equal numbers are subtracted, so a smaller h
-is not a better one. In float64 (eps = 2e-16) h = 1e-6 leaves the central difference about nine correct digits: good for checking a
-gradient. It costs two evaluations per number in the input: no way to learn with a million of them.
+The first term is the curvature that a straight line misses, the second is rounding: two nearly equal numbers are subtracted, so a smaller
+h is not always better. In float64 (eps = 2e-16) h = 1e-6 leaves the central difference about nine correct digits: good for checking a
+gradient. It costs two evaluations per number in the input: too slow to train millions of weights.
 Works on any function of NumPy arrays or torch tensors that returns one number.
 """
 
@@ -86,7 +86,7 @@ def check(
     directions: int = 20,
     seed: int = 0,
 ) -> Check:
-    """The comparison of claimed gradients with central differences, by five habits that make such a check worth having.
+    """Compare claimed gradients with central differences. Five rules make such a check reliable.
 
     Double precision only. The error is relative to the larger of the two slopes. A slope that jumps between left and right (the kink of
     a ReLU or a max) is set aside and counted, not compared. h = 1e-6 balances curvature and rounding. Inputs with more than `most`

@@ -61,7 +61,7 @@ class Rule:
         return self.compute(operands)
 
     def compute(self, numbers: Sequence[Any]) -> Any:
-        """The value of the operation on numbers, or one sentence on why it has none."""
+        """The value of the operation on numbers, or a ValueError that says why there is none."""
         if self.domain and not self.domain.holds(*numbers):
             raise ValueError(f"{self.sign} needs {self.domain.needs}, got {', '.join(map(brief, numbers))}")
         try:
@@ -74,7 +74,7 @@ class Operand:
     """What nodes and expressions have in common: Python's operators, each leading to its rule."""
 
     __slots__ = ()
-    __array_ufunc__ = None  # so that `array + node` is ours to answer, not NumPy's
+    __array_ufunc__ = None  # so that NumPy leaves `array + node` to our `__radd__`
     shape: tuple[int, ...]
 
     def record(self, rule: Rule, operands: tuple[Any, ...]) -> Any:
@@ -128,7 +128,7 @@ def times(slope: Any, change: Any) -> Any:
 
 
 def lowered(a: Any, b: Any) -> Any:
-    """`b * a ** (b - 1)`, without the 0 / 0 that a constant exponent 0 would make of it at a = 0."""
+    """`b * a ** (b - 1)`, without the 0 / 0 that a constant exponent 0 would give at a = 0."""
     return b * a ** (b - 1) if isinstance(b, Operand) or np.any(b) else 0.0 * a
 
 
@@ -200,6 +200,6 @@ def picked(a: Any, change: Any, axis: int | None) -> Any:
 
 
 def surprise(a: Any, target: Any) -> Any:
-    """What the network says minus what is true, per row: the reason why softmax and cross entropy are one node."""
+    """Probability minus target, over the number of rows: so simple that softmax and cross entropy are one node."""
     rows = target.size // target.shape[-1]
     return (softmax(a) - target) / rows

@@ -21,7 +21,7 @@ from cnn425.autodiff.rules import Operand, Rule
 
 
 class Algebra:
-    """The place where expressions are made: with or without simplification, with or without sharing."""
+    """Makes expressions, with or without simplification, with or without sharing."""
 
     def __init__(self, simplify: bool = True, share: bool = True) -> None:
         self.simplify, self.share = simplify, share
@@ -66,7 +66,7 @@ class Expression(Operand):
 
 
 def simplified(rule: Rule, operands: tuple[Any, ...]) -> Any:
-    """What an operation with 0 or 1, or a double negation, comes down to; None if it stays as it is."""
+    """The simpler form of an operation with 0 or 1, or of a double negation; None if there is none."""
     a, b = (*operands, None)[:2]
     identities = {
         rules.add: [(_is(a, 0), b), (_is(b, 0), a), (_negated(b), lambda: a - b.operands[0])],
@@ -109,7 +109,7 @@ def in_order(expression: Any) -> list["Expression"]:
 def derivative(expression: Any, symbol: Expression) -> Any:
     """The formula of the derivative by a symbol: the sum over the operands of local derivative times the operand's derivative.
 
-    Without simplification numbers and other symbols are differentiated too, as the rules say, and leave their `0 * ...` behind.
+    Without simplification, numbers and other symbols are differentiated too, which leaves terms `0 * ...`.
     """
     found: dict[Any, Any] = {symbol: 1.0}
     for e in in_order(expression):
@@ -126,7 +126,7 @@ def derivative(expression: Any, symbol: Expression) -> Any:
 
 
 def evaluate(expression: Any, values: Mapping[Expression, Any]) -> Any:
-    """The number that a formula comes to; every distinct subexpression is computed once."""
+    """The value of a formula; every distinct subexpression is computed once."""
     found: dict[Any, Any] = dict(values)
     for e in in_order(expression):
         if e.rule is not None:

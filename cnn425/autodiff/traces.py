@@ -3,7 +3,7 @@
     print(traces(lambda x1, x2: ln(x1) + x1 * x2 - sin(x2), 2, 5))
 
 Rows are numbered as on the slides: inputs first, then by depth, which is the longest way from an input. The formulas are not written by
-hand: they are what the rules say when they are applied to symbols instead of numbers.
+hand: they are what the rules give for symbols instead of numbers.
 """
 
 import inspect
@@ -45,7 +45,7 @@ class Traces:
     by: str = ""
 
     def columns(self) -> tuple[list[str], list[list[str]]]:
-        """The header and the cells, without columns that nothing fills."""
+        """The header and the cells, without empty columns."""
         header = ["", "forward evaluation", "value", f"forward derivative by {self.by}", "tangent", "backward adjoint", "adjoint"]
         rows = [
             [f"{line.name} =", line.formula, shown(line.value)]
