@@ -44,7 +44,7 @@ class Rectifier(FromOutput):
 
 
 class RectifierInPlace(Rectifier):
-    """`max(0, x)` written over x; called where only backward mode is active."""
+    """`max(0, x)` in place; called where only backward mode is active."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class RectifierInPlace(Rectifier):
 
 
 class Gate(Function):
-    """`g` where the unit is active (y > 0, or NaN), zero elsewhere: the derivative of the rectifier, and, being linear in `g`, its own."""
+    """`g` where the unit is active (y > 0, or NaN), zero elsewhere: the derivative of the rectifier and, as it is linear, its own."""
 
     @staticmethod
     def forward(g: Tensor, y: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     if not inplace:
         return rectify(input)
     if is_traced() or compat.are_transforms_active() or compat.forward_mode._current_level >= 0:
-        # None of these supports a Function that writes over its input: they differentiate the steps, which need the numbers from before.
+        # None of these supports an in-place Function: they differentiate the steps, which need the original numbers.
         return input.copy_(rectify(input.clone()))
     if input.requires_grad and input.is_leaf and torch.is_grad_enabled():
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
@@ -200,11 +200,11 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
 
     Slides "Softmax". A drop-in for `torch.nn.functional.softmax`.
 
-    dim    the dimension that holds the classes; leaving it out is deprecated, and then it is 0 for 0, 1 or 3 dimensions and 1 otherwise
+    dim    the dimension that holds the classes; omitting it is deprecated, and means 0 for 0, 1 or 3 dimensions and 1 otherwise
     dtype  cast the input to this first
 
-    Half precision is computed in float32 and rounded once. As in torch, a dimension out of range is an IndexError, one that is not an
-    int a TypeError, and integer or complex input a NotImplementedError.
+    Half precision is computed in float32 and rounded once. As in torch, a dimension out of range raises IndexError, one that is not an
+    int TypeError, and integer or complex input NotImplementedError.
     """
     if has_torch_function_unary(input):
         return handle_torch_function(softmax, (input,), input, dim=dim, _stacklevel=_stacklevel, dtype=dtype)

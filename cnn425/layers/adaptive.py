@@ -3,8 +3,8 @@
     window i of m along n pixels shows the pixels from floor(i n / m) to ceil((i + 1) n / m) - 1
 
 Windows overlap where m does not divide n. With one window the result is the largest number or the mean of the whole image, whatever its
-size, as at the end of many convolutional networks. The maximum is that of `cnn425.layers.pool` with other windows, with the same ties and
-NaNs; the mean is that of `cnn425.layers.pool_average`.
+size, as at the end of many convolutional networks. The maximum is computed by `cnn425.layers.pool`, with the same rules for ties and
+NaNs, and the mean by `cnn425.layers.pool_average`.
 """
 
 from collections.abc import Callable, Sequence
@@ -115,7 +115,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
     Args:
         input: the image, floating point
         output_size: the number of windows, an int or one per dimension; None for one window per pixel
-        return_indices: whether to return, beside the numbers, where in the image they were, as pixel numbers in reading order
+        return_indices: whether to return also the pixel numbers of the maxima in the image, counted in reading order
     """
     return _adaptive_max_pool(adaptive_max_pool2d, 2, input, output_size, return_indices)
 
@@ -180,7 +180,7 @@ def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
 
 # ---- The Modules -----------------------------------------------------------------------------------------------------------------------
 
-# The base class keeps the arguments; only what is computed is ours.
+# The base class keeps the arguments; only the computation is ours.
 
 
 class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):

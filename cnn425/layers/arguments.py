@@ -1,4 +1,4 @@
-"""The checks of arguments that all layers share, and those of convolutions; how a check is remembered, and a layer with a weight applied.
+"""Argument checks: those that all layers share, and those of convolutions. Also how checks are cached, and layers with a weight applied.
 
 Exception types are torch's, and so are the words that other code matches on. Sizes are pixels.
 """
@@ -28,7 +28,7 @@ def remembered(check: Callable[..., Result]) -> Callable[..., Result]:
     """`check(*arguments)`, run once for each combination of arguments that passes: on small images it costs as much as the layer.
 
     Arguments are kept as keys if they are sizes, dtypes, strings, ints, tuples of ints, bools or None; with any other, and in a trace,
-    the check runs anew. No tensor is kept.
+    the check runs again. No tensor is kept.
     """
     passed: Callable[..., Result] = lru_cache(maxsize=4096, typed=True)(check)  # typed: 1 == True, but only one of them is a stride
 
@@ -41,7 +41,7 @@ def remembered(check: Callable[..., Result]) -> Callable[..., Result]:
                 return check(*arguments)
         try:
             return passed(*arguments)
-        except TypeError:  # raised by the check, or a size is still a symbol and no key
+        except TypeError:  # raised by the check, or a size is symbolic and cannot be a key
             return check(*arguments)
 
     return checked
@@ -51,7 +51,7 @@ def remembered(check: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def invalid(function: str, name: str, value: object, wanted: str) -> TypeError:
-    """The error for an argument of the wrong type, naming argument, what came and what is wanted."""
+    """The error for an argument of the wrong type: its name, what was given and what is wanted."""
     return TypeError(
         f"{function}() received an invalid combination of arguments: '{name}' must be {wanted}, but got {type(value).__name__}"
     )
@@ -83,7 +83,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def is_int(value: object) -> bool:
-    """What torch's own argument parser takes for an int: also a NumPy integer or a tensor with one integer, never a bool."""
+    """Whether torch's own argument parser accepts a value as an int: also a NumPy integer or a tensor with one integer, never a bool."""
     if isinstance(value, (int, torch.SymInt)):
         return not isinstance(value, bool)
     if isinstance(value, Tensor):
@@ -132,10 +132,10 @@ def applied(
     bias: Tensor | None,
     *settings: Any,
 ) -> Tensor:
-    """The output of a layer with a weight: checked, with a batch around a single image, and cast for autocast.
+    """The output of a layer with a weight: it checks arguments, adds a batch to a single image, and casts for autocast.
 
     layer     its name; the check of sizes and settings; what computes the output from a batch, weight, bias and what the check found
-    public    the function that was called, for inputs that answer for torch's functions themselves
+    public    the function that was called, for inputs that override torch's functions
     settings  the arguments after the bias
     """
     if has_torch_function_variadic(input, weight, bias):
@@ -211,7 +211,7 @@ def geometry(function: str, kernel: Sequence[int], stride: Any, padding: Any, di
 
 
 def check_groups(groups: Any) -> int:
-    """The number of groups of channels, whose type is checked."""
+    """The number of groups as an int; its type has been checked."""
     groups = integer(groups)
     if groups <= 0:
         raise RuntimeError("non-positive groups is not supported")

@@ -85,7 +85,7 @@ class Output(Function):
 
 
 class InputGradient(Function):
-    """The gradient of the image: output gradient and weight `-> (N, C, *size)`; or a `layer` of its own, the transposed convolution."""
+    """The gradient of the image: output gradient and weight `-> (N, C, *size)`; or, with `layer`, a transposed convolution."""
 
     @staticmethod
     def forward(
@@ -179,7 +179,7 @@ def layer_order(x: Tensor, w: Tensor, geometry: Geometry, groups: int, sharing: 
 
 
 def is_signal_channels_last(w: Tensor) -> bool:
-    """Whether a weight of signals `(O, C, U)` has its channels last: torch computes with it as with that of an image of one row."""
+    """Whether a weight of signals `(O, C, U)` has its channels last: torch treats it as the weight of an image of one row."""
     return not is_traced() and w.stride(1) <= w.stride(2) and layout.is_channels_last(w.unsqueeze(2))
 
 
@@ -229,7 +229,7 @@ def joined_batch(
 
 
 def join_batch(t: Tensor, name: str, letter: str, groups: int, before: int) -> Tensor:
-    """`t` with the batch it carries in front joined to `letter`, which becomes (batch, letter)."""
+    """`t` with its leading batch joined to `letter`, which becomes (batch, letter)."""
     t = split_groups(t, name, groups, before + 1)
     at = before + name.index(letter)
     return join_groups(t.movedim(0, at).flatten(at, at + 1), name, before)

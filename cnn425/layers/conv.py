@@ -109,7 +109,7 @@ class _Convolution(compat.ConvNd):
     """A convolution that owns its weight `(O, C/groups, *kernel)` and bias `(O,)`.
 
     Constructor, parameters and state_dict are those of the torch.nn namesake, which is the base class: weights and bias start uniform in
-    +-1/sqrt(fan-in), fan-in = C/groups * prod(kernel). Only what is computed is ours.
+    +-1/sqrt(fan-in), fan-in = C/groups * prod(kernel). Only the computation is ours.
     """
 
     _function: Callable[..., Tensor]

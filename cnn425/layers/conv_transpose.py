@@ -5,8 +5,8 @@
     gradient of the weight     gw[c,o,u,v]       = sum over n, i, j  of  x[n,c,i,j] * gywin[n,o,i,j,u,v]                  ncij,noijuv->couv
     gradient of the bias       gb[o]             = sum over all pixels of gy[n,o]
 
-Every pixel of the input writes a window of the output, and windows that overlap are added: `x` is in the place of a convolution's output
-gradient, `y` in that of its image. So nothing is computed here: `InputGradient`, one of the three maps of `cnn425.layers.bilinear`, is the
+Every pixel of the input writes a window of the output, and windows that overlap are added: `x` takes the place of a convolution's output
+gradient, `y` that of its image. So nothing new is needed: `InputGradient`, one of the three maps of `cnn425.layers.bilinear`, is the
 layer, and its derivatives are the other two, the convolution itself and `WeightGradient`.
 """
 
@@ -51,7 +51,7 @@ def _rounded_once(
     size: tuple[int, ...],
     order: torch.memory_format | None = None,
 ) -> Tensor:
-    """The same in a precision that torch can compute in, but in the memory layout that torch gives the precision that came."""
+    """The same in a precision that torch can compute in, but in the memory layout that torch gives the original precision."""
     order = order or layer_order(x, w, geometry, groups, sharing)
     if x.dtype == torch.complex32 or (b is not None and x.dtype in layout.HALF):
         wide = torch.complex64 if x.is_complex() else torch.float32
@@ -104,7 +104,7 @@ TRANSPOSED = "conv_transpose", partial(checked, False), transposed
 def transposed_geometry(
     function: str, kernel: Sequence[int], stride: Any, padding: Any, output_padding: Any, dilation: Any, x: torch.Size
 ) -> tuple[Geometry, tuple[int, ...]]:
-    """The windows that the pixels of `x` write, and the size of what they write: `(n - 1) s - 2p + d (k - 1) + 1 + output_padding`."""
+    """The windows that the pixels of `x` write, and the size of the output: `(n - 1) s - 2p + d (k - 1) + 1 + output_padding`."""
     extra = arguments.per_dimension(function, "output_padding", output_padding, len(x) - 2)
     windows = arguments.geometry(function, kernel, stride, padding, dilation)
     if any(more < 0 for more in extra):
@@ -206,14 +206,14 @@ FUNCTIONS = {1: conv_transpose1d, 2: conv_transpose2d, 3: conv_transpose3d}
 class _Transposed(compat.ConvTransposeNd):
     """A transposed convolution that owns its weight `(C, O/groups, *kernel)` and bias `(O,)`.
 
-    Constructor, parameters and state_dict are those of the torch.nn namesake, which is the base class. Only what is computed is ours.
+    Constructor, parameters and state_dict are those of the torch.nn namesake, which is the base class. Only the computation is ours.
     """
 
     _dimensions: int
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The transposed convolution of `input`; `output_size`, pixels along each dimension, chooses among the sizes that fit."""
-        if self.padding_mode != "zeros":  # it may have been changed since
+        if self.padding_mode != "zeros":  # changed after construction
             raise ValueError(f"Only `zeros` padding mode is supported for ConvTranspose{self._dimensions}d, but got {self.padding_mode!r}")
         sizes: Any = (self.stride, self.padding, self.kernel_size, self._dimensions, self.dilation)
         extra = self._output_padding(input, output_size, *sizes)  # type: ignore[arg-type]

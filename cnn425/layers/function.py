@@ -9,7 +9,7 @@ A layer writes `forward`, `setup_context`, `backward`, `jvp` and `vmap` once, as
 | traced    | under `torch.compile`, `export`   | a Function that has a `jvp` is refused; this form has none                            |
 
 Where nothing will be differentiated, as in most backward passes, and in `torch.jit.trace`, the plain `forward` is called: autograd costs
-more than a small layer. So it is for linear maps under `torch.compile`, which differentiates them itself.
+more than a small layer. The same holds for linear maps under `torch.compile`, which differentiates them itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +23,8 @@ from torch.autograd import Function
 from cnn425 import compat
 from cnn425.kernels.threads import is_traced
 
-# Traced by older compilers, a Function whose output was written in place has a gradient of zero (before torch 2.14), and a Function that is
-# applied in a backward pass is given the context, too (before 2.15).
+# In older compilers a Function whose output was written in place has a gradient of zero (before torch 2.14), and a Function applied in a
+# backward pass is also given the context (before 2.15).
 OLDER_COMPILER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
 
 
@@ -63,7 +63,7 @@ def owned(output: Any, args: Sequence[Any]) -> Any:
 
 
 def at_every_level(jvp: Callable[..., Any]) -> Callable[..., Any]:
-    """`jvp` with forward mode on, for `torch.func.jvp` inside another: torch turns it off, and a tangent would have no tangent."""
+    """`jvp` with forward mode on, for nested `torch.func.jvp`: torch turns it off, and a tangent would have no tangent."""
 
     def with_forward_mode(ctx: Any, *tangents: Any) -> Any:
         with compat.set_forward_mode(True):
@@ -73,7 +73,7 @@ def at_every_level(jvp: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Primals:
-    """The context of a `jvp`, its saved tensors without their tangents of this level: `jvp` has these as arguments."""
+    """The context of a `jvp`, its saved tensors without this level's tangents, which `jvp` gets as arguments."""
 
     def __init__(self, ctx: Any) -> None:
         self.ctx, self.saved_tensors = ctx, tuple(compat.forward_mode.unpack_dual(t).primal for t in ctx.saved_tensors)
@@ -124,7 +124,7 @@ def over_legacy_batch(function: type[Function], args: Sequence[Any]) -> Any:
 
 
 class FromOutput(Function):
-    """A Function of one output whose derivative is written with that output alone."""
+    """A Function with one output, whose derivative needs only that output."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -133,9 +133,9 @@ class FromOutput(Function):
 
 
 class LinearMap(Function):
-    """A map linear in its first argument, a batch of images; the others say which map: the size of the images, tensors, anything else.
+    """A map linear in its first argument, a batch of images. The others specify the map: the size of the images, tensors, other settings.
 
-    Its adjoint takes the same others, so the gradient is `adjoint(g, *others(ctx))` and the tangent `map(dx, *others(ctx))`.
+    Its adjoint takes the same other arguments, so the gradient is `adjoint(g, *others(ctx))` and the tangent `map(dx, *others(ctx))`.
     """
 
     @staticmethod
@@ -167,7 +167,7 @@ def linear_map(function: type[LinearMap]) -> Callable[..., Any]:
 
 
 def over_batch(function: Callable[..., Any], dimensions: int, info: Any, in_dims: Any, *args: Any) -> Any:
-    """`function(*args)` over an extra batch of the tensors: it joins the batch that is there, or is it if they have too few dimensions."""
+    """`function(*args)` over an extra batch of the tensors: it joins the batch that is there, or becomes the batch if there is none."""
     batch = info.batch_size
     moved = [
         value if not isinstance(value, Tensor) else value.expand(batch, *value.shape) if dim is None else value.movedim(dim, 0)

@@ -77,7 +77,7 @@ fully_connected = operation(FullyConnected)
 
 
 def product(a: Tensor, b: Tensor, by_columns: bool) -> Tensor:
-    """`a @ b.T`, column-major if the matrix whose gradient it is, is column-major, as in torch; else row-major."""
+    """`a @ b.T`, a gradient, stored as in torch: column-major if the matrix it belongs to is (`by_columns`), else row-major."""
     return fully_connected(b, a, None).t() if by_columns else fully_connected(a, b, None)
 
 
@@ -153,7 +153,7 @@ class Linear(torch.nn.Linear):
     """A fully connected layer that owns its weight `(O, D)` and bias `(O,)`: `(*, D) -> (*, O)`.
 
     Constructor, parameters and state_dict are those of `torch.nn.Linear`, the base class: weight and bias start uniform in +-1/sqrt(D).
-    Only what is computed is ours.
+    Only the computation is ours.
     """
 
     def forward(self, input: Tensor) -> Tensor:

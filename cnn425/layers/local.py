@@ -55,7 +55,7 @@ def locally_connected2d(
 ) -> Tensor:
     """The local layer of an image, `y[n,o,i,j] = b[o,i,j] + sum over c,u,v of x[n, c, i*s + u*d - p, j*s + v*d - p] * w[i,j,o,c,u,v]`.
 
-    Slides "Locally connected layer"; Gregor and LeCun 2010. The arguments of a convolution; with `weight.expand(I, J, ...)` it is one.
+    Slides "Locally connected layer"; Gregor and LeCun 2010. Arguments as for a convolution; with `weight.expand(I, J, ...)` it is one.
 
     input     `(N, C, H, W)` or `(C, H, W)`
     weight    `(I, J, O, C/groups, U, V)`, of any strides
@@ -101,7 +101,7 @@ class LocallyConnected(torch.nn.Module):
     input_size    pixels of the image along each dimension (an int: the same for all); weights belong to positions, so it is fixed
     padding       as in `locally_connectedNd`: int, one per dimension, (low, high) pairs, 'valid', 'same' (also with strides)
     share         positions per block of neighbours that use one set of weights: an int or one per dimension; the last may be smaller
-    tile          instead: positions whose indices are equal modulo `tile` use one set; an int or one per dimension
+    tile          instead of share: positions whose indices are equal modulo `tile` use one set; an int or one per dimension
     bias          True: one per channel and set, `(O, *sets)`; 'channel': one per output channel, `(O,)`, as in a convolution; False: none
 
     Weights and biases start uniform in +-1/sqrt(fan-in), fan-in = C/groups * prod(kernel): the distribution of torch's convolution. The
@@ -157,7 +157,7 @@ class LocallyConnected(torch.nn.Module):
         self.share = arguments.per_dimension(name, "share", share, self.dimensions)
         self.tile = None if tile is None else arguments.per_dimension(name, "tile", tile, self.dimensions)
         if min(self.share + (self.tile or (1,))) < 1 or (self.tile and max(self.share) > 1):
-            raise ValueError(f"share and tile must be positive, and one of them at most be given, but got share={share}, tile={tile}")
+            raise ValueError(f"share and tile must be positive, and one of them at most may be given, but got share={share}, tile={tile}")
         self._create_parameters(bias, device, dtype)
 
     def _create_parameters(self, bias: bool | str, device: Any, dtype: torch.dtype | None) -> None:
@@ -227,7 +227,7 @@ class LocallyConnected(torch.nn.Module):
         return self.connect(input, padding)
 
     def connect(self, input: Tensor, padding: Any) -> Tensor:
-        """The layer's output for an image that has the right size and, unless it is zeros, its padding."""
+        """The layer's output for an image of the right size, already padded unless the padding is zeros."""
         settings = self.stride, padding, self.dilation, self.groups
         if self.tile or max(self.share) > 1:
             return shared_local(input, self.weight, self.bias, self.share, self.tile, *settings)
@@ -262,7 +262,7 @@ class LocallyConnected(torch.nn.Module):
         return shared(self)
 
     def unshared(self) -> "LocallyConnected":
-        """The layer with weights of its own at each position that computes the same, from copies of these weights."""
+        """The layer that computes the same with separate weights at each position, copied from these weights."""
         return unshared(self, LOCAL[self.dimensions])
 
 

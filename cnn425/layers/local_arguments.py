@@ -11,7 +11,7 @@ from cnn425.windows import Geometry, Sharing, each_its_own
 
 @arguments.remembered
 def checked(d: int, input: torch.Size, w: torch.Size, b: torch.Size | None, *settings: Any) -> tuple[Geometry, int, Sharing]:
-    """The windows, the number of groups as an int, and that each position has its own weight, `(*positions, O, C/groups, *kernel)`."""
+    """The windows, the number of groups as an int, and no sharing, with a weight `(*positions, O, C/groups, *kernel)`."""
     function, (stride, padding, dilation, groups) = f"locally_connected{d}d", settings
     if len(w) != 2 * d + 2:
         raise RuntimeError(
@@ -29,7 +29,7 @@ def checked(d: int, input: torch.Size, w: torch.Size, b: torch.Size | None, *set
             f"{function}: the weight of size {list(w)} belongs to {arguments.times(w[:d])} positions, "
             f"but the windows of an input of {arguments.times(x[2:])} pixels have {arguments.times(positions)} positions"
         )
-    wanted = ((w[d],), (w[d], *positions))  # number by number: to compilers before torch 2.14 sizes of symbols are never equal
+    wanted = ((w[d],), (w[d], *positions))  # number by number: compilers before torch 2.14 never take symbolic sizes as equal
     if b is not None and not any(len(b) == len(size) and all(n == m for n, m in zip(b, size, strict=True)) for size in wanted):
         raise RuntimeError(
             f"Given weight of size {list(w)}, expected bias of size {[w[d], *positions]} (per position) "

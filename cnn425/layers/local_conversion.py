@@ -1,4 +1,4 @@
-"""Conversions along the way from a local layer to a convolution: weights copied to every position, or averaged over all positions."""
+"""Conversions between local layers and convolutions: weights copied to every position, or averaged over all positions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def copied_from(conv: ConvNd, kind: Any, input_size: int | Sequence[int], names:
 
 
 def check_convolution(conv: object, kind: Any) -> None:
-    """Refuse what is not the convolution, transposed or not, that goes with local layers of type `kind`."""
+    """Refuse anything but the convolution, transposed or not, that corresponds to local layers of type `kind`."""
     wanted = f"{kind._convolution}{kind.dimensions}d"
     if not isinstance(conv, getattr(torch.nn, wanted)):
         raise TypeError(f"{kind.__name__}.from_conv: conv must be a {wanted}, but got {type(conv).__name__}")

@@ -101,7 +101,7 @@ class LowRankLocal(LocallyConnected):
     bias         True: one per channel; False: none. (In the paper there is one per row and column, too.)
 
     Other arguments as in `LocallyConnectedNd`. As in the paper, coefficients start equal, so the layer starts as a convolution; the weights
-    start such that the mixture's have the variance of torch's convolution.
+    start so that the mixed weights have the variance of torch's convolution.
     """
 
     def __init__(
@@ -169,25 +169,25 @@ class LowRankLocal(LocallyConnected):
         m = getattr(self, first)
         for name in names:
             m = m.unsqueeze(-2) + getattr(self, name)
-        m = m.movedim(m.ndim - 1, 0)  # counted from the front: the older ONNX exporter writes -1 down
+        m = m.movedim(m.ndim - 1, 0)  # counted from the front: the older ONNX exporter keeps -1 as it is
         if self.normalise == "softmax":
             return softmax(m, 0)
         return m / m.square().sum(0, keepdim=True).clamp(min=1e-12).sqrt() if self.normalise == "norm" else m
 
     def connect(self, input: Tensor, padding: Any) -> Tensor:
-        """The layer's output for an image that has the right size and, unless it is zeros, its padding."""
+        """The layer's output for an image of the right size, already padded unless the padding is zeros."""
         settings = self.stride, padding, self.dilation, self.groups
         return low_rank_local(self.dimensions, input, self.weight, self.coefficients(), self.bias, *settings)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, the number of parameters and the memory they take."""
         more = f"rank={self.rank}, mixing={self.mixed_by!r}, normalise={self.normalise!r}"
-        text = super().extra_repr().replace(", bias='channel'", "", 1)  # which is its default, and written True
+        text = super().extra_repr().replace(", bias='channel'", "", 1)  # this is the default, written True
         return text.replace(", parameters=", f", {more}, parameters=", 1)
 
     @classmethod
     def from_conv(cls, conv: compat.ConvNd, input_size: int | Sequence[int], rank: int = 1, **options: Any) -> Self:  # type: ignore[override]
-        """The layer that computes what `conv` does: `rank` convolutions drawn at random around `conv`, whose mixture it is."""
+        """The layer that computes what `conv` does: `rank` random convolutions around `conv`, whose mixture equals it."""
         check_convolution(conv, cls)
         kept = settings_of(conv, SETTINGS)
         if given := sorted(kept.keys() & options.keys()):

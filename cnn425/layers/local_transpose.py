@@ -167,7 +167,7 @@ class LocallyConnectedTranspose(LocallyConnected):
         return copied_from(conv, cls, input_size, SETTINGS)
 
     def unshared(self) -> LocallyConnected:
-        """A copy of this layer, which shares nothing."""
+        """A copy of this layer, whose positions share no weights."""
         return copy.deepcopy(self)
 
     def to_conv(self) -> compat.ConvNd:

@@ -31,7 +31,7 @@ from cnn425.layers.function import FromOutput, autocast_dtype, is_differentiated
 class CrossEntropy(Function):
     """The negative log-probability of class `target`, `(N, C, *size), (N, *size) -> (N, *size)`, zero if `ignored`; or the mean of all.
 
-    Further outputs, for the derivatives alone: the softmax p of the scores, saved in place of them, and how many targets count.
+    Further outputs, only for the derivatives: the softmax p of the scores, saved instead of them, and how many targets count.
     """
 
     @staticmethod
@@ -165,7 +165,7 @@ def _promoted(*tensors: Tensor | None) -> torch.dtype:
 
 
 def _of_classes(x: Tensor, given: Tensor, weight: Tensor | None, ignored: int, smoothing: float) -> tuple[Tensor, Any]:
-    """The loss of every target, and what their mean divides by: how many count, or the weight of those."""
+    """The loss of every target, and the divisor of their mean: how many count, or the sum of their weights."""
     target = given.long()
     keep = target != ignored
     if x.shape[1] == 0:
@@ -186,7 +186,7 @@ def _of_classes(x: Tensor, given: Tensor, weight: Tensor | None, ignored: int, s
 
 
 def _of_probabilities(x: Tensor, q: Tensor, weight: Tensor | None, smoothing: float) -> tuple[Tensor, Any]:
-    """The loss of every target q, and what their mean divides by: their number, whatever the weight."""
+    """The loss of every target q, and the divisor of their mean: their number, whatever the weight."""
     if x.numel() == 0:
         return (x * q).sum(1), math.nan
     if smoothing > 0:

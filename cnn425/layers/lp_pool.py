@@ -3,9 +3,9 @@
     y[n,c,i,j] = (sum over u, v of windows[n,c,i,j,u,v]^p)^(1/p)
 
 It is computed by the average pool: the average of the p-th powers, times the number of cells. Where that average is zero the gradient is
-defined as zero, since the derivative of the root is infinite there. As in torch, the gradient is zero, too, where p = 1 and the average is
-NaN, powers keep their sign, so an odd p needs non-negative numbers, and the missing cells of a window beyond the edge (`ceil_mode`) count
-as the average of the others.
+defined as zero, since the derivative of the root is infinite there. As in torch: the gradient is also zero where p = 1 and the average is
+NaN; powers keep their sign, so an odd p needs non-negative numbers; the missing cells of a window beyond the edge (`ceil_mode`) count as
+the average of the others.
 """
 
 from collections.abc import Callable

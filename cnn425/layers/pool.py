@@ -4,10 +4,10 @@
     backward   gx[n,c,h,w]  = sum of gy[n,c,i,j] over the windows that pixel (h, w) won
 
 The gradient is routed to the winners. On a tie the first cell in reading order wins; after a ReLU whole windows tie at zero, so this is
-the common case. A NaN always wins, the last of several. Padding never wins.
+the common case. A NaN always wins; of several, the last. Padding never wins.
 
 A max pool is linear once its winners are known: its tangent picks the winners' pixels, the adjoint of picking is routing and the adjoint of
-routing is picking. So two linear maps beside the pool have derivatives of every order.
+routing is picking. So the pool and these two linear maps have derivatives of every order.
 
 Intentional differences from torch: a window wholly in the padding (possible with dilation) is -inf and has the index -1; torch's index
 is outside the image or in another row, and its gradient is written there. In channels_last volumes torch loses the plane of a window
@@ -94,7 +94,7 @@ class Route(LinearMap):
 
 
 def check_adaptive_gradient(gy: Tensor, windows: Windows) -> None:
-    """Torch's adaptive pools have an output without windows, but no gradient of it; the mean of everything has one."""
+    """As in torch, an adaptive pool without windows has an output but no gradient; only the global mean has one."""
     if isinstance(windows, Adaptive) and 0 in gy.shape[1:] and not windows.is_global:
         raise RuntimeError(
             f"adaptive_pool{windows.dimensions}d_backward(): Expected grad_output to have non-zero size for non-batch dimensions, "
@@ -140,7 +140,7 @@ def channels_last(input: Tensor, dimensions: int) -> bool:
 
 
 def computes_winners(input: Tensor) -> bool:
-    """Whether torch would compute the winners of a signal, and not only the largest numbers, whose result is always contiguous."""
+    """Whether torch would compute the winners of a signal. If it finds only the largest numbers, its result is contiguous."""
     return not input.is_cpu or (input.requires_grad and torch.is_grad_enabled()) or compat.forward_mode._current_level >= 0
 
 
@@ -152,12 +152,12 @@ def upcast(input: Tensor, dimensions: int) -> Tensor:
 
 
 def stored_like(x: Tensor, found: Any) -> Any:
-    """Results of a single volume (C, D, H, W) that keeps its channels last, in torch's memory layout: as the volume."""
+    """Results of a single channels-last volume (C, D, H, W), stored like the volume, as in torch."""
     if x.ndim != 4 or x.is_contiguous() or not x.movedim(0, -1).is_contiguous():
         return found
     if isinstance(found, tuple):
         return tuple(stored_like(x, part) for part in found)
-    return found.movedim(0, 3).contiguous().movedim(3, 0)  # vmap knows no contiguous(memory_format=)
+    return found.movedim(0, 3).contiguous().movedim(3, 0)  # vmap does not support contiguous(memory_format=)
 
 
 def max_pool1d(
@@ -188,10 +188,10 @@ def max_pool2d(
         input: the image; floating point or integers
         kernel_size: pixels of the window; here and below an int, or one int per dimension
         stride: pixels from one window to the next; the kernel size if None
-        padding: pixels that never win around the image, at most half the kernel size
+        padding: pixels around the image that never win, at most half the kernel size
         dilation: pixels from one cell of the window to the next
         ceil_mode: whether a last window may extend beyond the edge if it starts inside the image or its low padding
-        return_indices: whether to return, beside the numbers, where in the image they were, as pixel numbers in reading order
+        return_indices: whether to return also the pixel numbers of the maxima in the image, counted in reading order
     """
     return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
@@ -213,7 +213,7 @@ MAX: dict[int, Callable[..., Any]] = {1: max_pool1d, 2: max_pool2d, 3: max_pool3
 
 # ---- The Modules -------------------------------------------------------------------------------------------------------------------------
 
-# The base class keeps the arguments; only what is computed is ours.
+# The base class keeps the arguments; only the computation is ours.
 ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 

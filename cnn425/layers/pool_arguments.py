@@ -1,4 +1,4 @@
-"""The checks of the arguments that several pools have.
+"""The checks of the arguments that several pools share.
 
 Exception types are torch's, and so are the words that other code matches on. Sizes are pixels.
 """
@@ -86,7 +86,7 @@ def geometry(function: str, dimensions: int, kernel: Any, stride: Any, padding: 
 
 
 def check_dtype(function: str, dtype: torch.dtype, accepted: Sequence[torch.dtype]) -> None:
-    """The input's numbers must be of an accepted kind."""
+    """The input must have an accepted dtype."""
     if dtype not in accepted:
         raise NotImplementedError(f"\"{function}\" not implemented for '{dtype_name(dtype)}'")
 

@@ -144,7 +144,7 @@ AVERAGE: dict[int, Callable[..., Tensor]] = {1: avg_pool1d, 2: avg_pool2d, 3: av
 
 # ---- The Modules -------------------------------------------------------------------------------------------------------------------------
 
-# The base class keeps the arguments; only what is computed is ours.
+# The base class keeps the arguments; only the computation is ours.
 ARGUMENTS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
 
 

@@ -40,7 +40,7 @@ class Add(LinearMap):
     @staticmethod
     def forward(w: Tensor, size: tuple[int, ...], geometry: Geometry) -> Tensor:
         places = order(geometry.dimensions)
-        exact = w.float() if w.dtype in (torch.float16, torch.bfloat16) else w  # many small additions: they would round each time
+        exact = w.float() if w.dtype in (torch.float16, torch.bfloat16) else w  # many small additions, each of which would round
         found = scatter(exact.permute([places.index(i) for i in range(w.ndim)]), geometry, size)
         return found.to(w.dtype).clone(memory_format=torch.contiguous_format)
 
@@ -63,7 +63,7 @@ cut, add = map(linear_map, (Cut, Add))
 def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
     """All windows of an image as columns: `(N, C, H, W) -> (N, C*U*V, I*J)`, cells and positions in reading order.
 
-    A drop-in for `torch.nn.functional.unfold`, also for signals and volumes: a `kernel_size` of one or three ints says so. Any other
+    A drop-in for `torch.nn.functional.unfold`. With a `kernel_size` of one or three ints it takes signals or volumes. Any other
     argument is an int or one per dimension. A single image, `(C, H, W)`, gives `(C*U*V, I*J)`.
     """
     if has_torch_function_unary(input):
@@ -91,7 +91,7 @@ def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
 def fold(input: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
     """Columns added to the pixels of an image that their windows show: `(N, C*U*V, I*J) -> (N, C, H, W)`, the adjoint of `unfold`.
 
-    A drop-in for `torch.nn.functional.fold`, also for signals and volumes: an `output_size` of one or three ints says so. Any other
+    A drop-in for `torch.nn.functional.fold`. With an `output_size` of one or three ints it gives signals or volumes. Any other
     argument is an int or one per dimension. Columns of a single image, `(C*U*V, I*J)`, give `(C, H, W)`.
     """
     if has_torch_function_unary(input):

@@ -1,14 +1,14 @@
 """`convert` turns the built-in layers of a model into ours, `revert` turns them back, `report` lists which are which.
 
 A layer stays the same object and becomes an instance of another class with the same attributes. Parameters, buffers, hooks, the training
-flag, device, dtype, names in the state_dict, and modules or parameters used in several places are kept; only what is computed changes.
+flag, device, dtype, names in the state_dict, and modules or parameters used in several places are kept; only the computation changes.
 
 Only exact types are exchanged. A subclass may compute something else and is left alone: among these are lazy layers before their first
 forward pass, layers with parametrizations (torch makes a subclass for each) and scripted layers. Functions that a model calls itself, like
 the `torch.flatten` and `F.relu` in torchvision's models, stay torch's.
 
-Libraries that look layers up by their exact type do not recognise ours, and some skip them without a word: give them `revert(model)`.
-captum's DeepLift, if it is imported when a model is converted, is told the rules of our layers.
+Libraries that look layers up by their exact type do not recognise ours, and some skip them silently: give them `revert(model)`.
+If captum's DeepLift is imported when a model is converted, the rules for our layers are added to it.
 """
 
 import copy
@@ -42,7 +42,7 @@ Model = TypeVar("Model", bound=Module)
 def convert(model: Model, inplace: bool = False) -> Model:
     """The model with our layers in place of torch's: a deep copy, or, with `inplace`, the model itself.
 
-    A copied attribute that was computed from parameters, as a weight by `weight_norm`, is a constant until a hook computes it anew.
+    A copied attribute that was computed from parameters, like a weight by `weight_norm`, is a constant until a hook recomputes it.
     """
     rules = getattr(sys.modules.get("captum.attr._core.deep_lift"), "SUPPORTED_NON_LINEAR", {})
     rules.update({ours: rules[builtin] for builtin, ours in COUNTERPART.items() if builtin in rules})
@@ -57,7 +57,7 @@ def revert(model: Model, inplace: bool = False) -> Model:
 def _exchange(model: Model, classes: Mapping[type[Module], type[Module]], inplace: bool) -> Model:
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
-    if not inplace:  # torch refuses to copy what is not a leaf, as the weight of weight_norm
+    if not inplace:  # torch refuses to copy tensors that are not leaves, like the weight of weight_norm
         values = (value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor))
         model = copy.deepcopy(model, {id(value): value.detach().clone() for value in values if not value.is_leaf})
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Weights of other libraries' local layers, into a `LocallyConnectedNd` and back, without the loss of a bit.
+"""Weights of other libraries' local layers, imported into a `LocallyConnectedNd` and exported again, bit for bit.
 
 Each peer stores the weight `w[i,j,o,c,u,v]` in an order of its own (two spatial dimensions; one or three alike; letters without a comma
 between them are joined to one axis):
@@ -10,7 +10,7 @@ between them are joined to one axis):
     PyTorch forum                (1, o, c, i, j, uv)
 
 The bias, one number per neuron, is `(i, j, o)` in Keras and flax and `(1, o, i, j)` in the forum's snippet. (Keras with channels first
-declares the shape `(i, j, o)`, but reads the numbers in the order o i j.) None of the peers knows groups.
+declares the shape `(i, j, o)`, but reads the numbers in the order o i j.) None of the peers supports groups.
 
 Build the layer first, with the peer's sizes, strides and padding; flax's 'SAME' is our 'same', Keras's is `keras_same`.
 """
@@ -100,7 +100,7 @@ def load_low_rank(layer: LowRankLocal, kernel_bases: Any, combining_weights: Seq
     """`layer`, filled with the weights of Elsayed et al.'s `LowRankLocallyConnected2D` (google-research/low_rank_local_connectivity).
 
     combining_weights: one array for the rows and one for the columns (`mixing='sides'`), or a single one (`'positions'`), not normalised.
-    bias: `bias_channels`. Build theirs with `use_spatial_bias=False`: a bias per row and column, the layer does not have.
+    bias: `bias_channels`. Build theirs with `use_spatial_bias=False`: the layer has no bias per row and column.
     """
     bases, given = _array(kernel_bases), [_array(weights) for weights in combining_weights]
     own = _own(layer, "load_low_rank")

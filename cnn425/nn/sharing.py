@@ -1,7 +1,7 @@
 """How alike the weights of a local layer's positions are, and how to make them more alike.
 
     sharing(layer)                 how far the positions' filters are apart; 0 is a convolution
-    share_(layer, strength)        pulls all of them towards their mean, as often as one likes
+    share_(layer, strength)        pulls all of them towards their mean; may be called repeatedly
     neighbour_similarity(layer)    a penalty: the mean distance between the filters of neighbouring positions
     sets_of_positions(layer)       which set of weights each position uses
 
@@ -47,7 +47,7 @@ def neighbour_similarity(layer: LocallyConnected, distance: str = "cosine") -> T
 
 
 def share_(layer: LocallyConnected, strength: float = 1.0) -> None:
-    """Pull the weights, and a bias per position, of all positions towards their mean, in place: by all of the way with strength 1.
+    """Pull the weights, and a bias per position, of all positions towards their mean, in place; strength 1 goes all the way.
 
     Pogodin, Mehta, Lillicrap, Latham 2021, "Towards biologically plausible convolutional networks": sharing now and then, as in sleep,
     keeps most of what a convolution has.
