@@ -1,8 +1,8 @@
 """im2col: the windows of all images copied out as the columns of a matrix, and one matrix product. On request only.
 
-    output            y (O, M)   =  w (O, K) @ columns (K, M)            M windows of K = C/G*U*V cells
-    weight gradient   gw (O, K)  =  gy (O, M) @ columns (K, M)'
-    input gradient    columns    =  w' (K, O) @ gy (O, M),  and `scatter` adds them to the pixels they came from (col2im)
+    output            y (O, N*M)   =  w (O, K) @ columns (K, N*M)        N images of M windows of K = C/G*U*V cells
+    weight gradient   gw (O, K)    =  gy (O, N*M) @ columns (K, N*M)'
+    input gradient    columns      =  w' (K, O) @ gy (O, N*M),  and `scatter` adds them to the pixels they came from (col2im)
 
 The classic (Chellapilla, Puri, Simard 2006) in plain PyTorch, for floating-point tensors on any device. Cost: with stride 1 the
 columns are U*V copies of the image. What runs by default on a CPU makes the same product without writing the columns down.

@@ -146,7 +146,7 @@ class Plan(NamedTuple):
 
 
 def plan(windows: Windows, shape: tuple[int, ...], last: bool, padding: bool = False, adjoint: bool = False) -> Plan | None:
-    """The plan for images of a shape; with `adjoint`, over the windows that show each pixel. None where nothing is computed."""
+    """The plan for images of a shape; with `adjoint`, over the windows that show each pixel. None where loops compute nothing."""
     d = windows.dimensions
     size, ones = tuple(shape[len(shape) - d :]), (1,) * (3 - d)
     positions = windows.positions(size)

@@ -47,7 +47,7 @@ def slope(function: Callable[..., Any], inputs: Sequence[Any], directions: Seque
 
 
 def copied(x: Any) -> Any:
-    """A float64 copy, contiguous; float32 is refused, because h = 1e-6 leaves it no correct digit."""
+    """A contiguous copy in float64. Tensors of other dtypes and float32 arrays are refused: h = 1e-6 leaves them no correct digit."""
     if isinstance(x, torch.Tensor):
         if x.dtype != torch.float64:
             raise ValueError(f"numerical differentiation wants float64 inputs, got {x.dtype}; convert with .double()")

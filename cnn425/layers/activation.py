@@ -181,7 +181,7 @@ def _relu_of_sparse(x: Tensor, inplace: bool) -> Tensor:
 
 
 def sigmoid(input: Tensor) -> Tensor:
-    """`1 / (1 + exp(-x))` for every number: `(*) -> (*)`, in (0, 1).
+    """`1 / (1 + exp(-x))` for every number: `(*) -> (*)`, from 0 to 1.
 
     Slides "Activation functions". A drop-in for `torch.nn.functional.sigmoid`: integers and bool give the default dtype, half precision is
     computed in float32 and rounded once, complex numbers are accepted.

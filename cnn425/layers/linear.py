@@ -90,7 +90,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Te
     Slides "Fully connected layer". A drop-in for `torch.nn.functional.linear`.
 
     input   `(*, D)`, any number of leading dimensions, none included
-    weight  `(O, D)`; or `(D,)` for a single unit without bias, then the output is `(*,)`
+    weight  `(O, D)`; or `(D,)` for a single unit, then the output is `(*,)`
     bias    `(O,)` or None
     out     the tensor to write to, where no gradient is wanted
 

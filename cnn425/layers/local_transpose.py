@@ -128,7 +128,8 @@ class LocallyConnectedTranspose(LocallyConnected):
         """Pixels of the output along each dimension."""
         name, size = type(self).__name__, self._windows()[1]
         if min(size) <= 0:
-            raise ValueError(f"{name}: padding={self.padding} takes away all of the output of {arguments.times(self.input_size)} pixels")
+            pixels = arguments.times(self.input_size)
+            raise ValueError(f"{name}: padding={self.padding} takes away all of the output of an input of {pixels} pixels")
         return size
 
     @property

@@ -127,7 +127,7 @@ def cross_entropy(
     target           the true class, an integer from 0 to C - 1: `()`, `(N,)` or `(N, *size)`; or probabilities, in the input's shape
     weight           `(C,)`, how much each class counts; a mean is then a weighted mean
     ignore_index     targets of this value count for nothing
-    reduction        'mean', 'sum' or 'none' (one loss per target, in the target's shape)
+    reduction        'mean', 'sum' or 'none' (one loss per target)
     label_smoothing  in [0, 1]: this share of the target probability is spread evenly over all classes
     size_average     deprecated, as is reduce: see reduction
 
