@@ -32,7 +32,7 @@ def names() -> list[str]:
 def described(name: str) -> tuple[str, str]:
     """The claim, and how long a run takes; both from the docstring, without importing the file."""
     words = docstring(name)
-    duration = re.search(r"\(about (\S+ \w+)", words)
+    duration = re.search(r"\(about (half an? \w+|\S+ \w+)", words)
     return words.partition("\n")[0], duration[1] if duration else ""
 
 

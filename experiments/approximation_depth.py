@@ -1,6 +1,6 @@
 """Depth approximates with hardly any width: d + 1 units per layer, or residual blocks of one hidden unit; plain layers of one unit cannot.
 
-    python -m experiments.approximation_depth            (about 10 seconds)
+    python -m experiments.approximation_depth            (about half a minute)
 
 For d = 1 input in [0, 1] and ReLU; all weights are written down, none is trained (networks this deep and narrow hardly train at all).
 

@@ -1,6 +1,6 @@
 """One hidden layer approximates any smooth function, the better the wider, if its activation is bounded with two different limits.
 
-    python -m experiments.approximation_width            (about 15 seconds)
+    python -m experiments.approximation_width            (about a minute)
 
 Hornik, Stinchcombe and White 1989 and Hornik 1991, "Approximation capabilities of multilayer feedforward networks": a bounded activation
 with different limits at minus and plus infinity is enough. Their proofs name no rate and hold for any number of inputs; here the input is

@@ -1,6 +1,6 @@
 """Five ways lead to the same gradient, and only reverse mode gets there in one pass, whatever the number of inputs.
 
-    python -m experiments.derivatives            (about 30 seconds)
+    python -m experiments.derivatives            (about 5 seconds)
     python -m experiments.derivatives --page     (a second: the function of the slides as a page, its three traces step by step)
     python -m experiments.derivatives --page --expression "x1 * exp(-x2**2)" --at x1=3 x2=0.5
 

@@ -1,6 +1,6 @@
 """A trained network can be read: the pixels it calls important are, and digits that are alike to its last layer are the same digit.
 
-    python -m experiments.reading            (about 40 seconds; `--full`: all of MNIST, about 3 minutes)
+    python -m experiments.reading            (about 10 seconds; `--full`: all of MNIST, about 3 minutes)
 
 A convolutional network (16 and 32 filters of 5x5 pixels) learns MNIST's digits; then it is looked at from five sides:
 

@@ -1,6 +1,6 @@
 """Residual blocks of one hidden unit learn to fence in a disc; plain layers as wide as the input cannot, however deep.
 
-    python -m experiments.residual            (about 25 seconds)
+    python -m experiments.residual            (about 3 minutes)
 
 Lin and Jegelka 2018, "ResNet with one-neuron hidden layers is a universal approximator", compare the two on a task like this: two classes
 of points in the plane, inside a disc of radius 1 or in a ring from radius 2 to 3. A plain ReLU network with two units per layer, the width

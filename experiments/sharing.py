@@ -1,6 +1,6 @@
 """Delete connections of a fully connected layer and it is locally connected; tie the rest and it is a convolution, gradients added up.
 
-    python -m experiments.sharing            (about 5 seconds)
+    python -m experiments.sharing            (about 15 seconds)
 
 The slide's example: a 4x4 image, 3x3 windows, 4 units: 64, 36 and 9 weights. Who shares with whom is read off the layers themselves: with
 the weights 1, 2, 3, ... the answer to an image with one lit pixel is the number of the weight that connects them. Then, for random sizes,

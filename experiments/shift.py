@@ -184,7 +184,8 @@ def draw(
     for row, (pictures, title) in enumerate(((training, "trained on"), (test, "tested on"))):
         for column in range(2):
             axes, which = made.add_subplot(grid[row, column], xticks=[], yticks=[]), 2 * row + column
-            axes.imshow(pictures.images[pictures.labels == which][0, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
+            for image in pictures.images[pictures.labels == which][:1, 0]:  # none, where few bars were drawn
+                axes.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1)
             axes.axvline(SIZE / 2 - 0.5, color="#8888ff", linewidth=0.8)
             axes.set_title(pictures.classes[which], fontsize=10)
             axes.set_ylabel(title if column == 0 else "", fontsize=10)

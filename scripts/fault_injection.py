@@ -533,6 +533,8 @@ def main(options: FaultOptions) -> Report:
     at_least(options, kills=0)
     if unknown := [name for name in chosen if name not in faults]:
         raise LabError(f"--only has no {', '.join(unknown)}; choose from {', '.join(faults)}", 2)
+    if options.folder and options.folder.exists() and not (options.folder.is_dir() and not any(options.folder.iterdir())):
+        raise LabError(f"--folder {options.folder} is not an empty folder; name another one", 2)
     opening(__doc__)
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -545,7 +547,7 @@ def main(options: FaultOptions) -> Report:
     for fault, how, as_promised in report.lines:
         table.add_row(fault, how if as_promised else f"[red]{how}[/red]")
     say_table(table)
-    conclude(Finding(good == len(report.lines), f"{good} of {len(report.lines)} faults ended as promised"))
+    conclude(Finding(good == len(report.lines), f"{good} of {len(report.lines)} faults ended as promised"), judged=bool(report.lines))
     print("next: docs/training.md says what is promised after each")
     return report
 

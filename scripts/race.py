@@ -63,7 +63,7 @@ class RaceOptions:
     """The folder that holds MNIST/raw/... Default: CNN425_DATA_DIR, else a cache with download."""
     json: bool = False
     """Print JSON instead of lines."""
-    lap: tyro.conf.Suppress[str] = ""
+    lap: str = ""
     """What a lap is told by the process that starts it."""
 
 

@@ -81,7 +81,7 @@ def test_layers_between_local_and_convolution_and_transposed_ones_are_timed():
         ({"threads": 0}, "--threads 0"),
         ({"seconds": -1.0}, "--seconds -1.0"),
         ({"threads": 999_999}, "--threads 999999"),
-        ({"json": Path(__file__) / "results.json"}, "cannot make the folder"),
+        ({"json": Path(__file__) / "results.json"}, "results.json cannot be written"),
         ({"json": Path(__file__).parent}, "is a folder; name a file"),
         ({"json": Path(__file__)}, "was not made by this program, which would overwrite it"),
     ],

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def test_an_installed_package_is_told_how_to_call_it(tmp_path, monkeypatch, caps
     mnist.main([*mnist.TINY])
     told = capsys.readouterr().out
     assert told.count("python -m cnn425.experiments") > 8
+    assert re.search(r"^mnist +half a minute$", told, re.MULTILINE)
     assert "python -m experiments" not in told
 
 

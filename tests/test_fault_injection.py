@@ -23,6 +23,17 @@ def test_nonsense_is_refused_before_anything_is_killed(given, words, monkeypatch
         fault_injection.main(fault_injection.FaultOptions(**given))
 
 
+def test_a_folder_that_holds_something_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import fault_injection
+
+    (tmp_path / "undisturbed.out").write_text("mine")
+    for folder in (tmp_path, tmp_path / "undisturbed.out"):
+        with pytest.raises(LabError, match="is not an empty folder; name another one"):
+            fault_injection.main(fault_injection.FaultOptions(only="clock", folder=folder))
+    assert (tmp_path / "undisturbed.out").read_text() == "mine"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("faults", ["kills,save,signals,two,damage,clock", "worker,restart,launcher"], ids=["one process", "two workers"])
 def test_the_same_command_again_ends_with_the_same_bits(faults):

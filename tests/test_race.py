@@ -66,3 +66,7 @@ def test_the_example_stops_at_its_last_epoch_or_at_99_percent(drawn, monkeypatch
 def test_numbers_that_mean_nothing_are_one_sentence():
     with pytest.raises(LabError, match="--epochs is -1; it must be at least 0"):
         race.main(race.RaceOptions(epochs=-1))
+
+
+def test_a_lap_understands_what_it_is_told():
+    assert race.tyro.cli(race.RaceOptions, args=["--lap", "{}", "--examples", "7"]).lap == "{}"

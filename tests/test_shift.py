@@ -35,3 +35,8 @@ def test_custom_and_torch_layers_start_alike_and_agree(kind):
         assert torch.equal(a, b)
     images = torch.rand(2, 1, 16, 16)
     torch.testing.assert_close(ours(images), theirs(images))
+
+
+def test_a_kind_of_bar_that_was_not_drawn_has_no_picture(tmp_path):
+    shift.main(["--examples", "3", "--test-examples", "1", "--epochs", "1", "--log-dir", str(tmp_path)])
+    assert (tmp_path / "shift.png").exists()

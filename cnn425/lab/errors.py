@@ -7,12 +7,13 @@ import io
 import os
 import signal
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-LAB = ("PIL", "filelock", "matplotlib", "platformdirs", "rich", "tensorboard", "tyro")  # packages that experiments and scripts need
+LAB = ("PIL", "filelock", "matplotlib", "numpy", "platformdirs", "rich", "tensorboard", "torch", "tyro")  # what commands need
 
 
 class LabError(Exception):
@@ -63,6 +64,8 @@ def refuse_foreign(path: Path, mark: bytes) -> None:
             with path.open("rb") as file:
                 if mark not in file.read(1000):
                     raise LabError(f"{path} was not made by this program, which would overwrite it; move it, or choose another place", 2)
+        with tempfile.TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):
+            pass  # a file can be made there
     except OSError as error:
         raise LabError(f"{path} cannot be written: {error.strerror}", 2) from None
 
@@ -75,7 +78,7 @@ def first_line(error: BaseException) -> str:
 def need_lab() -> None:
     """End a command in one line where what `pip install '.[lab]'` brings is missing."""
     if missing := [name for name in LAB if importlib.util.find_spec(name) is None]:
-        print(f"this needs {', '.join(missing)}, which are not installed; in a clone, `pip install '.[lab]'`", file=sys.stderr)
+        print(f"not installed: {', '.join(missing)}; in a clone, `pip install '.[lab]'`", file=sys.stderr)
         raise SystemExit(2)
 
 
