@@ -751,9 +751,9 @@ def main(argv: list[str] | None = None) -> int:
         run = Run(prepared(options.device), options.minutes, options.data_dir)
         if run.data_dir is not None:
             digits(run)
+        options.out.mkdir(parents=True, exist_ok=True)
         refuse_foreign(options.out / "report.txt", b"device     ")
         refuse_foreign(options.out / "report.json", b'"device": ')
-        options.out.mkdir(parents=True, exist_ok=True)
         page = Page(options.out, about(run, words), [name for name in SECTIONS if name in options.only])
         page.write()
     except LabError as error:
