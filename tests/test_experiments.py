@@ -69,6 +69,13 @@ def helptext(options, name):
     return None
 
 
+@pytest.mark.parametrize("name", ["patterns", "shift"])
+def test_a_dry_run_is_not_judged(name, capsys):
+    module = importlib.import_module(f"experiments.{name}")
+    module.main([*module.TINY, "--dry-run"])
+    assert "\nNot judged: " in capsys.readouterr().out
+
+
 def test_an_installed_package_is_told_how_to_call_it(tmp_path, monkeypatch, capsys):
     """Outside a clone there is no `experiments`, only `cnn425.experiments`."""
     monkeypatch.chdir(tmp_path)

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from cnn425.lab import digits
@@ -48,3 +50,16 @@ def test_an_export_overwrites_nothing(tmp_path, formats, file):
         predict.exported(None, tmp_path, formats)
     assert [path.name for path in tmp_path.iterdir()] == [file]
     assert (tmp_path / file).read_text() == "mine"
+
+
+def test_an_export_for_which_a_package_is_missing_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(LabError, match="export to ONNX needs the package onnxruntime"):
+        predict.exported(None, tmp_path, "both")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_into_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(LabError, match="is not a folder; name one"):
+        predict.exported(None, tmp_path / "file", "torch")

@@ -56,7 +56,10 @@ def expanded(path: str | Path) -> Path:
 
 
 def refuse_foreign(path: Path, mark: bytes) -> None:
-    """Refuse to replace what this program did not write: a folder, or a file without `mark` in its first 1000 bytes."""
+    """Refuse a path where nothing can be written, or where something is that this program did not write: a folder, a file without `mark`.
+
+    The mark is in the first 1000 bytes of what the program writes there.
+    """
     try:
         if path.is_dir():
             raise LabError(f"{path} is a folder; name a file in it", 2)

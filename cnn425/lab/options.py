@@ -146,15 +146,14 @@ def begun_with(kind: type[SomeOptions], folder: Path) -> SomeOptions:
         elif value is not None and Path in get_args(hints[name]):
             kept[name] = Path(value)
     usual = kind()
-    for name, value in kept.items():
-        number = getattr(usual, name)
-        if type(number) in (bool, int, float, str) and not isinstance(value, (int, float) if type(number) is float else type(number)):
-            words = f"--{name.replace('_', '-')} {value}"
-            raise LabError(f"--resume {folder}: {folder / 'options.json'} is not what a run writes ({words})", 2)
     try:
+        for name, value in kept.items():
+            wanted = type(getattr(usual, name))
+            if wanted in (bool, int, float, str) and not isinstance(value, (int, float) if wanted is float else wanted):
+                raise TypeError(f"--{name.replace('_', '-')} {value}")
         return kind(**kept)
-    except TypeError:
-        raise LabError(f"--resume {folder}: {folder / 'options.json'} is not what a run writes", 2) from None
+    except TypeError as error:
+        raise LabError(f"--resume {folder}: {folder / 'options.json'} is not what a run writes ({error})", 2) from None
 
 
 def parse_any(kind: type[Anything], argv: Sequence[str] | None, begun: Anything | None = None) -> Anything:

@@ -43,14 +43,14 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 def first_whole(paths: Sequence[Path]) -> tuple[Path, dict[str, Any]]:
     """The first of these checkpoints that can be read, and its content."""
-    for k, path in enumerate(paths, 1):
-        try:
-            return path, checkpoint.read(path)
-        except LabError as error:
-            if k == len(paths):
-                raise LabError(f"{error}; name another checkpoint or run") from None
-            say(f"warning: {error}; the one before is taken")
-    raise AssertionError("no path")
+    path, *before = paths
+    try:
+        return path, checkpoint.read(path)
+    except LabError as error:
+        if not before:
+            raise LabError(f"{error}; name another checkpoint or run") from None
+        say(f"warning: {error}; the one before is taken")
+    return first_whole(before)
 
 
 def load(path: Path) -> Trained:
