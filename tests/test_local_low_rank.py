@@ -169,6 +169,24 @@ def test_loops_mix_as_the_definition_does(rank, bias, memory_format):
         torch.testing.assert_close(mine, expected)
 
 
+def test_many_images_and_positions_have_the_same_bits_with_any_number_of_threads():
+    """More than a thread adds up at once, for each of the coefficients and biases."""
+    layer, x = nn.LowRankLocal2d(1, 30, 36, 3, rank=2), torch.randn(5, 1, 36, 36)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(torch.autograd.grad(layer(x).sin().sum(), [*layer.parameters()]))
+    finally:
+        torch.set_num_threads(before)
+    layer.double()
+    exact = torch.autograd.grad(layer(x.double()).sin().sum(), [*layer.parameters()])
+    for one, two, three, expected in zip(*found, exact, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+        torch.testing.assert_close(one.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("mixing", ["sides", "positions"])
 def test_complex_numbers(mixing):
     layer = nn.LowRankLocal2d(2, 3, 4, 2, rank=2, mixing=mixing, normalise=None, dtype=torch.complex128)

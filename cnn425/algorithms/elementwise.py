@@ -170,28 +170,22 @@ def mixture(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
     return layout.stored(y, order)
 
 
-def mixture_input_gradient(gy: Tensor, m: Tensor, recorded: bool) -> Tensor:
-    """`ga[n,o,r,p] = m[r,p] * gy[n,o,p]`: `(N, O, *positions), (R, *positions) -> (N, O*R, *positions)`.
+def mixture_gradients(gy: Tensor, a: Tensor, m: Tensor, recorded: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `mixture`: `ga[n,o,r,p] = m[r,p] * gy[n,o,p]`, `gm[r,p] = sum over n, o of gy[n,o,p] * a[n,o,r,p]`, and of b.
 
-    If autograd records it, it uses operations of torch, which have derivatives.
+    If autograd records them, they are made by operations of torch, which have derivatives.
     """
-    if recorded or not is_mixed_by_loops(gy, m):
-        return (gy.unsqueeze(2) * m.conj()).reshape(gy.shape[0], gy.shape[1] * m.shape[0], *m.shape[1:])
     (N, O), (R, *positions), order = gy.shape[:2], m.shape, layout.like(gy)
-    gy, m, ga, P = gy.contiguous(), m.contiguous(), gy.new_empty(N, O * R, *positions), prod(positions)
-    loops.mix_input_gradient(N * O, ga.numel(), memory(gy, N * O, P), memory(m, R, P), memory(ga, N * O, R, P))
-    return layout.stored(ga, order)
-
-
-def mixture_weight_gradient(gy: Tensor, a: Tensor, R: int, recorded: bool) -> Tensor:
-    """`gm[r,p] = sum over n, o of gy[n,o,p] * a[n,o,r,p]`: `(N, O, *positions), (N, O*R, *positions) -> (R, *positions)`."""
-    if recorded or not is_mixed_by_loops(gy, a):
-        return (gy.unsqueeze(2) * a.conj().reshape(*gy.shape[:2], R, *gy.shape[2:])).sum((0, 1))
-    N, O, *positions = gy.shape
-    gy, a, gm, P = gy.contiguous(), a.contiguous(), gy.new_empty(R, *positions), prod(positions)
-    blocks = max(-(-P // loops.LINE), -(-torch.get_num_threads() // R))
-    loops.mix_weight_gradient(R * blocks, a.numel(), memory(gy, N * O, P), memory(a, N * O, R, P), blocks, memory(gm, R, P))
-    return gm
+    if recorded or not is_mixed_by_loops(gy, a, m):
+        by_r = gy.unsqueeze(2)
+        ga = (by_r * m.conj()).reshape(N, O * R, *positions)
+        return ga, (by_r * a.conj().reshape(N, O, *m.shape)).sum((0, 1)), gy.sum((0, *range(2, gy.ndim)))
+    gy, a, m, rows, P = gy.contiguous(), a.contiguous(), m.contiguous(), N * O, prod(positions)
+    chunks, blocks = -(-rows // loops.ROWS), -(-P // loops.LINE)
+    ga, gm, gb = torch.empty_like(a), a.new_empty(chunks, *m.shape), a.new_empty(N, O, blocks)
+    given = memory(gy, rows, P), memory(a, rows, R, P), memory(m, R, P)
+    loops.mix_gradients(chunks * blocks, a.numel(), *given, memory(ga, rows, R, P), memory(gm, chunks, R, P), memory(gb, rows, blocks))
+    return layout.stored(ga, order), gm.sum(0), gb.sum((0, 2))
 
 
 def mixture_by_definition(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:

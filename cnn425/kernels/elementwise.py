@@ -14,10 +14,9 @@ reduction and coefficients of Cephes), because the compiler has none for vector 
 import numpy as np
 
 from cnn425.kernels.threads import loop, step, sums
-from cnn425.kernels.tile import SHORT
 
 BLOCK, NUMBERS = 1 << 8, 1 << 11  # k or rows per block, and numbers in the rows of a block: they stay in the L1 cache
-LINE = 1024  # positions of a mixture taken at a time
+LINE, ROWS = 1024, 64  # positions and rows of a mixture taken at a time; short sums round less
 
 
 @loop
@@ -272,29 +271,24 @@ def mix(lo, hi, a, m, b, y):
                     line[i] += numbers[i] * weights[i]
 
 
-@loop
-def mix_input_gradient(lo, hi, gy, m, ga):
-    """ga[n,o,r,p] = gy[n,o,p] * m[r,p]: `gy (N*O, P), m (R, P) -> ga (N*O, R, P)`; rows are shared out."""
-    for row in range(lo, hi):
-        for r in range(m.shape[0]):
-            upstream, weights, line = gy[row], m[r], ga[row, r]
-            for i in range(line.size):
-                line[i] = upstream[i] * weights[i]
+@sums
+def mix_gradients(lo, hi, gy, a, m, ga, gm, gb):
+    """The gradients of `mix`, those of m and b in parts: for each chunk of ROWS rows and each block of LINE positions.
 
-
-@loop
-def mix_weight_gradient(lo, hi, gy, a, blocks, gm):
-    """gm[r,p] = sum over n, o of gy[n,o,p] * a[n,o,r,p]: `gy (N*O, P), a (N*O, R, P) -> gm (R, P)`; blocks of positions are shared out."""
-    (rows, _, P), part = a.shape, np.empty(gm.shape[1] // blocks + 1, gm.dtype)
+    `gy (N*O, P), a (N*O, R, P), m (R, P) -> ga (N*O, R, P), gm (chunks, R, P), gb (N*O, blocks)`; parts are shared out.
+    """
+    (rows, R, P), blocks = a.shape, gb.shape[1]
     for unit in range(lo, hi):
-        r, first, last = unit // blocks, unit % blocks * P // blocks, (unit % blocks + 1) * P // blocks
-        line, short = gm[r, first:last], part[: last - first]
-        line[:] = 0
-        for begin in range(0, rows, SHORT):
-            short[:] = 0
-            for row in range(begin, min(rows, begin + SHORT)):
-                upstream, numbers = gy[row, first:last], a[row, r, first:last]
-                for i in range(short.size):
-                    short[i] += upstream[i] * numbers[i]
-            for i in range(short.size):
-                line[i] += short[i]
+        chunk, block = unit // blocks, unit % blocks
+        first, last = block * LINE, min(P, block * LINE + LINE)
+        gm[chunk, :, first:last] = 0
+        for row in range(chunk * ROWS, min(rows, chunk * ROWS + ROWS)):
+            upstream, total = gy[row, first:last], gy.dtype.type(0)
+            for i in range(upstream.size):
+                total += upstream[i]
+            gb[row, block] = total
+            for r in range(R):
+                weights, numbers, part, result = m[r, first:last], a[row, r, first:last], gm[chunk, r, first:last], ga[row, r, first:last]
+                for i in range(upstream.size):
+                    result[i] = upstream[i] * weights[i]
+                    part[i] += upstream[i] * numbers[i]

@@ -22,7 +22,7 @@ from cnn425.algorithms import elementwise as algorithm
 from cnn425.algorithms.layout import HALF
 from cnn425.layers import arguments
 from cnn425.layers.activation import softmax
-from cnn425.layers.bilinear import bias_gradient, output
+from cnn425.layers.bilinear import output
 from cnn425.layers.function import is_differentiated, operation
 from cnn425.layers.local import LOCAL, LocallyConnected
 from cnn425.layers.local_arguments import windows_of
@@ -50,11 +50,8 @@ class Mixture(Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         a, m = ctx.saved_tensors
-        needs_a, needs_m, needs_b = ctx.needs_input_grad
-        recorded = is_differentiated(gy, a, m)
-        ga = algorithm.mixture_input_gradient(gy, m, recorded) if needs_a else None
-        gm = algorithm.mixture_weight_gradient(gy, a, m.shape[0], recorded) if needs_m else None
-        return ga, gm, bias_gradient(gy, None) if needs_b else None
+        ga, gm, gb = algorithm.mixture_gradients(gy, a, m, is_differentiated(gy, a, m))
+        return ga, gm, gb if ctx.needs_input_grad[2] else None
 
     @staticmethod
     def jvp(ctx: Any, da: Tensor, dm: Tensor, db: Tensor | None) -> Tensor:
