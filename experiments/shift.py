@@ -59,7 +59,7 @@ class ShiftOptions(Options):
     def __post_init__(self) -> None:
         """Refuses numbers that mean nothing."""
         super().__post_init__()
-        at_least(self, examples=1, test_examples=1, noise=0)
+        at_least(self, epochs=1, examples=1, test_examples=1, noise=0)
 
 
 class ShiftResult(NamedTuple):

@@ -42,7 +42,7 @@ from cnn425.lab.verdict import Finding, conclude, percent
 ROOT = Path(__file__).parents[1]
 WAYS = {
     "plain": [],
-    "torch's layers": ["--layers", "torch"],
+    "--layers torch": ["--layers", "torch"],
     "--compile": ["--compile"],
     "--amp bf16": ["--amp", "bf16"],
     "--channels-last": ["--channels-last"],

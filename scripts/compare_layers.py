@@ -82,8 +82,8 @@ Name = Literal[
 class Options:
     """Which layer, on what input. Sizes are pixels. Without --layer, an argument is for the layers that have it."""
 
-    layer: Name | None = None
-    """the layer; without it, every layer"""
+    layer: Literal[Name, "every"] = "every"
+    """which layer"""
     ours: str = ""
     """a Module class of your own, as module:Class, instead of a layer of this project"""
     theirs: str = ""
@@ -349,7 +349,7 @@ def checked(o: Options) -> None:
     for name in ("batch", "in_channels", "out_channels", "size", "kernel_size", "stride", "dilation", "groups", "repeats"):
         if getattr(o, name) < 1:
             raise ImpossibleError(f"--{name.replace('_', '-')} must be at least 1, but got {getattr(o, name)}")
-    for name in USELESS_FOR.get(kind_of(o.layer), ()) if o.layer else ():
+    for name in USELESS_FOR.get(kind_of(o.layer), ()) if o.layer != "every" else ():
         if getattr(o, name) != getattr(Options, name):
             raise ImpossibleError(f"{o.layer} has no --{name.replace('_', '-')}")
     if o.html:
@@ -358,12 +358,12 @@ def checked(o: Options) -> None:
         pages.refuse_others(o.html, "report")
     if o.padding < 0:
         raise ImpossibleError(f"--padding must be at least 0, but got {o.padding}")
-    if (o.ours or o.theirs) and o.layer:
+    if (o.ours or o.theirs) and o.layer != "every":
         raise ImpossibleError("--layer names a layer of this project, --ours one of yours; leave out one")
     if o.theirs and not o.ours:
         raise ImpossibleError("--theirs is what --ours is compared with; say which class --ours is")
     window, room = o.dilation * (o.kernel_size - 1) + 1, o.size + 2 * o.padding
-    if window > room and (o.layer is None or dimensions(o.layer)):
+    if window > room and (o.layer == "every" or dimensions(o.layer)):
         raise ImpossibleError(
             f"--kernel-size and --dilation make a window of {window} pixels, more than the {room} of --size and --padding"
         )
@@ -570,7 +570,7 @@ def main(argv: list[str] | None = None) -> int:
     if o.ours and not o.theirs:
         o = replace(o, theirs=f"torch.nn:{o.ours.partition(':')[2]}")
     sys.path.insert(0, str(Path.cwd()))
-    names = [o.ours] if o.ours else [o.layer] if o.layer else list(get_args(Name))
+    names = [o.ours] if o.ours else [o.layer] if o.layer != "every" else list(get_args(Name))
     errors = Console(stderr=True, force_terminal=sys.stderr.isatty())
     rows = []
     try:

@@ -375,7 +375,12 @@ def main(argv: list[str] | None = None) -> int:
         if unknown := [value for value in getattr(o, name) if value not in known]:
             wrong = f"--{name} has no {', '.join(unknown)}; choose from {', '.join(known)}"
     wrong = wrong or next(
-        (f"--{name} must be at least 1, but got {getattr(o, name)}" for name in ("samples", "examples") if getattr(o, name) < 1), ""
+        (
+            f"--{name} must be at least {least}, but got {getattr(o, name)}"
+            for name, least in (("samples", 1), ("examples", 1), ("limit", 0))
+            if not getattr(o, name) >= least  # NaN is refused too
+        ),
+        "",
     )
     try:
         torch_device(o.device)

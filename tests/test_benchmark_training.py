@@ -18,12 +18,12 @@ spec.loader.exec_module(script)
 @pytest.mark.slow
 def test_chosen_ways_are_measured(monkeypatch, capsys):
     monkeypatch.setattr(script.subprocess, "Popen", lambda command, **_: Forked(command[1:]))  # five runs, torch imported once
-    ways = "plain,torch's layers"
+    ways = "plain,--layers torch"
     script.main(script.BenchmarkOptions(examples=64, epochs=20, model="linear", repeats=1, ways=ways, json=True))
     said = capsys.readouterr().out
     result = json.loads(said[said.index("{\n") :])
     assert set(result["images per second"]) == set(result["held-out accuracy"])
-    assert set(result["relative to the first"]) == {"plain", "torch's layers"}
+    assert set(result["relative to the first"]) == {"plain", "--layers torch"}
     assert result["relative to the first"]["plain"] == 1
     assert min(result["images per second"].values()) > 0
     assert result["checkpoint write, seconds"] > 0

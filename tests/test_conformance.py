@@ -118,6 +118,7 @@ def test_markdown_is_a_table(monkeypatch, capsys):
     [
         (["--layers", "conv4d"], "--layers has no conv4d; choose from conv1d"),
         (["--samples", "0"], "--samples must be at least 1, but got 0"),
+        (["--limit", "-1"], "--limit must be at least 0, but got -1.0"),
         (["--examples", "-3"], "--examples must be at least 1, but got -3"),
         (["--device", "abacus"], "--device abacus: "),
     ],

@@ -95,6 +95,8 @@ def load(dataset: Dataset = "mnist", data_dir: Path | None = None, download: boo
     where, is_cache = place(data_dir)
     origin = source(dataset)
     folder = where / origin.folder
+    if where.exists() and not where.is_dir():
+        raise LabError(f"{where} is a file; --data-dir, or CNN425_DATA_DIR, is the folder that holds {origin.folder}")
     if is_cache or download:
         fetch(origin, folder)
     try:
