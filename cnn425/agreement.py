@@ -1,9 +1,9 @@
 """Agreement: whether two implementations compute the same thing, outputs and every gradient, and by how much they differ.
 
     compare(ours, theirs, inputs)      values, gradients under a random upstream gradient, dtypes, shapes: an Agreement
-    same_refusal(ours, theirs)         whether both raise the same type of error, or both agree
+    same_refusal(ours, theirs)         whether both raise the same type of error, or neither raises
     derivatives(function, inputs)      gradcheck and gradgradcheck in float64, forward mode and batched gradients included
-    transforms(ours, theirs, inputs)   the same results under torch.func's transforms, torch.compile and torch.export
+    transforms(ours, theirs, inputs)   the same results under torch.func's transforms, and if asked under torch.compile and torch.export
 
 Two numbers a (ours) and b (theirs) are equal when `|a - b| <= absolute * scale + relative * |b|`, where scale is the largest magnitude of
 their tensor, but at least 1: an entry is a sum, and its rounding error grows with the summands, not with their sum. NaN equals NaN, an

@@ -13,8 +13,8 @@ meta device, where a layer has shapes but no numbers, so 6.4 GB of weights cost 
 
 Figures:
 
-    counting.png    The slide's layers are counted on torch's meta device, weights and multiply-adds apart. Look at the lowest two pairs of
-                    bars: sharing shortens the bar of the weights and leaves that of the work as it is.
+    counting.png    The slide's layers are counted on torch's meta device, weights and multiply-adds apart. Look at the two pairs of bars
+                    in the middle: sharing shortens the bar of the weights and leaves that of the work as it is.
 """
 
 import re

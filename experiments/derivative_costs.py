@@ -12,7 +12,8 @@ Jacobian  the local Jacobian |y| x |x| of a node, built, against the product wit
 Figures:
 
     derivative_costs.png    Operations, seconds and bytes are counted while formulas, chains and layers grow. Look for the steepest line in
-                            each panel: the formula written out, the scalar nodes, the Jacobian that is built.
+                            the panels: the formula written out, the scalar nodes, the Jacobian that is built; time and memory of
+                            reverse mode grow alike.
 """
 
 import gc
@@ -82,16 +83,16 @@ class CostVerdict(NamedTuple):
     largest_disagreement: float
     """largest relative difference between the gradients of all grains"""
     jacobian_bytes: float
-    """bytes of the Jacobian of the widest layer by its weights"""
+    """bytes at most while the Jacobian of the widest layer by its weights is built"""
     product_bytes: float
-    """bytes of the product with an adjoint instead"""
+    """the same for its product with an adjoint"""
 
     def sentence(self) -> str:
         """What came out."""
         return (
             f"written out, the derivative of the iterated logistic map has {self.swell_written:,} operations, as a graph "
-            f"{self.swell_shared:,}; the Jacobian of a layer by its weights takes {self.jacobian_bytes / 1e6:.2g} MB, the product that "
-            f"reverse mode computes {self.product_bytes / 1e6:.2g} MB"
+            f"{self.swell_shared:,}; building the Jacobian of a layer by its weights takes {self.jacobian_bytes / 1e6:.2g} MB, "
+            f"computing the product that reverse mode needs {self.product_bytes / 1e6:.2g} MB"
         )
 
 

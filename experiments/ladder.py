@@ -23,7 +23,7 @@ lecun1989-repro, has the same loss and plain gradient descent, but 7,291 digits,
 
 What comes out with these digits is the upper half of the ladder: with the same windows, sharing the first level gains about 10 points and
 sharing both another 7. The lower half does not: a hidden layer hardly helps, and small windows without sharing fall behind both networks
-that see everything, by about 14 points, so that net-5 ends only some points above net-2. `whole` says whether every network is better than
+that see everything, by 12 and 14 points, so that net-5 ends only some points above net-2. `whole` says whether every network is better than
 the one before.
 
 Figures:

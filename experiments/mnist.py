@@ -46,7 +46,7 @@ class DigitOptions(Options):
 
     warmup: float = 0.4  # a slow start: else rounding, ours or torch's, has changed the third digit of the loss after 100 steps
     model: Literal["linear", "mlp", "local", "conv"] = "conv"
-    """What a unit of the first layer sees: everything, everything twice, a window of its own, a window with shared weights."""
+    """What a unit of the first layer sees: everything (mlp has a second layer, too), a window of its own weights, or of shared ones."""
     dataset: digits.Dataset | Literal["patterns"] = "mnist"
     """MNIST, a sibling with files of its own, or three patterns drawn on 28x28 pixels (no files needed)."""
     examples: int = 0

@@ -15,7 +15,7 @@ the dip there). Curves: test accuracy, and how far the filters of the positions 
 Figures:
 
     relaxing.png    A convolution is unshared after a part of the steps, and then every position learns weights of its own. Look at the
-                    green curves in the middle: the filters come apart once they are unshared, while the accuracy on the left stays level.
+                    green curves in the middle: the filters come apart once they are unshared; the accuracy on the left dips and recovers.
 """
 
 from collections.abc import Sequence

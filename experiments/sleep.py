@@ -13,8 +13,7 @@ left:
 
 Gradient descent has momentum 0.9, and no Adam: sharing every step is then a convolution whose learning rate is divided by the number of
 positions, while Adam scales the gradient of each position by itself. The network is tested as the last step leaves it, without a further
-sharing. How rarely one may share depends on how long one learns: of 200 steps (`--steps 200`), every tenth shared, nothing of the lead is
-left. `apart` is the root mean square of |filters - mean| / |mean| at the end (`cnn425.nn.sharing`), averaged over the three layers; the
+sharing. `apart` is the root mean square of |filters - mean| / |mean| at the end (`cnn425.nn.sharing`), averaged over the three layers; the
 learning rate falls to zero, so it is small.
 
 Figures:

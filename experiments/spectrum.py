@@ -17,8 +17,8 @@ seeds share digits, so it is of the differences). The best of several is chosen 
 Figures:
 
     spectrum.png    Eleven networks, ordered from no sharing to sharing everywhere, learn three sets of digits; black points are single
-                    seeds, coloured ones their mean. Look at what lies right of the dashed line, ahead of the convolution: low rank in red
-                    is, and on MNIST as it is blocks of 2x2 neighbours are further ahead.
+                    seeds, coloured ones their mean. Look at what lies right of the dashed line, ahead of the convolution: of low
+                    rank, in red, ranks 8 and 4 mostly do, rank 1 hardly; on MNIST as it is blocks of 2x2 lie furthest.
     sets.png        Who shares with whom, read off the layers themselves: each square is one of 8x8 positions, and those of one colour use
                     one set of weights. Look from left to right: from 64 sets to one; at low rank each position has a mixture of its own.
 """

@@ -39,7 +39,7 @@ class StudyOptions:
     threads: int = 0
     """CPU threads. 0: torch's own choice."""
     full: bool = False
-    """More points, more seeds, longer training: minutes instead of seconds."""
+    """More points, more seeds, longer training."""
     log_dir: Path | None = None
     """The run folder. Default: a folder under runs/ named after these options."""
     dry_run: bool = False

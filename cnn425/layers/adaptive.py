@@ -105,7 +105,7 @@ def _checked_max(dimensions: int, size: torch.Size, dtype: torch.dtype, output_s
 
 
 def adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-    """The largest numbers of `output_size` windows, which is not None: `(N, C, H) -> (N, C, I)`; see `adaptive_max_pool2d`."""
+    """The largest number of each of `output_size` windows of a signal: `(N, C, H) -> (N, C, I)`; see `adaptive_max_pool2d`."""
     return _adaptive_max_pool(adaptive_max_pool1d, 1, input, output_size, return_indices)
 
 

@@ -97,8 +97,8 @@ class LowRankLocal(LocallyConnected):
     normalise    'softmax': a position's coefficients are positive and add up to 1; 'norm': their squares add up to 1; None: as they are
     bias         True: one per channel; False: none. (In the paper there is one per row and column, too.)
 
-    Other arguments as in `LocallyConnectedNd`. As in the paper, coefficients start equal, so the layer starts as a convolution; the weights
-    start so that the mixed weights have the variance of torch's convolution.
+    Other arguments as in `LocallyConnectedNd`, without `share` and `tile`. As in the paper, coefficients start equal, so the layer
+    starts as a convolution; the weights start so that the mixed weights have the variance of torch's convolution.
     """
 
     def __init__(

@@ -87,8 +87,8 @@ FUNCTIONS = {1: locally_connected_transpose1d, 2: locally_connected_transpose2d,
 class LocallyConnectedTranspose(LocallyConnected):
     """A transposed local layer that owns its weight `(*input_size, C, O/groups, *kernel)` and bias.
 
-    Arguments as in `torch.nn.ConvTransposeNd`, `input_size` and `bias` (one per neuron, 'channel' or False) as in `LocallyConnectedNd`.
-    Weights and biases start uniform in +-1/sqrt(O/groups * prod(kernel)), as those of torch's transposed convolution.
+    Arguments as in `torch.nn.ConvTransposeNd`, without `padding_mode`; `input_size` and `bias` (one per neuron, 'channel' or False) as in
+    `LocallyConnectedNd`. Weights and biases start uniform in +-1/sqrt(O/groups * prod(kernel)), as those of torch's transposed convolution.
     """
 
     _convolution = "ConvTranspose"

@@ -125,7 +125,7 @@ def cross_entropy(
 
     input            scores before the softmax: `(C,)`, `(N, C)` or `(N, C, *size)`
     target           the true class, an integer from 0 to C - 1: `()`, `(N,)` or `(N, *size)`; or probabilities, in the input's shape
-    weight           `(C,)`, how much each class counts; a mean is then a weighted mean
+    weight           `(C,)`, how much each class counts; with classes as targets a mean is then a weighted mean
     ignore_index     targets of this value count for nothing
     reduction        'mean', 'sum' or 'none' (one loss per target)
     label_smoothing  in [0, 1]: this share of the target probability is spread evenly over all classes

@@ -63,21 +63,21 @@ def _kernel(function: str, kernel: Any, dimensions: int) -> tuple[Any, ...]:
 
 
 def lp_pool1d(input: Tensor, norm_type: float, kernel_size: int, stride: Any = None, ceil_mode: bool = False) -> Tensor:
-    """The p-norm of every window of a signal: `(N, C, H) -> (N, C, I)` or `(C, H) -> (C, I)`; see `lp_pool2d`."""
+    """The power average of every window of a signal: `(N, C, H) -> (N, C, I)` or `(C, H) -> (C, I)`; see `lp_pool2d`."""
     return _lp_pool(lp_pool1d, 1, input, norm_type, kernel_size, stride, ceil_mode)
 
 
 def lp_pool2d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
-    """The p-norm of every window of an image: `(N, C, H, W) -> (N, C, I, J)` or `(C, H, W) -> (C, I, J)`.
+    """The power average of every window of an image, `(sum of x**p)**(1/p)`: `(N, C, H, W) -> (N, C, I, J)` or `(C, H, W) -> (C, I, J)`.
 
-    `norm_type` is p, any number but zero; infinity and minus infinity give the largest and the smallest absolute value. Other arguments
-    as in `max_pool2d`.
+    It is the p-norm where p is even or no number is negative; signs are kept, as in torch. `norm_type` is p, any number but zero;
+    infinity and minus infinity give the largest and the smallest absolute value. Other arguments as in `max_pool2d`.
     """
     return _lp_pool(lp_pool2d, 2, input, norm_type, kernel_size, stride, ceil_mode)
 
 
 def lp_pool3d(input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
-    """The p-norm of every window of a volume: `(N, C, D, H, W) -> (N, C, I, J, K)`, with or without N; see `lp_pool2d`."""
+    """The power average of every window of a volume: `(N, C, D, H, W) -> (N, C, I, J, K)`, with or without N; see `lp_pool2d`."""
     return _lp_pool(lp_pool3d, 3, input, norm_type, kernel_size, stride, ceil_mode)
 
 

@@ -5,7 +5,7 @@
 
 Both are linear and each is the adjoint of the other, so each is the other's gradient. A convolution is one matrix product between them:
 `fold(w @ unfold(x))`, with `w` `(O, C*U*V)` and a kernel of one pixel for `fold`, which then only reshapes. Folding does not undo
-unfolding, since a pixel returns once for each window that shows it; hence `fold(unfold(x)) / fold(unfold(1)) = x`.
+unfolding, since a pixel returns once for each window that shows it; hence `fold(unfold(x)) / fold(unfold(1)) = x` where any does.
 """
 
 from math import prod

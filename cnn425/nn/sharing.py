@@ -50,7 +50,7 @@ def share_(layer: LocallyConnected, strength: float = 1.0) -> None:
     """Pull the weights, and a bias per position, of all positions towards their mean, in place; strength 1 goes all the way.
 
     Pogodin, Mehta, Lillicrap, Latham 2021, "Towards biologically plausible convolutional networks": sharing now and then, as in sleep,
-    keeps most of what a convolution has.
+    keeps most of what a convolution has. (In experiments/sleep.py only every third step does.)
     """
     if isinstance(layer, LowRankLocal) or not isinstance(layer, LocallyConnected):
         raise TypeError(f"share_: layer must be a LocallyConnectedNd, but got {type(layer).__name__}")

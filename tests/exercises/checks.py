@@ -12,16 +12,16 @@ from cnn425.autodiff import reverse
 def same(answer, expected, what):
     """One sentence: where the answer differs first."""
     answer, expected = (torch.as_tensor(t, dtype=torch.float64) for t in (answer, expected))
-    assert answer.shape == expected.shape, f"{what} has the shape {tuple(answer.shape)}, wanted is {tuple(expected.shape)}"
+    assert answer.shape == expected.shape, f"{what} has the shape {tuple(answer.shape)}, but should have {tuple(expected.shape)}"
     wrong = ((answer - expected).abs() > 1e-8 * (1 + expected.abs())).nonzero().tolist()
-    assert not wrong, f"{what} is {float(answer[tuple(wrong[0])]):g} at {wrong[0]}, wanted is {float(expected[tuple(wrong[0])]):g}"
+    assert not wrong, f"{what} is {float(answer[tuple(wrong[0])]):g} at {wrong[0]}, but should be {float(expected[tuple(wrong[0])]):g}"
 
 
 def derivative(module):
     for f, x, expected in ((math.sin, 0.5, math.cos(0.5)), (math.exp, 1.0, math.e), (lambda x: x**3, -2.0, 12.0)):
         found = module.slope(f, x)
         assert abs(found - expected) < 1e-8, (
-            f"the slope is {found:.12g}, wanted is {expected:.12g}; a one-sided difference is not close enough"
+            f"the slope is {found:.12g}, but should be {expected:.12g}; a one-sided difference is not close enough"
         )
 
 
@@ -39,7 +39,7 @@ def softmax(module):
 def counting(module):
     for kind, expected in (("fully connected", 64), ("locally connected", 36), ("convolution", 9)):
         found = module.weights(kind, 4, 4, 3)
-        assert found == expected, f"{kind}: {found} weights for 4 x 4 pixels and 3 x 3 windows, wanted is {expected}"
+        assert found == expected, f"{kind}: {found} weights for 4 x 4 pixels and 3 x 3 windows, but should be {expected}"
     assert module.weights("locally connected", 5, 7, 2) == 4 * 6 * 4, "an image need not be square"
 
 
@@ -47,7 +47,7 @@ def size(module):
     for words in ((28, 5), (28, 5, 2), (28, 5, 2, 2), (7, 3, 3, 1), (10, 3, 1, 0, 2), (10, 3, 2, 1, 3)):
         side, kernel, *more = words
         expected = F.conv1d(torch.zeros(1, 1, side), torch.zeros(1, 1, kernel), None, *more).shape[2]
-        assert module.positions(*words) == expected, f"positions{words} is {module.positions(*words)}, wanted is {expected}"
+        assert module.positions(*words) == expected, f"positions{words} is {module.positions(*words)}, but should be {expected}"
 
 
 def windows(module):
