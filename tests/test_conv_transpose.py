@@ -228,3 +228,9 @@ def test_results_and_gradients_are_stored_as_torch_stores_them_whatever_the_layo
 def test_the_module_is_traced_by_fx():
     layer, x = nn.ConvTranspose2d(3, 4, 3, stride=2), torch.randn(1, 3, 4, 4)
     assert torch.equal(torch.fx.symbolic_trace(torch.nn.Sequential(layer))(x), layer(x))
+
+
+def test_a_weight_of_another_number_of_dimensions_is_refused_as_by_torch():
+    for function in (builtin.conv_transpose2d, F.conv_transpose2d):
+        with pytest.raises(RuntimeError):
+            function(torch.ones(1, 2, 5, 5), torch.ones(2, 3, 3))

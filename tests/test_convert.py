@@ -295,3 +295,9 @@ def test_captum_is_told_the_rules_of_our_layers(monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr._core.deep_lift", types.SimpleNamespace(SUPPORTED_NON_LINEAR=rules))
     model = nn.convert(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2)))
     assert [rules.get(type(layer)) for layer in model] == [None, "of activations", "of pools"]
+
+
+@pytest.mark.parametrize("function", [convert, revert, report])
+def test_what_is_no_module_is_refused(function):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, but got NoneType"):
+        function(None)

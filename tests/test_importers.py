@@ -1,10 +1,12 @@
 """Weights of Keras 2, flax and the forum's snippet: the same output as the library's own, and back without the loss of a bit."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from cnn425 import nn
 from cnn425.nn import importers
@@ -184,3 +186,44 @@ def test_low_rank_of_another_form_is_refused():
         importers.load_low_rank(layer, bases, [sides[0], np.zeros((3, 2))], np.zeros(2))
     with pytest.raises(ValueError, match=r"load_low_rank: the layer wants a bias of shape \[2\], but got \[1\]"):
         importers.load_low_rank(layer, bases, sides, np.zeros(1))
+
+
+NOT_TAKEN = {
+    "shared": (lambda: nn.LocallyConnected1d(2, 1, 5, 2, share=2), ValueError, "take layer.unshared()"),
+    "tiled": (lambda: nn.LocallyConnected1d(2, 1, 5, 2, tile=2), ValueError, "take layer.unshared()"),
+    "transposed": (lambda: nn.LocallyConnectedTranspose1d(2, 1, 5, 2), TypeError, "layer must be a LocallyConnectedNd"),
+    "low rank": (lambda: nn.LowRankLocal1d(2, 1, 5, 2, 2), TypeError, "layer must be a LocallyConnectedNd"),
+    "a convolution": (lambda: nn.Conv1d(2, 1, 2), TypeError, "layer must be a LocallyConnectedNd"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_TAKEN)
+def test_layers_that_the_peers_do_not_have(name):
+    layer, error, words = NOT_TAKEN[name]
+    for call in (importers.keras_weights, importers.flax_params, importers.forum_state):
+        with pytest.raises(error, match=re.escape(words)):
+            call(layer())
+    for load in (importers.load_keras, importers.load_flax, importers.load_forum):
+        with pytest.raises(error, match=re.escape(words)):
+            load(layer(), {})
+    if name != "low rank":
+        with pytest.raises(TypeError, match="layer must be a LowRankLocalNd"):
+            importers.low_rank_weights(layer())
+        with pytest.raises(TypeError, match="layer must be a LowRankLocalNd"):
+            importers.load_low_rank(layer(), torch.ones(1), [])
+
+
+def test_weights_are_not_loaded_into_a_pruned_layer():
+    """What is computed from other tensors would be overwritten by them."""
+    layer = prune.l1_unstructured(nn.LocallyConnected1d(1, 1, 4, 2, bias=False), "weight", 0.5)
+    with pytest.raises(RuntimeError, match="load_keras: weight of layer is computed from other tensors"):
+        importers.load_keras(layer, torch.ones(3, 2, 1))
+
+
+@pytest.mark.parametrize("state", [{}, {"bias": 1}, [1], None], ids=str)
+def test_a_state_without_weights(state):
+    layer = nn.LocallyConnected1d(1, 1, 4, 2)
+    with pytest.raises(ValueError, match="load_flax: the weights must be a dict that holds 'kernel', but got"):
+        importers.load_flax(layer, state)
+    with pytest.raises(ValueError, match="load_forum: the weights must be a dict that holds 'weight', but got"):
+        importers.load_forum(layer, state)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as builtin
@@ -798,3 +799,11 @@ def test_what_is_frozen_stays_frozen_in_every_conversion(frozen):
         wanted = {name: name != frozen for name in ("weight", "bias")}
         assert {name: getattr(layer, name).requires_grad for name in wanted} == wanted
         assert not layer.training
+
+
+@pytest.mark.parametrize("name", ["kernel_size", "stride", "padding", "dilation", "input_size"])
+@pytest.mark.parametrize("value", [((1, 1), 1), np.array([1, 1]), "two"], ids=str)
+def test_arguments_of_the_constructor_are_named(name, value):
+    given = {"input_size": 6, "kernel_size": 3} | {name: value}
+    with pytest.raises((TypeError, ValueError), match=name):
+        nn.LocallyConnected2d(2, 3, **given)

@@ -141,7 +141,7 @@ def test_of_full_rank_it_is_any_local_layer():
 
 @pytest.mark.parametrize("arguments", [{"rank": 0}, {"rank": 2, "mixing": "rows"}, {"rank": 2, "normalise": "l2"}], ids=str)
 def test_refusals(arguments):
-    with pytest.raises(ValueError, match="rank must be positive, mixing 'sides' or 'positions', and normalise one of"):
+    with pytest.raises(ValueError, match="rank must be a positive int, mixing 'sides' or 'positions', and normalise one of"):
         nn.LowRankLocal2d(1, 1, 5, 3, **arguments)
     with pytest.raises(TypeError, match=r"LowRankLocal2d\.from_conv: conv must be a Conv2d, but got Linear"):
         nn.LowRankLocal2d.from_conv(torch.nn.Linear(1, 1), 5)
@@ -187,9 +187,10 @@ def test_many_images_and_positions_have_the_same_bits_with_any_number_of_threads
         torch.testing.assert_close(one.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("normalise", [None, "norm"])
 @pytest.mark.parametrize("mixing", ["sides", "positions"])
-def test_complex_numbers(mixing):
-    layer = nn.LowRankLocal2d(2, 3, 4, 2, rank=2, mixing=mixing, normalise=None, dtype=torch.complex128)
+def test_complex_numbers(mixing, normalise):
+    layer = nn.LowRankLocal2d(2, 3, 4, 2, rank=2, mixing=mixing, normalise=normalise, dtype=torch.complex128)
     x = torch.randn(2, 2, 4, 4, dtype=torch.complex128)
     assert compare(of_layer(layer), by_definition(layer), [torch.randn_like(t) for t in (*layer.parameters(), x)])
 
@@ -197,3 +198,40 @@ def test_complex_numbers(mixing):
 def test_what_comes_from_the_convolution_cannot_be_chosen():
     with pytest.raises(TypeError, match=r"from_conv\(\) takes stride from the convolution; leave it out"):
         nn.LowRankLocal2d.from_conv(torch.nn.Conv2d(2, 4, 3), 6, rank=2, stride=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("weight", (3, 8, 3, 3, 3)),
+        ("weight", (2, 2, 8, 3, 3, 3)),
+        ("weight", (8, 3, 3, 3)),
+        ("mixing_i", (12, 2)),
+        ("mixing_i", (11, 3)),
+        ("bias", (5,)),
+        ("bias", (8, 11, 11)),
+    ],
+    ids=str,
+)
+def test_parameters_that_do_not_fit_are_refused(name, size):
+    """Loops would read behind them."""
+    layer = nn.LowRankLocal2d(3, 8, 13, 3, 2)
+    with pytest.raises(RuntimeError):
+        torch.func.functional_call(layer, {name: torch.zeros(size)}, (torch.ones(8, 3, 13, 13),))
+    with pytest.raises(RuntimeError, match=r"need mixing coefficients of size .2, 11, 11., but got size .2, 1, 1."):
+        low_rank_local(2, torch.ones(1, 3, 13, 13), layer.weight, torch.ones(2, 1, 1), None, 1, 0, 1, 1)
+
+
+def test_the_norm_of_half_precision_neither_overflows_nor_vanishes():
+    layer = nn.LowRankLocal1d(1, 1, 4, 1, 1, normalise="norm", mixing="positions").half()
+    with torch.no_grad():
+        layer.mixing.copy_(torch.tensor([[0.0], [1e-4], [300.0], [1.0]]))
+    assert layer.coefficients().flatten().tolist() == [0, 1, 1, 1]
+
+
+def test_groups_may_be_a_tensor_and_the_rank_only_an_int():
+    layer = nn.LowRankLocal2d(4, 8, 13, 3, 2, groups=torch.tensor(2))
+    assert layer(torch.randn(1, 4, 13, 13)).shape == (1, 8, 11, 11)
+    for rank in (1.5, None, "a", [2], True):
+        with pytest.raises(ValueError, match="rank must be a positive int"):
+            nn.LowRankLocal2d(4, 8, 13, 3, rank)

@@ -295,3 +295,37 @@ def test_no_tensor_of_the_size_of_the_copied_weight_is_made():
 def test_with_a_set_for_each_position_it_is_the_local_layer(way):
     x, layer = torch.randn(1, 2, 7, 7), nn.LocallyConnected2d(2, 3, 7, 3, **way)
     torch.testing.assert_close(layer(x), F.locally_connected2d(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("sharing", [{"share": 2}, {"tile": 2}], ids=str)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("weight", (1, 1, 4, 2, 3, 3)),
+        ("weight", (2, 4, 2, 3, 3)),
+        ("weight", (5, 4, 4, 2, 3, 3)),
+        ("bias", (4, 1)),
+        ("bias", (4, 1, 1)),
+        ("bias", (3,)),
+        ("bias", (4, 5, 4)),
+    ],
+    ids=str,
+)
+def test_parameters_of_other_sets_are_refused(sharing, name, size):
+    """Loops would read behind them."""
+    layer = nn.LocallyConnected2d(2, 4, 10, 3, **sharing)
+    with pytest.raises(RuntimeError, match=r"weight of size|expected bias of size"):
+        torch.func.functional_call(layer, {name: torch.ones(size)}, (torch.ones(3, 2, 10, 10),))
+
+
+def test_a_lazy_layer_that_was_loaded_refuses_images_of_another_size():
+    lazy = nn.LazyLocallyConnected2d(8, 3, share=2)
+    lazy.load_state_dict(nn.LocallyConnected2d(3, 8, 7, 3, share=2).state_dict())
+    with pytest.raises(RuntimeError, match="holds 3 x 3 sets, but the windows of an input of 13 x 13 pixels use 6 x 6 sets"):
+        lazy(torch.ones(8, 3, 13, 13))
+
+
+@pytest.mark.parametrize("sharing", [{"share": 2}, {"tile": 2}], ids=str)
+def test_groups_may_be_a_tensor(sharing):
+    layer = nn.LocallyConnected2d(4, 8, 13, 3, groups=torch.tensor(2), **sharing)
+    assert layer(torch.randn(8, 4, 13, 13)).shape == (8, 8, 11, 11)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as builtin
+from torch.nn.utils import prune
 
 from cnn425 import nn
 from cnn425.agreement import compare, transforms
@@ -133,3 +134,10 @@ def test_the_modules_bias_start_repr_and_refusals():
 def test_the_windows_of_a_transposed_layer_are_on_its_output():
     layer = nn.LocallyConnectedTranspose2d(2, 3, (3, 4), 2, dilation=3, output_padding=2)  # more windows would fit
     assert layer.geometry.positions(layer.output_size) == layer.input_size
+
+
+def test_unshared_takes_pruned_layers():
+    layer = prune.l1_unstructured(nn.LocallyConnectedTranspose1d(2, 3, 4, 2, bias="channel"), "weight", 0.5)
+    x = torch.randn(2, 2, 4)
+    assert torch.equal(layer.unshared()(x), layer(x))
+    assert type(layer.unshared()) is nn.LocallyConnectedTranspose1d

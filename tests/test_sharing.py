@@ -1,5 +1,6 @@
 """How alike the positions are, and sharing by force: definitions position by position, and of every kind of layer."""
 
+import copy
 import itertools
 
 import pytest
@@ -123,3 +124,21 @@ def test_means_are_as_exact_as_the_weights():
 def test_a_weight_that_is_computed_is_not_shared(computed):
     with pytest.raises(RuntimeError, match="share_: weight of layer is computed from other tensors"):
         nn.share_(computed(built("local")))
+
+
+def test_half_precision_is_computed_in_float32():
+    layer = nn.LocallyConnected2d(3, 4, 6, 3)
+    for scale in (0.03, 1000):
+        with torch.no_grad():
+            layer.weight.mul_(scale)
+        for measure in (nn.neighbour_similarity, nn.sharing):
+            assert measure(copy.deepcopy(layer).half()).item() == pytest.approx(measure(layer).item(), rel=2e-2)
+
+
+def test_complex_layers_are_as_far_apart_as_their_parts_taken_as_channels():
+    layer = nn.LocallyConnected1d(1, 2, 4, 2, dtype=torch.complex64)
+    twin = nn.LocallyConnected1d(2, 2, 4, 2)
+    with torch.no_grad():
+        twin.weight.copy_(torch.cat((layer.weight.real, layer.weight.imag), 2))
+    for measure in (nn.neighbour_similarity, nn.sharing):
+        torch.testing.assert_close(measure(layer), measure(twin))

@@ -88,7 +88,7 @@ def is_int(value: object) -> bool:
         return not isinstance(value, bool)
     if isinstance(value, Tensor):
         return value.numel() == 1 and value.dtype in INTEGERS
-    return hasattr(value, "__index__")
+    return hasattr(value, "__index__") and getattr(value, "ndim", 0) == 0  # a NumPy array has it, whatever its size
 
 
 def integer(value: Any) -> int:

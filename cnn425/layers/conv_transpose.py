@@ -82,13 +82,13 @@ def checked(
     if len(w) < 3:
         raise RuntimeError(f"weight should have at least three dimensions, but got weight of size {list(w)}")
     x, before = arguments.check_input(function, input, d), d if local else 0
-    geometry, size = transposed_geometry(function, w[before + 2 :], stride, padding, output_padding, dilation, x)
-    groups = arguments.check_groups(groups)
     if len(w) != before + len(x):
         raise RuntimeError(
             f"Expected {len(w)}-dimensional input for {len(w)}-dimensional weight {list(w)}, "
             f"but got {len(x)}-dimensional input of size {list(x)} instead"
         )
+    geometry, size = transposed_geometry(function, w[before + 2 :], stride, padding, output_padding, dilation, x)
+    groups = arguments.check_groups(groups)
     if w[:before] != x[2 : 2 + before]:
         raise RuntimeError(
             f"{function}: the weight of size {list(w)} belongs to an input of {arguments.times(w[:d])} pixels, "

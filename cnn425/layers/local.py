@@ -149,8 +149,10 @@ class LocallyConnected(torch.nn.Module):
             arguments.per_dimension(name, argument, value, self.dimensions)
             for argument, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation), ("input_size", input_size))
         )
-        if isinstance(padding, str) or (isinstance(padding, (tuple, list)) and padding and isinstance(padding[0], (tuple, list))):
-            self.padding: Any = padding if isinstance(padding, str) else tuple(map(tuple, padding))
+        if isinstance(padding, str):
+            self.padding: Any = padding
+        elif isinstance(padding, (tuple, list)) and padding and all(isinstance(pair, (tuple, list)) for pair in padding):
+            self.padding = tuple(map(tuple, padding))
         else:
             self.padding = arguments.per_dimension(name, "padding", padding, self.dimensions)
         self.padding_mode = padding_mode

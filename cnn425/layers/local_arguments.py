@@ -29,12 +29,7 @@ def checked(d: int, input: torch.Size, w: torch.Size, b: torch.Size | None, *set
             f"{function}: the weight of size {list(w)} belongs to {arguments.times(w[:d])} positions, "
             f"but the windows of an input of {arguments.times(x[2:])} pixels have {arguments.times(positions)} positions"
         )
-    wanted = ((w[d],), (w[d], *positions))  # number by number: compilers before torch 2.14 never take symbolic sizes as equal
-    if b is not None and not any(len(b) == len(size) and all(n == m for n, m in zip(b, size, strict=True)) for size in wanted):
-        raise RuntimeError(
-            f"Given weight of size {list(w)}, expected bias of size {[w[d], *positions]} (per position) "
-            f"or [{w[d]}] (per channel), but got bias of size {list(b)} instead"
-        )
+    check_bias(w, b, w[d], positions)
     return windows, groups, each_its_own(d)
 
 
@@ -43,18 +38,57 @@ def checked_shared(
     d: int, input: torch.Size, weight: torch.Size, bias: torch.Size | None, share: Any, tile: Any, *settings: Any
 ) -> tuple[Geometry, int, Sharing]:
     """The windows, the groups, and which positions share a set of weights `(*sets, O, C/groups, *kernel)`."""
-    return *windows_of(d, input, weight, bias, *settings), Sharing(share, tile)
+    geometry, groups = windows_of(d, input, weight, 2 * d + 2, *settings)
+    sharing, positions = Sharing(share, tile), geometry.positions(input[-d:])
+    if not fits(weight[:d], sets := sharing.sets(positions)):
+        raise RuntimeError(
+            f"LocallyConnected{d}d: the weight of size {list(weight)} holds {arguments.times(weight[:d])} sets, "
+            f"but the windows of an input of {arguments.times(input[-d:])} pixels use {arguments.times(sets)} sets"
+        )
+    check_bias(weight, bias, weight[d], sets)
+    return geometry, groups, sharing
 
 
 @arguments.remembered
-def windows_of(d: int, input: torch.Size, weight: torch.Size, bias: torch.Size | None, *settings: Any) -> tuple[Geometry, int]:
-    """The windows and groups of a layer with a weight `(..., O, C/groups, *kernel)`."""
+def checked_low_rank(
+    d: int, input: torch.Size, weight: torch.Size, bias: torch.Size | None, mixing: torch.Size, *settings: Any
+) -> tuple[Geometry, int]:
+    """The windows and groups of a layer with a weight `(R, O, C/groups, *kernel)` and coefficients `(R, *positions)`."""
+    geometry, groups = windows_of(d, input, weight, d + 3, *settings)
+    if not fits(mixing, wanted := (weight[0], *geometry.positions(input[-d:]))):
+        raise RuntimeError(
+            f"LowRankLocal{d}d: a weight of size {list(weight)} and an input of {arguments.times(input[-d:])} pixels "
+            f"need mixing coefficients of size {list(wanted)}, but got size {list(mixing)}"
+        )
+    check_bias(weight, bias, weight[1], ())
+    return geometry, groups
+
+
+def windows_of(d: int, input: torch.Size, weight: torch.Size, dimensions: int, *settings: Any) -> tuple[Geometry, int]:
+    """The windows and groups of a layer whose weight has so many dimensions and ends in `(O, C/groups, *kernel)`."""
     function, (stride, padding, dilation, groups) = f"LocallyConnected{d}d", settings
+    if len(weight) != dimensions:
+        raise RuntimeError(f"Expected {dimensions}-dimensional weight in {function}, but got weight of size {list(weight)}")
     x = arguments.check_input(function, input, d)
-    geometry = local_geometry(function, weight[-d:], stride, padding, dilation, x[2:])
+    geometry, groups = local_geometry(function, weight[-d:], stride, padding, dilation, x[2:]), arguments.check_groups(groups)
     arguments.check_channels(x, weight, groups, outputs=weight[-d - 2], inputs=weight[-d - 1])
     arguments.check_fits(x, geometry)
     return geometry, groups
+
+
+def fits(size: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether sizes are equal, number by number: compilers before torch 2.14 never take symbolic sizes as equal."""
+    return len(size) == len(wanted) and all(n == m for n, m in zip(size, wanted, strict=True))
+
+
+def check_bias(weight: torch.Size, bias: torch.Size | None, outputs: int, places: Sequence[int]) -> None:
+    """A bias is `(O,)`, or where positions or sets of them have their own, `(O, *places)`."""
+    if bias is not None and not fits(bias, (outputs,)) and not (places and fits(bias, (outputs, *places))):
+        each = f"{[outputs, *places]} (per position) or " if places else ""
+        raise RuntimeError(
+            f"Given weight of size {list(weight)}, expected bias of size {each}[{outputs}] (per channel), "
+            f"but got bias of size {list(bias)} instead"
+        )
 
 
 def local_geometry(function: str, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any, size: Sequence[int]) -> Geometry:
@@ -71,7 +105,7 @@ def local_geometry(function: str, kernel: Sequence[int], stride: Any, padding: A
         if any(p < 0 for pair in pairs for p in pair):
             raise RuntimeError("negative padding is not supported")
         return arguments.geometry(function, kernel, stride, 0, dilation)._replace(padding=tuple((low, high) for low, high in pairs))
-    if padding != "same":
+    if not isinstance(padding, str) or padding != "same":
         return arguments.geometry(function, kernel, stride, padding, dilation)
     windows = arguments.geometry(function, kernel, stride, 0, dilation)
     totals = [max((-(-n // s) - 1) * s + extent - n, 0) for n, s, extent in zip(size, windows.stride, windows.extent, strict=True)]

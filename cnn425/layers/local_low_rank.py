@@ -25,7 +25,7 @@ from cnn425.layers.activation import softmax
 from cnn425.layers.bilinear import output
 from cnn425.layers.function import is_differentiated, operation
 from cnn425.layers.local import LOCAL, LocallyConnected
-from cnn425.layers.local_arguments import windows_of
+from cnn425.layers.local_arguments import checked_low_rank
 from cnn425.layers.local_conversion import SETTINGS, check_convolution, copy_parameters, settings_of, shared, unshared
 from cnn425.windows import POSITIONS, Geometry
 
@@ -76,6 +76,10 @@ def low_rank_local(dimensions: int, input: Tensor, weight: Tensor, mixing: Tenso
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(low_rank_local, tensors, dimensions, *tensors, *settings)
 
+    def checked(d: int, x: torch.Size, w: torch.Size, b: torch.Size | None, *settings: Any) -> tuple[Geometry, int]:
+        found: tuple[Geometry, int] = checked_low_rank(d, x, w, b, mixing.shape, *settings)
+        return found
+
     def mixed(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> Tensor:
         arguments.check_same_type(x, w, b)
         dtype = x.dtype
@@ -84,7 +88,7 @@ def low_rank_local(dimensions: int, input: Tensor, weight: Tensor, mixing: Tenso
         apart = output(x, w.transpose(0, 1).flatten(0, 1), geometry, groups, None, None)  # outputs in the order o, r
         return mix(apart, mixing.to(apart.dtype), b).to(dtype)
 
-    layer = "LocallyConnected", windows_of, mixed
+    layer = "LocallyConnected", checked, mixed
     return arguments.applied(layer, low_rank_local, dimensions, input, weight, bias, *settings)
 
 
@@ -119,10 +123,10 @@ class LowRankLocal(LocallyConnected):
         mixing: str = "sides",
         normalise: str | None = "softmax",
     ) -> None:
-        if rank < 1 or mixing not in ("sides", "positions") or normalise not in NORMALISED:
+        if not arguments.is_int(rank) or rank < 1 or mixing not in ("sides", "positions") or normalise not in NORMALISED:
             raise ValueError(
-                f"rank must be positive, mixing 'sides' or 'positions', and normalise one of {NORMALISED}, "
-                f"but got rank={rank}, mixing={mixing!r}, normalise={normalise!r}"
+                f"rank must be a positive int, mixing 'sides' or 'positions', and normalise one of {NORMALISED}, "
+                f"but got rank={rank!r}, mixing={mixing!r}, normalise={normalise!r}"
             )
         self.rank, self.mixed_by, self.normalise = rank, mixing, normalise
         per_channel = "channel" if bias else False
@@ -169,7 +173,10 @@ class LowRankLocal(LocallyConnected):
         m = m.movedim(m.ndim - 1, 0)  # counted from the front: the older ONNX exporter keeps -1 as it is
         if self.normalise == "softmax":
             return softmax(m, 0)
-        return m / m.square().sum(0, keepdim=True).clamp(min=1e-12).sqrt() if self.normalise == "norm" else m
+        if self.normalise is None:
+            return m
+        wide = m.float() if m.dtype in HALF else m  # squares of half precision overflow or vanish
+        return (wide / torch.linalg.vector_norm(wide, dim=0, keepdim=True).clamp(min=1e-6)).to(m.dtype)
 
     def connect(self, input: Tensor, padding: Any) -> Tensor:
         """The layer's output for an image of the right size, already padded unless the padding is zeros."""

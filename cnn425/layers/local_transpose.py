@@ -6,7 +6,6 @@ It is the gradient of the image of a local layer, as a layer: the Function `Inpu
 are the local layer and the gradient of its weight. With `weight.expand(*in, ...)` it is `conv_transposeNd`. pytorch#499 asked for it.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -169,7 +168,10 @@ class LocallyConnectedTranspose(LocallyConnected):
 
     def unshared(self) -> LocallyConnected:
         """A copy of this layer, whose positions share no weights."""
-        return copy.deepcopy(self)
+        kind = "channel" if self.bias is not None and self.bias.ndim == 1 else self.bias is not None
+        found: LocallyConnected = empty(LOCAL_TRANSPOSE[self.dimensions], self, SETTINGS, input_size=self.input_size, bias=kind)
+        copy_parameters(self, found, self.weight, self.bias)
+        return found
 
     def to_conv(self) -> compat.ConvNd:
         """The `torch.nn.ConvTransposeNd` whose weight and bias are this layer's averages over all pixels."""
@@ -196,3 +198,6 @@ class LocallyConnectedTranspose3d(LocallyConnectedTranspose):
     """`(N, C, I, J, K) -> (N, O, D, H, W)`; see `locally_connected_transpose3d`."""
 
     dimensions = 3
+
+
+LOCAL_TRANSPOSE = {1: LocallyConnectedTranspose1d, 2: LocallyConnectedTranspose2d, 3: LocallyConnectedTranspose3d}

@@ -54,9 +54,14 @@ def revert(model: Model, inplace: bool = False) -> Model:
     return _exchange(model, BUILTIN, inplace)
 
 
-def _exchange(model: Model, classes: Mapping[type[Module], type[Module]], inplace: bool) -> Model:
+def check_model(model: object) -> None:
+    """Refuse anything but a Module."""
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
+
+
+def _exchange(model: Model, classes: Mapping[type[Module], type[Module]], inplace: bool) -> Model:
+    check_model(model)
     if not inplace:  # torch refuses to copy tensors that are not leaves, like the weight of weight_norm
         values = (value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor))
         model = copy.deepcopy(model, {id(value): value.detach().clone() for value in values if not value.is_leaf})
@@ -88,6 +93,7 @@ class Report:
 
 def report(model: Module) -> Report:
     """Which layers of the model are ours, which can be converted, and which are left alone and why."""
+    check_model(model)
     ours: dict[str, str] = {}
     builtin: dict[str, str] = {}
     left_alone: dict[str, str] = {}

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from cnn425.layers.local import LocallyConnected
 from cnn425.layers.local_low_rank import LowRankLocal
+from cnn425.layers.local_transpose import LocallyConnectedTranspose
+from cnn425.windows import Sharing
 
 KERAS_IMPLEMENTATIONS = (1, 3)
 DATA_FORMATS = ("channels_last", "channels_first")
@@ -45,6 +47,7 @@ def load_keras(
     layer: LocallyConnected, kernel: Any, bias: Any = None, *, implementation: int = 1, data_format: str = "channels_last"
 ) -> LocallyConnected:
     """`layer`, filled with the weights of a Keras 2 `LocallyConnected1D` or `2D` (`keras_layer.get_weights()`)."""
+    _check_layer(layer, "load_keras")
     order, real = _keras_order(layer, implementation, data_format)
     kernel, bias = _array(kernel), None if bias is None else _array(bias)
     if bias is not None and data_format == "channels_first":
@@ -60,6 +63,7 @@ def load_keras(
 
 def keras_weights(layer: LocallyConnected, *, implementation: int = 1, data_format: str = "channels_last") -> tuple[Tensor, Tensor | None]:
     """Kernel and bias of `layer` as Keras 2 stores them; for implementation 3 weights that see only padding are left out."""
+    _check_layer(layer, "keras_weights")
     order, real = _keras_order(layer, implementation, data_format)
     weights = _own(layer, "keras_weights").permute(order)
     kernel = weights.reshape(prod(layer.output_size), -1, layer.out_channels) if implementation == 1 else weights[real]
@@ -70,12 +74,14 @@ def keras_weights(layer: LocallyConnected, *, implementation: int = 1, data_form
 
 def load_flax(layer: LocallyConnected, params: Mapping[str, Any]) -> LocallyConnected:
     """`layer`, filled with the `{'kernel': ..., 'bias': ...}` of a flax `ConvLocal`."""
+    _check_layer(layer, "load_flax")
     shape = (*layer.output_size, -1, layer.out_channels)
-    return _load(layer, "load_flax", _array(params["kernel"]), shape, _flax_order(layer), params.get("bias"), _last(layer))
+    return _load(layer, "load_flax", _entry("load_flax", params, "kernel"), shape, _flax_order(layer), params.get("bias"), _last(layer))
 
 
 def flax_params(layer: LocallyConnected) -> dict[str, Tensor]:
     """The parameters of `layer` as a flax `ConvLocal` stores them."""
+    _check_layer(layer, "flax_params")
     kernel = _own(layer, "flax_params").permute(_flax_order(layer)).reshape(*layer.output_size, -1, layer.out_channels)
     bias = _bias(layer, _last(layer))
     return {"kernel": kernel} if bias is None else {"kernel": kernel, "bias": bias}
@@ -83,13 +89,16 @@ def flax_params(layer: LocallyConnected) -> dict[str, Tensor]:
 
 def load_forum(layer: LocallyConnected, state: Mapping[str, Any]) -> LocallyConnected:
     """`layer`, filled with the state_dict of the forum's snippet, `{'weight': ..., 'bias': ...}`."""
+    _check_layer(layer, "load_forum")
     shape = (1, layer.out_channels, layer.in_channels, *layer.output_size, prod(layer.kernel_size))
-    bias = None if state.get("bias") is None else _array(state["bias"])[0]
-    return _load(layer, "load_forum", _array(state["weight"]), shape, _forum_order(layer), bias, range(layer.dimensions + 1))
+    weight = _entry("load_forum", state, "weight")
+    bias = None if state.get("bias") is None else _array(state["bias"]).squeeze(0)
+    return _load(layer, "load_forum", weight, shape, _forum_order(layer), bias, range(layer.dimensions + 1))
 
 
 def forum_state(layer: LocallyConnected) -> dict[str, Tensor]:
     """The parameters of `layer` as the forum's snippet stores them."""
+    _check_layer(layer, "forum_state")
     shape = (1, layer.out_channels, layer.in_channels, *layer.output_size, prod(layer.kernel_size))
     weight = _own(layer, "forum_state").permute(_forum_order(layer)).reshape(shape)
     bias = _bias(layer, range(layer.dimensions + 1))
@@ -102,8 +111,9 @@ def load_low_rank(layer: LowRankLocal, kernel_bases: Any, combining_weights: Seq
     combining_weights: one array for the rows and one for the columns (`mixing='sides'`), or a single one (`'positions'`), not normalised.
     bias: `bias_channels`. Build theirs with `use_spatial_bias=False`: the layer has no bias per row and column.
     """
+    _check_low_rank(layer, "load_low_rank")
     bases, given = _array(kernel_bases), [_array(weights) for weights in combining_weights]
-    own = _own(layer, "load_low_rank")
+    own = _own(layer, "load_low_rank", True)
     rank, o, c, *kernel = own.shape
     _expect("load_low_rank", "kernel_bases", bases, (*kernel, c, rank * o))
     wanted = f"{len(layer.mixing_shapes)} combining_weights and {'no' if layer.bias is None else 'a'} bias"
@@ -125,6 +135,7 @@ def load_low_rank(layer: LowRankLocal, kernel_bases: Any, combining_weights: Seq
 
 def low_rank_weights(layer: LowRankLocal) -> tuple[Tensor, list[Tensor], Tensor | None]:
     """Kernel bases, combining weights and bias of `layer` as `LowRankLocallyConnected2D` stores them."""
+    _check_low_rank(layer, "low_rank_weights")
     weight = _own(layer, "low_rank_weights")
     bases = weight.permute(*range(3, weight.ndim), 2, 0, 1).flatten(-2)
     bias = None if layer.bias is None else layer.bias.detach().reshape(*(1,) * layer.dimensions, -1)
@@ -197,7 +208,7 @@ def _load(
 
 def _fill(layer: LocallyConnected, function: str, weight: Tensor, bias: Any, bias_order: Sequence[int]) -> LocallyConnected:
     own = _bias(layer, bias_order)
-    _own(layer, function)
+    _own(layer, function, True)
     if (bias is None) != (own is None):
         owner = "layer" if bias is None else "kernel"
         raise ValueError(f"{function}: the {owner} comes with a bias, the other without: build the layer with bias={bias is not None}")
@@ -212,7 +223,34 @@ def _fill(layer: LocallyConnected, function: str, weight: Tensor, bias: Any, bia
     return layer
 
 
-def _own(layer: LocallyConnected, function: str) -> Tensor:
+def _check_layer(layer: object, function: str) -> None:
+    """Refuse all but a `LocallyConnectedNd` whose positions have weights of their own."""
+    if not isinstance(layer, LocallyConnected) or isinstance(layer, (LowRankLocal, LocallyConnectedTranspose)):
+        raise TypeError(f"{function}: layer must be a LocallyConnectedNd, but got {type(layer).__name__}")
+    if not Sharing(layer.share, layer.tile).each:
+        raise ValueError(
+            f"{function}: the other library has weights for each position, but the layer has share={layer.share} and tile={layer.tile}: "
+            "take layer.unshared()"
+        )
+
+
+def _check_low_rank(layer: object, function: str) -> None:
+    if not isinstance(layer, LowRankLocal):
+        raise TypeError(f"{function}: layer must be a LowRankLocalNd, but got {type(layer).__name__}")
+
+
+def _entry(function: str, state: Mapping[str, Any], name: str) -> Tensor:
+    if not isinstance(state, Mapping) or name not in state:
+        found = sorted(state) if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(f"{function}: the weights must be a dict that holds {name!r}, but got {found}")
+    return _array(state[name])
+
+
+def _own(layer: LocallyConnected, function: str, filled: bool = False) -> Tensor:
+    if computed := [name for name in ("weight", "bias") if filled and name not in layer._parameters]:
+        raise RuntimeError(
+            f"{function}: {computed[0]} of layer is computed from other tensors; remove its parametrization or pruning first"
+        )
     if layer.groups != 1:
         raise ValueError(f"{function}: the other library has no groups, but the layer has groups={layer.groups}")
     return layer.weight.detach()

@@ -30,7 +30,7 @@ def neighbour_similarity(layer: LocallyConnected, distance: str = "cosine") -> T
         raise ValueError(f"neighbour_similarity: distance must be 'cosine' or 'squared', but got {distance!r}")
     filters, form = vectors(layer)
     of, positions = Sharing(layer.share, layer.tile), places(layer)
-    total, pairs = filters.new_zeros(()), 0
+    total, pairs = filters.abs().new_zeros(()), 0
     for side, count in enumerate(positions):
         if count < 2:
             continue
@@ -87,11 +87,16 @@ def vectors(layer: LocallyConnected) -> tuple[Tensor, Tensor | None]:
     The filters of a low-rank layer are given by their coefficients; the inner products of its convolutions do the rest.
     """
     if isinstance(layer, LowRankLocal):
-        basis = layer.weight.flatten(2).transpose(0, 1)
-        return layer.coefficients().movedim(0, -1).unsqueeze(-2), basis @ basis.mT
+        basis = wide(layer.weight).flatten(2).transpose(0, 1)
+        return wide(layer.coefficients()).movedim(0, -1).unsqueeze(-2), basis @ basis.mH
     if not isinstance(layer, LocallyConnected):
         raise TypeError(f"layer must be a LocallyConnectedNd or a LowRankLocalNd, but got {type(layer).__name__}")
-    return layer.weight.flatten(layer.dimensions + 1), None
+    return wide(layer.weight).flatten(layer.dimensions + 1), None
+
+
+def wide(t: Tensor) -> Tensor:
+    """`t` in float32 if it is in half precision, where products of lengths overflow or vanish."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def places(layer: LocallyConnected) -> tuple[int, ...]:
@@ -101,7 +106,8 @@ def places(layer: LocallyConnected) -> tuple[int, ...]:
 
 def product(a: Tensor, b: Tensor, form: Tensor | None) -> Tensor:
     """The inner products of filters, `(..., O)`."""
-    return (a * b).sum(-1) if form is None else ((a.unsqueeze(-2) @ form).squeeze(-2) * b).sum(-1)
+    found = (a * b.conj()).sum(-1) if form is None else ((a.unsqueeze(-2) @ form).squeeze(-2) * b.conj()).sum(-1)
+    return found.real if found.is_complex() else found
 
 
 def cosine(a: Tensor, b: Tensor, form: Tensor | None) -> Tensor:
