@@ -4,7 +4,7 @@
     python scripts/conformance.py                          every layer, ten minutes or more; --deep for hours of it (--limit 20: shorter)
     python scripts/conformance.py --layers conv2d relu     some of them
     python scripts/conformance.py --compile                also torch.compile and torch.export: a minute more per layer
-    python scripts/conformance.py --compile --features compile    nothing but those
+    python scripts/conformance.py --features compile       nothing but those
     python scripts/conformance.py --markdown               the tables as docs/conformance.md shows them; --json for machines
 
     samples       PyTorch's own sample inputs for the operator, every dtype torch supports: values, gradients, dtype, strides
@@ -267,7 +267,7 @@ def transformed(layer: str, o: Options) -> Check:
 
 def compiled(layer: str, o: Options) -> Check:
     """torch.compile and torch.export."""
-    if o.compile:
+    if o.compile or "compile" in o.features:
         yield from ((f"{layer} {name}", wrong) for name, wrong in under(COMPILERS, *small(layer, o.device)))
 
 

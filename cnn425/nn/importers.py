@@ -4,13 +4,14 @@ Each peer stores the weight `w[i,j,o,c,u,v]` in an order of its own (two spatial
 between them are joined to one axis):
 
     Keras 2, implementation 1    (ij, uvc, o)    with data_format='channels_first'    (ij, cuv, o)
-    Keras 2, implementation 3    (ijouvc)        with data_format='channels_first'    (oijcuv), without the weights that only see padding
+    Keras 2, implementation 3    (ijouvc)        with data_format='channels_first'    (oijcuv)
     flax ConvLocal               (i, j, cuv, o)
     LowRankLocallyConnected2D    (u, v, c, ro)    and coefficients (i, r) and (j, r), or (i, j, r)
     PyTorch forum                (1, o, c, i, j, uv)
 
-The bias, one number per neuron, is `(i, j, o)` in Keras and flax and `(1, o, i, j)` in the forum's snippet. (Keras with channels first
-declares the shape `(i, j, o)`, but reads the numbers in the order o i j.) None of the peers supports groups.
+Implementation 3 leaves out the weights that only see padding. The bias, one number per neuron, is `(i, j, o)` in Keras and flax and
+`(1, o, i, j)` in the forum's snippet. (Keras with channels first declares the shape `(i, j, o)`, but reads the numbers in the order o i j.)
+None of the peers supports groups.
 
 Build the layer first, with the peer's sizes, strides and padding; flax's 'SAME' is our 'same', Keras's is `keras_same`.
 """
