@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.func import vmap
 
+from cnn425 import nn
 from cnn425.layers.bilinear import input_gradient, output, weight_gradient
 from cnn425.windows import Geometry, Sharing
 
@@ -71,3 +72,46 @@ def test_a_batch_of_problems_is_each_of_them(dims, name, sharing):
     moved = [t if dim is None else t.movedim(0, dim) for t, dim in zip(batched, dims, strict=True)]
     each = [function(*(t if dim is None else t[k] for t, dim in zip(batched, dims, strict=True))) for k in range(3)]
     torch.testing.assert_close(vmap(function, in_dims=dims)(*moved), torch.stack(each))
+
+
+REPLACED = {
+    "a convolution": lambda: (nn.Conv2d(8, 64, 3), (4, 8, 20, 20)),
+    "a transposed convolution": lambda: (nn.ConvTranspose2d(8, 64, 3), (4, 8, 20, 20)),
+    "a small convolution": lambda: (nn.Conv2d(1, 1, 3), (1, 1, 6, 6)),
+    "a local layer": lambda: (nn.LocallyConnected2d(2, 8, 9, 3), (8, 2, 9, 9)),
+    "a local layer of one image": lambda: (nn.LocallyConnected2d(2, 8, 9, 3), (1, 2, 9, 9)),
+    "tiles": lambda: (nn.LocallyConnected2d(8, 16, 10, 3, tile=2), (16, 8, 10, 10)),
+    "low rank": lambda: (nn.LowRankLocal2d(8, 16, 10, 3, 2), (4, 8, 10, 10)),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_operands_that_were_replaced_since_are_refused(name):
+    """Loops would read behind them."""
+    layer, size = REPLACED[name]()
+    x = torch.randn(size, requires_grad=True)
+    y = layer(x)
+    layer.weight.data = layer.weight.data[..., :1, :1].clone()
+    with pytest.raises(RuntimeError, match=r"tensors saved for the gradient have changed|match the broadcast shape"):
+        y.sum().backward()
+    layer, size = REPLACED[name]()
+    x = torch.randn(size)
+    y = layer(x)
+    x.data = torch.randn(*size[:2], 3, 3)
+    with pytest.raises(RuntimeError, match="tensors saved for the gradient have changed"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_hooks_may_move_saved_tensors_and_not_change_their_type(name):
+    layer, size = REPLACED[name]()
+    x = torch.randn(size, requires_grad=True)
+    expected = torch.autograd.grad(layer(x).sin().sum(), [x, *layer.parameters()])
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t.mT.contiguous().mT if t.ndim > 1 else t):
+        found = torch.autograd.grad(layer(x).sin().sum(), [x, *layer.parameters()])
+    for mine, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, wanted)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.double()):
+        y = layer(x)
+    with pytest.raises(RuntimeError):
+        y.sum().backward()

@@ -413,3 +413,14 @@ def test_options_may_be_numbers_of_other_kinds():
         {"label_smoothing": torch.tensor(0.1)},
     ):
         torch.testing.assert_close(F.cross_entropy(x, target, **options), builtin.cross_entropy(x, target, **options))
+
+
+@pytest.mark.parametrize("index", [10**9, -1, 3])
+@pytest.mark.parametrize("size", [(), (5,)], ids=["classes last", "classes first"])
+def test_targets_that_a_loader_overwrote_are_out_of_bounds(index, size):
+    """Autograd does not notice what NumPy writes; the gradient would be written behind the tensor."""
+    x, target = torch.randn(4, 3, *size, requires_grad=True), torch.zeros(4, *size, dtype=torch.long)
+    loss = F.cross_entropy(x, target)
+    target.numpy()[...] = index
+    with pytest.raises(IndexError, match=f"Target {index} is out of bounds"):
+        loss.backward()

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch.func import grad, vmap
@@ -27,6 +28,13 @@ def share(lo, hi, y):
     """y[unit] = the number of units that its thread computes."""
     for unit in range(lo, hi):
         y[unit] = length(lo, hi)
+
+
+@loop
+def greedy(lo, hi, numbers, y):
+    """y[unit] = how many numbers fit into the memory of a thread."""
+    for unit in range(lo, hi):
+        y[unit] = np.empty(numbers).size
 
 
 def shares(units, steps=MUCH):
@@ -117,6 +125,17 @@ def test_memory_of_every_type_that_loops_know(dtype):
 # ---- when loops may run
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_thread_that_finds_no_memory_is_an_error(number):
+    """Its part of the result would stay unwritten."""
+    y = torch.zeros(4, dtype=torch.int64)
+    with threads(number):
+        greedy(4, MUCH, 10, memory(y, 4))
+        assert y.tolist() == [10] * 4
+        with pytest.raises(MemoryError):
+            greedy(4, MUCH, 1 << 50, memory(y, 4))
+
+
 class Subclass(torch.Tensor):
     """A tensor that may mean something else by its operations."""
 
@@ -147,6 +166,12 @@ def test_loops_run_on_numbers_in_memory(tensors):
     assert loops_run(*tensors)
 
 
+def given_back(x):
+    """The tensor, whose storage has no memory any more, as FSDP leaves parameters."""
+    x.untyped_storage().resize_(0)
+    return x
+
+
 NOT_IN_MEMORY = {
     "subclass": lambda: X.as_subclass(Subclass),
     "another device": lambda: X.to("meta"),
@@ -154,6 +179,7 @@ NOT_IN_MEMORY = {
     "complex": lambda: X.cfloat(),
     "sparse": lambda: X.to_sparse(),
     "negative bit": lambda: torch.complex(X, X).conj().imag,
+    "a part of a storage that was given back": lambda: given_back(torch.ones(100)[16:22].view(2, 3)),
     "zeros that nobody wrote": lambda: torch._efficientzerotensor((2, 3)),
 }
 

@@ -82,7 +82,7 @@ def softmax(x: Tensor, dim: int) -> Tensor:
 
 def softmax_gradient(gy: Tensor, y: Tensor, dim: int) -> Tensor:
     """`y * (gy - sum of gy * y)` along `dim`."""
-    if gy.dtype != y.dtype or y.dtype not in FLOATS or not loops_run(gy, y) or y.numel() == 0:
+    if gy.dtype != y.dtype or gy.shape != y.shape or y.dtype not in FLOATS or not loops_run(gy, y) or y.numel() == 0:
         return softmax_gradient_by_definition(gy, y, dim)
     gy, y, shape = gy.contiguous(), y.contiguous(), classes(y, dim)  # what was saved may come back in another layout
     gx = blank(gy)
@@ -133,15 +133,17 @@ def cross_entropy_by_definition(x: Tensor, target: Tensor, ignored: int) -> tupl
 
 def cross_entropy_gradient(g: Tensor, p: Tensor, target: Tensor, ignored: int) -> Tensor:
     """`g * (p - one-hot)`, 0 where the target is ignored: `(N, *size) and (N, C, *size) -> (N, C, *size)`."""
-    if g.dtype != p.dtype or p.dtype not in FLOATS or not loops_run(g, p, target) or p.numel() == 0:
+    fit = g.dtype == p.dtype and g.shape == target.shape == p.shape[:1] + p.shape[2:]  # what was saved may come back changed
+    if not fit or p.dtype not in FLOATS or not loops_run(g, p, target) or p.numel() == 0:
         return cross_entropy_gradient_by_definition(g, p, target, ignored)
     g, p, target = g.contiguous(), p.contiguous(), target.contiguous()  # what was saved may come back in another layout
-    gx = torch.empty_like(p)
+    gx, wrong = torch.empty_like(p), target.new_zeros(2)
     shape = classes(p, 1)
-    each = shape[0], shape[2]
-    loops.cross_entropy_gradient(
-        units(shape), p.numel(), memory(g, *each), memory(p, *shape), memory(target, *each), ignored, memory(gx, *shape)
-    )
+    each, results = (shape[0], shape[2]), (memory(gx, *shape), memory(wrong, 2))
+    loops.cross_entropy_gradient(units(shape), p.numel(), memory(g, *each), memory(p, *shape), memory(target, *each), ignored, *results)
+    which, is_wrong = wrong.tolist()
+    if is_wrong:
+        raise IndexError(f"Target {which} is out of bounds.")
     return gx
 
 
@@ -176,7 +178,7 @@ def mixture_gradients(gy: Tensor, a: Tensor, m: Tensor, recorded: bool) -> tuple
     If autograd records them, they are made by operations of torch, which have derivatives.
     """
     (N, O), (R, *positions), order = gy.shape[:2], m.shape, layout.like(gy)
-    if recorded or not is_mixed_by_loops(gy, a, m):
+    if recorded or a.shape != (N, O * R, *positions) or not is_mixed_by_loops(gy, a, m):
         by_r = gy.unsqueeze(2)
         ga = (by_r * m.conj()).reshape(N, O * R, *positions)
         return ga, (by_r * a.conj().reshape(N, O, *m.shape)).sum((0, 1)), gy.sum((0, *range(2, gy.ndim)))
@@ -196,4 +198,5 @@ def mixture_by_definition(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
 
 def is_mixed_by_loops(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
     """Whether loops compute a map of mixtures of `a` and `b`, to which a bias may be added."""
-    return a.dtype in FLOATS and a.dtype == b.dtype and loops_run(a, b, bias) and 0 not in (a.numel(), b.numel())
+    alike = a.dtype == b.dtype and (bias is None or bias.dtype == a.dtype)
+    return a.dtype in FLOATS and alike and loops_run(a, b, bias) and 0 not in (a.numel(), b.numel())

@@ -46,7 +46,7 @@ def route(g: Tensor, where: Tensor, size: Sequence[int], last: bool) -> Tensor:
     """Every number added to the pixel that won: `(*batch, *positions) -> (*batch, *size)`."""
     if g.dtype in HALF:
         return route(g.float(), where, size, last).to(g.dtype)
-    if not loops_run(g, where) or where.dtype != torch.int32 or g.dtype not in FLOATS or g.numel() == 0:
+    if not loops_run(g, where) or where.dtype != torch.int32 or where.shape != g.shape or g.dtype not in FLOATS or g.numel() == 0:
         return route_by_definition(g, where, size, last)
     d, numbers, pixels = len(size), g.numel(), prod(size)
     shape = (*g.shape[: g.ndim - d], *size)

@@ -232,8 +232,11 @@ def mean_of_targets(lo, hi, y, target, C, ignored, mean, count, wrong):
 
 
 @loop
-def cross_entropy_gradient(lo, hi, gy, p, target, ignored, gx):
-    """`gy (B, K), p (B, C, K), target (B, K) -> gx (B, C, K)`."""
+def cross_entropy_gradient(lo, hi, gy, p, target, ignored, gx, wrong):
+    """`gy (B, K), p (B, C, K), target (B, K) -> gx (B, C, K)`.
+
+    A target that is not one of the C classes, since it was changed after the loss, is written to wrong[0], and wrong[1] is set to 1.
+    """
     B, C, K = p.shape
     factors, found, gradient = np.empty(BLOCK, p.dtype), p.reshape(p.size), gx.reshape(gx.size)
     for unit in range(lo, hi):
@@ -250,8 +253,11 @@ def cross_entropy_gradient(lo, hi, gy, p, target, ignored, gx):
                 for k in range(row.size):
                     result[k] = factors[k] * row[k]
             for k in range(start, stop):
-                if target[b, k] != ignored:
-                    gx[b, target[b, k], k] -= gy[b, k]
+                t = target[b, k]
+                if t != ignored and 0 <= t < C:
+                    gx[b, t, k] -= gy[b, k]
+                elif t != ignored:
+                    wrong[0], wrong[1] = t, 1
 
 
 # ---- Mixtures of channels ----------------------------------------------------------------------------------------------------------------

@@ -233,8 +233,10 @@ def _numba_functions() -> dict[str, Any]:
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             from llvmlite import ir
 
-            packed = ir.LiteralStructType([ir.IntType(64), context.get_value_type(arguments)])
-            _enter(builder, _body(context, builder, kernel, arguments, packed), packed, *values[1:])
+            packed = ir.LiteralStructType([ir.IntType(64), context.get_value_type(arguments), ir.IntType(64).as_pointer()])
+            failed = _enter(builder, _body(context, builder, kernel, arguments, packed), *values[1:])
+            with builder.if_then(failed, likely=False):
+                context.call_conv.return_user_exc(builder, MemoryError, ("a thread could not allocate memory",))
             return context.get_dummy_value()
 
         return types.void(kernel, types.intp, types.intp, arguments), generate
@@ -269,31 +271,30 @@ def _body(context: Any, builder: Any, kernel: Any, arguments: Any, packed: Any) 
     body = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [pointer]), builder.module.get_unique_name("share"))
     body.linkage = "internal"
     inside = ir.IRBuilder(body.append_basic_block())
-    given = inside.load(inside.bitcast(body.args[0], packed.as_pointer()))
-    count, unpacked = cgutils.unpack_tuple(inside, given)
+    count, unpacked, failed = cgutils.unpack_tuple(inside, inside.load(inside.bitcast(body.args[0], packed.as_pointer())))
     asked = ir.FunctionType(word, [])
     this, all_ = (inside.sext(inside.call(cgutils.get_or_insert_function(builder.module, asked, name), []), wide) for name in (THIS, ALL))
-    lo = inside.sdiv(inside.mul(count, this), all_)
-    hi = inside.sdiv(inside.mul(count, inside.add(this, wide(1))), all_)
+    lo, hi = (inside.sdiv(inside.mul(count, bound), all_) for bound in (this, inside.add(this, wide(1))))
     resolved = context.typing_context.resolve_function_type(kernel, (types.intp, types.intp, *arguments.types), {})
     compiled_kernel = kernel.dispatcher.get_compile_result(resolved)
     context.active_code_library.add_linking_library(compiled_kernel.library)
     function = context.declare_function(builder.module, compiled_kernel.fndesc)
     parts = cgutils.unpack_tuple(inside, unpacked)
-    context.call_conv.call_function(inside, function, resolved.return_type, resolved.args, [lo, hi, *parts])
+    status, _ = context.call_conv.call_function(inside, function, resolved.return_type, resolved.args, [lo, hi, *parts])
+    with inside.if_then(status.is_error, likely=False):  # a thread found no memory: the only error of loops
+        inside.store(wide(1), failed)
     inside.ret_void()
     return body
 
 
-def _enter(builder: Any, body: Any, packed: Any, units: Any, threads: Any, arguments: Any) -> None:
-    """The instructions that run `body` on `threads` threads of torch's OpenMP library, with units and arguments packed."""
+def _enter(builder: Any, body: Any, units: Any, threads: Any, arguments: Any) -> Any:
+    """The instructions that run `body` on `threads` threads of torch's OpenMP library, all of it packed, and ask whether one failed."""
     from llvmlite import ir
     from numba.core import cgutils
 
-    word, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
-    slot = cgutils.alloca_once(builder, packed)
-    start = builder.insert_value(ir.Constant(packed, ir.Undefined), units, 0)
-    builder.store(builder.insert_value(start, arguments, 1), slot)
-    parallel = ir.FunctionType(ir.VoidType(), [body.type, pointer, word, word])
-    enter = cgutils.get_or_insert_function(builder.module, parallel, PARALLEL)
+    word, wide, pointer = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+    failed = cgutils.alloca_once_value(builder, wide(0))
+    slot = cgutils.alloca_once_value(builder, cgutils.pack_struct(builder, [units, arguments, failed]))
+    enter = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [body.type, pointer, word, word]), PARALLEL)
     builder.call(enter, [body, builder.bitcast(slot, pointer), builder.trunc(threads, word), word(0)])
+    return cgutils.is_true(builder, builder.load(failed))

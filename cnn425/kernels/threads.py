@@ -63,7 +63,8 @@ def loops_run(*tensors: Tensor | None, few: bool = False) -> bool:
     for t in given:
         if type(t) not in PLAIN or not t.is_cpu or t.dtype not in known or t.layout is not torch.strided or t.is_neg():
             return False
-        if is_transformed(t) or (t.data_ptr() == 0 and t.numel()):  # a tensor of zeros that has no memory
+        # A tensor of zeros, or one whose storage was given back, has no memory: its address is its offset in nothing.
+        if is_transformed(t) or (t.data_ptr() == t.storage_offset() * t.itemsize and t.numel()):
             return False
     return has_numba()
 

@@ -56,7 +56,7 @@ class Output(Function):
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = ctx.saved_tensors
+        x, w = operands(ctx)
         needs_x, needs_w, _, _, _, needs_b = ctx.needs_input_grad
         order = gradient_order(gy, x, w, ctx.settings)
         gx = input_gradient(gy, w.conj(), *ctx.settings, ctx.size, order) if needs_x else None
@@ -109,7 +109,7 @@ class InputGradient(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        gy, w = ctx.saved_tensors
+        gy, w = operands(ctx)
         needs_gy, needs_w = ctx.needs_input_grad[:2]
         order = gradient_order(g, gy, w, ctx.settings, ctx.order) if ctx.layer else None
         g = g if order is None else layout.stored(g, order)
@@ -143,7 +143,7 @@ class WeightGradient(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        gy, x = ctx.saved_tensors
+        gy, x = operands(ctx)
         needs_gy, needs_x = ctx.needs_input_grad[:2]
         ggy = output(x.conj(), g, *ctx.settings, None) if needs_gy else None
         gx = input_gradient(gy.conj(), g, *ctx.settings, x.shape[2:]) if needs_x else None
@@ -164,6 +164,15 @@ def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups
     ctx.save_for_backward(first, second)
     ctx.save_for_forward(first, second)
     ctx.settings, ctx.size = (geometry, groups, sharing), first.shape[2:]
+    ctx.given = None if is_traced() else [(t.shape, t.dtype) for t in (first, second)]
+
+
+def operands(ctx: Any) -> tuple[Tensor, Tensor]:
+    """Both operands again, unless `.data` was set since, or a hook of saved tensors returned others: loops would read behind them."""
+    first, second = ctx.saved_tensors
+    if ctx.given and not is_traced() and ctx.given != (found := [(t.shape, t.dtype) for t in (first, second)]):
+        raise RuntimeError(f"tensors saved for the gradient have changed since: they were {ctx.given}, and are {found}")
+    return first, second
 
 
 def bias_gradient(gy: Tensor, sharing: Sharing | None) -> Tensor:
