@@ -9,6 +9,7 @@ from torch.func import functional_call, grad, jvp, vmap
 import cnn425.nn.functional as F
 from cnn425 import nn
 from cnn425.layers.function import autocast_dtype, cast_for_autocast, is_differentiated, is_recorded, operation, without_autocast
+from cnn425.layers.local_low_rank import mix
 
 X = torch.tensor([1.0, 2.0, 3.0])
 
@@ -238,3 +239,22 @@ def test_autocast_lowers_what_it_lowers(dtype, expected):
         assert (lowered.dtype, nothing) == (expected, None)
         assert autocast_dtype(x.device) == torch.bfloat16
         assert without_autocast(lambda: torch.is_autocast_enabled("cpu"), x.device) is False
+
+
+SHORTENED = {
+    "max_pool2d": lambda x: F.max_pool2d(x, 2),
+    "softmax": lambda x: F.softmax(x, 1),
+    "cross_entropy": lambda x: F.cross_entropy(x, torch.zeros(8, 6, 6, dtype=torch.long), reduction="none"),
+    "conv2d": lambda x: F.conv2d(x, torch.ones(4, 4, 3, 3)),
+    "a mixture": lambda x: mix(x, torch.ones(2, 6, 6, requires_grad=True), None),
+}
+
+
+@pytest.mark.parametrize("name", SHORTENED)
+def test_saved_tensors_that_a_hook_cut_short_are_an_error(name):
+    """Loops would read behind them, before autograd finds that the gradient has another shape."""
+    x = torch.randn(8, 4, 6, 6, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t[: len(t) // 2] if t.ndim == 4 else t):
+        y = SHORTENED[name](x)
+    with pytest.raises((RuntimeError, IndexError), match=r"^(?!.*invalid gradient)"):
+        y.sum().backward()

@@ -63,6 +63,14 @@ def settings_of(source: Any, names: Sequence[str]) -> dict[str, Any]:
     return {name: getattr(source, name) for name in names} | {"device": source.weight.device, "dtype": source.weight.dtype}
 
 
+def check_own_parameters(layer: Any, function: str) -> None:
+    """Refuse a layer whose weight or bias is computed from other tensors: what is written into it would be lost."""
+    if computed := [name for name in ("weight", "bias") if name not in layer._parameters]:
+        raise RuntimeError(
+            f"{function}: {computed[0]} of layer is computed from other tensors; remove its parametrization or pruning first"
+        )
+
+
 def copy_parameters(source: Any, target: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Weight and bias written into those of `target`; training flag and `requires_grad` as those of `source`."""
     with torch.no_grad():

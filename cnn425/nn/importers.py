@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from cnn425.layers.local import LocallyConnected
+from cnn425.layers.local_conversion import check_own_parameters
 from cnn425.layers.local_low_rank import LowRankLocal
 from cnn425.layers.local_transpose import LocallyConnectedTranspose
 from cnn425.windows import Sharing
@@ -114,7 +115,8 @@ def load_low_rank(layer: LowRankLocal, kernel_bases: Any, combining_weights: Seq
     """
     _check_low_rank(layer, "load_low_rank")
     bases, given = _array(kernel_bases), [_array(weights) for weights in combining_weights]
-    own = _own(layer, "load_low_rank", True)
+    check_own_parameters(layer, "load_low_rank")
+    own = _own(layer, "load_low_rank")
     rank, o, c, *kernel = own.shape
     _expect("load_low_rank", "kernel_bases", bases, (*kernel, c, rank * o))
     wanted = f"{len(layer.mixing_shapes)} combining_weights and {'no' if layer.bias is None else 'a'} bias"
@@ -209,7 +211,8 @@ def _load(
 
 def _fill(layer: LocallyConnected, function: str, weight: Tensor, bias: Any, bias_order: Sequence[int]) -> LocallyConnected:
     own = _bias(layer, bias_order)
-    _own(layer, function, True)
+    check_own_parameters(layer, function)
+    _own(layer, function)
     if (bias is None) != (own is None):
         owner = "layer" if bias is None else "kernel"
         raise ValueError(f"{function}: the {owner} comes with a bias, the other without: build the layer with bias={bias is not None}")
@@ -247,11 +250,7 @@ def _entry(function: str, state: Mapping[str, Any], name: str) -> Tensor:
     return _array(state[name])
 
 
-def _own(layer: LocallyConnected, function: str, filled: bool = False) -> Tensor:
-    if computed := [name for name in ("weight", "bias") if filled and name not in layer._parameters]:
-        raise RuntimeError(
-            f"{function}: {computed[0]} of layer is computed from other tensors; remove its parametrization or pruning first"
-        )
+def _own(layer: LocallyConnected, function: str) -> Tensor:
     if layer.groups != 1:
         raise ValueError(f"{function}: the other library has no groups, but the layer has groups={layer.groups}")
     return layer.weight.detach()

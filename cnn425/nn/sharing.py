@@ -15,7 +15,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from cnn425.algorithms.layout import HALF
 from cnn425.layers.local import LocallyConnected
+from cnn425.layers.local_conversion import check_own_parameters
 from cnn425.layers.local_low_rank import LowRankLocal
 from cnn425.windows import Sharing
 
@@ -54,8 +56,7 @@ def share_(layer: LocallyConnected, strength: float = 1.0) -> None:
     """
     if isinstance(layer, LowRankLocal) or not isinstance(layer, LocallyConnected):
         raise TypeError(f"share_: layer must be a LocallyConnectedNd, but got {type(layer).__name__}")
-    if computed := [name for name in ("weight", "bias") if name not in layer._parameters]:
-        raise RuntimeError(f"share_: {computed[0]} of layer is computed from other tensors; remove its parametrization or pruning first")
+    check_own_parameters(layer, "share_")
     with torch.no_grad():
         of, positions = Sharing(layer.share, layer.tile), places(layer)
         layer.weight.lerp_(of.mean(layer.weight, positions).expand_as(layer.weight), strength)
@@ -96,7 +97,7 @@ def vectors(layer: LocallyConnected) -> tuple[Tensor, Tensor | None]:
 
 def wide(t: Tensor) -> Tensor:
     """`t` in float32 if it is in half precision, where products of lengths overflow or vanish."""
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+    return t.float() if t.dtype in HALF else t
 
 
 def places(layer: LocallyConnected) -> tuple[int, ...]:
