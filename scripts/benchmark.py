@@ -271,7 +271,8 @@ TRANSPOSED: tuple[tuple[str, str, tuple[tuple[int, ...], ...], dict[str, Any]], 
 BETWEEN: tuple[tuple[str, tuple[int, ...], int, dict[str, Any]], ...] = (
     *((f"share {n}", (32, 16, 28, 28), 32, {"share": n}) for n in (2, 4, 7)),
     ("tile 2", (32, 16, 28, 28), 32, {"tile": 2}),
-    *((f"rank {n}", (32, 16, 28, 28), 32, {"rank": n}) for n in (1, 4, 8)),
+    *((f"rank {n}", (32, 16, 28, 28), 32, {"rank": n}) for n in (1, 2, 4, 8)),
+    ("rank 1, not normalised", (32, 16, 28, 28), 32, {"rank": 1, "normalise": None}),
 )  # batch and channels, outputs; all with windows of 3x3
 LOCALS = (
     Conv("local 3x3 MNIST", (64, 32, 26, 26), 64, (3, 3)),

@@ -82,6 +82,7 @@ REPLACED = {
     "a local layer of one image": lambda: (nn.LocallyConnected2d(2, 8, 9, 3), (1, 2, 9, 9)),
     "tiles": lambda: (nn.LocallyConnected2d(8, 16, 10, 3, tile=2), (16, 8, 10, 10)),
     "low rank": lambda: (nn.LowRankLocal2d(8, 16, 10, 3, 2), (4, 8, 10, 10)),
+    "low rank, many images": lambda: (nn.LowRankLocal2d(8, 16, 10, 3, 4), (32, 8, 10, 10)),
 }
 
 

@@ -351,6 +351,7 @@ TESTED_BY = {
     "local_arguments": "local",
     "local_conversion": "local",
     "local_lazy": "local",
+    "low_rank": "local_low_rank",
     "shards": "group",
     "training": "loop",
 }

@@ -26,12 +26,12 @@ CASES = {
 }
 
 
-def built(d, rank=3, size=5, **arguments):
+def built(d, rank=3, size=5, images=2, **arguments):
     arguments = {k: v[:d] if isinstance(v, tuple) else v for k, v in arguments.items()}
     layer = getattr(nn, f"LowRankLocal{d}d")(2, 4, tuple(range(size, size + d)), 2, rank, **arguments, **float64)
     for p in layer.parameters():
         torch.nn.init.normal_(p)
-    return layer, torch.randn(2, 2, *range(size, size + d), **float64)
+    return layer, torch.randn(images, 2, *range(size, size + d), **float64)
 
 
 def by_definition(layer):
@@ -58,9 +58,10 @@ def of_layer(layer):
 
 @pytest.mark.parametrize("normalise", NORMALISED)
 @pytest.mark.parametrize("mixing", ["sides", "positions"])
+@pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("d", [1, 2, 3])
-def test_every_kind_of_coefficients(d, mixing, normalise):
-    layer, x = built(d, mixing=mixing, normalise=normalise)
+def test_every_kind_of_coefficients(d, rank, mixing, normalise):
+    layer, x = built(d, rank, mixing=mixing, normalise=normalise)
     assert compare(of_layer(layer), by_definition(layer), (*layer.parameters(), x))
     torch.testing.assert_close(layer.unshared()(x), layer(x))
     torch.testing.assert_close(layer.to_conv().weight, layer.unshared().to_conv().weight)
@@ -73,8 +74,44 @@ def test_values_and_gradients_are_those_of_the_mixed_weight(case, d):
     assert compare(of_layer(layer), by_definition(layer), (*layer.parameters(), x))
 
 
-def test_derivatives_transforms_and_the_compiler():
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("case", [*CASES, "bands that see no pixel"])
+def test_so_do_many_images(case, d):
+    """Weights are then mixed for some positions at a time."""
+    arguments = CASES.get(case, {"padding": 40 if d == 1 else 5})
+    layer, x = built(d, **{"rank": 4, "size": 60 if d == 1 else 6, "images": 64, **arguments})
+    assert compare(of_layer(layer), by_definition(layer), (*layer.parameters(), x))
+
+
+@pytest.mark.parametrize("frozen", [("weight", "mixing_i", "mixing_j"), ("weight", "bias"), ("mixing_i", "mixing_j", "x"), ("x",)], ids=str)
+def test_many_images_and_what_is_frozen(frozen):
+    layer, x = built(2, rank=4, size=9, images=32)
+    given = {**dict(layer.named_parameters()), "x": x.requires_grad_()}
+    asked = [t for name, t in given.items() if name not in frozen]
+    expected = torch.autograd.grad(layer(x).sin().sum(), asked)
+    for name in frozen:
+        given[name].requires_grad_(False)
+    for mine, wanted in zip(torch.autograd.grad(layer(x).sin().sum(), asked), expected, strict=True):
+        assert torch.equal(mine, wanted)
+
+
+def test_a_mixture_of_one_convolution_is_that_convolution():
+    """Its coefficients add up to 1, so each is 1, and parameters that change nothing have gradients of zero."""
+    layer, x = nn.LowRankLocal2d(3, 8, 12, 3, rank=1, padding=1), torch.randn(4, 3, 12, 12)
+    for p in layer.parameters():
+        torch.nn.init.normal_(p)
+    y, expected = layer(x), nn.functional.conv2d(x, layer.weight[0], layer.bias, padding=1)
+    assert torch.equal(y, expected)
+    y.sin().sum().backward()
+    assert layer.mixing_i.grad.count_nonzero() == layer.mixing_j.grad.count_nonzero() == 0
+    assert torch.equal(layer.weight.grad[0], torch.autograd.grad(expected.sin().sum(), layer.weight)[0][0])
+
+
+@pytest.mark.parametrize("images", [2, 36])
+def test_derivatives_transforms_and_the_compiler(images):
     layer, x = built(1, rank=2, groups=2, mixing="sides", size=3)
+    if images > 2:
+        layer, x = built(1, rank=4, groups=2, mixing="sides", size=60, images=images)
     given = [p.detach().requires_grad_() for p in (*layer.parameters(), x)]
     ours, theirs = of_layer(layer), by_definition(layer)
     assert torch.autograd.gradcheck(ours, given, check_forward_ad=True, check_batched_grad=True, fast_mode=True)
@@ -95,6 +132,20 @@ def test_no_tensor_of_the_size_of_the_unshared_weight_is_made():
     with Largest() as mode:
         layer.unshared()
     assert mode.numbers >= unshared  # the watch can see it
+
+
+def test_nor_by_many_images():
+    layer, x = nn.LowRankLocal2d(8, 8, 28, 5, rank=4), torch.randn(64, 8, 28, 28, requires_grad=True)
+    layer(x).square().sum().backward()
+
+    def largest(call):
+        with torch.profiler.profile(profile_memory=True) as profile:
+            call()
+        return max(event.self_cpu_memory_usage for event in profile.events())
+
+    unshared = layer.unshared().weight.nbytes
+    assert largest(lambda: layer(x).square().sum().backward()) < 0.6 * unshared
+    assert largest(layer.unshared) >= unshared  # the watch can see it
 
 
 def test_it_starts_as_a_convolution_with_torchs_spread():

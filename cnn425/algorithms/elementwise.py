@@ -1,6 +1,6 @@
-"""Activations, losses and mixtures, two ways: the loops of `cnn425.kernels.elementwise`, and for everything else the definition.
+"""Activations and losses, two ways: the loops of `cnn425.kernels.elementwise`, and for everything else the definition.
 
-Loops take dense float32 tensors. Those without exponentials, which are all gradients and mixtures, also take float64.
+Loops take dense float32 tensors. Those without exponentials, which are all gradients, also take float64.
 """
 
 from math import prod
@@ -8,7 +8,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import layout
 from cnn425.algorithms.layout import FLOATS
 from cnn425.kernels import elementwise as loops
 from cnn425.kernels.threads import loops_run, memory
@@ -159,44 +158,3 @@ def dropped(target: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
     target = target.unsqueeze(1)
     drop = target == ignored
     return drop, target.masked_fill(drop, 0)
-
-
-def mixture(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
-    """`y[n,o,p] = b[o] + sum over r of m[r,p] * a[n,o,r,p]`: `(N, O*R, *positions), (R, *positions), (O,) -> (N, O, *positions)`."""
-    if not is_mixed_by_loops(a, m, b):
-        return layout.stored(mixture_by_definition(a, m, b), layout.like(a))
-    (N, OR), (R, *positions), order = a.shape[:2], m.shape, layout.like(a)
-    a, m, P, O = a.contiguous(), m.contiguous(), prod(positions), OR // R
-    y, b = a.new_empty(N, O, *positions), a.new_zeros(1) if b is None else b.contiguous()
-    loops.mix(N * O, a.numel(), memory(a, N * O, R, P), memory(m, R, P), memory(b, len(b)), memory(y, N * O, P))
-    return layout.stored(y, order)
-
-
-def mixture_gradients(gy: Tensor, a: Tensor, m: Tensor, recorded: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `mixture`: `ga[n,o,r,p] = m[r,p] * gy[n,o,p]`, `gm[r,p] = sum over n, o of gy[n,o,p] * a[n,o,r,p]`, and of b.
-
-    If autograd records them, they are made by operations of torch, which have derivatives.
-    """
-    (N, O), (R, *positions), order = gy.shape[:2], m.shape, layout.like(gy)
-    if recorded or a.shape != (N, O * R, *positions) or not is_mixed_by_loops(gy, a, m):
-        by_r = gy.unsqueeze(2)
-        ga = (by_r * m.conj()).reshape(N, O * R, *positions)
-        return ga, (by_r * a.conj().reshape(N, O, *m.shape)).sum((0, 1)), gy.sum((0, *range(2, gy.ndim)))
-    gy, a, m, rows, P = gy.contiguous(), a.contiguous(), m.contiguous(), N * O, prod(positions)
-    chunks, blocks = -(-rows // loops.ROWS), -(-P // loops.LINE)
-    ga, gm, gb = torch.empty_like(a), a.new_empty(chunks, *m.shape), a.new_empty(N, O, blocks)
-    given = memory(gy, rows, P), memory(a, rows, R, P), memory(m, R, P)
-    loops.mix_gradients(chunks * blocks, a.numel(), *given, memory(ga, rows, R, P), memory(gm, chunks, R, P), memory(gb, rows, blocks))
-    return layout.stored(ga, order), gm.sum(0), gb.sum((0, 2))
-
-
-def mixture_by_definition(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
-    """`mixture` in operations that have derivatives of their own."""
-    y = (a.reshape(-1, a.shape[1] // m.shape[0], *m.shape) * m).sum(2)  # a legacy vmap has no unflatten
-    return y if b is None else y + b.view(-1, *(1,) * (m.ndim - 1))
-
-
-def is_mixed_by_loops(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether loops compute a map of mixtures of `a` and `b`, to which a bias may be added."""
-    alike = a.dtype == b.dtype and (bias is None or bias.dtype == a.dtype)
-    return a.dtype in FLOATS and alike and loops_run(a, b, bias) and 0 not in (a.numel(), b.numel())

@@ -161,18 +161,23 @@ class WeightGradient(Function):
 
 def remember(ctx: Any, first: Tensor, second: Tensor, geometry: Geometry, groups: int, sharing: Sharing | None) -> None:
     """Save both operands: the gradient of each is computed from the other."""
-    ctx.save_for_backward(first, second)
-    ctx.save_for_forward(first, second)
+    save(ctx, first, second)
     ctx.settings, ctx.size = (geometry, groups, sharing), first.shape[2:]
-    ctx.given = None if is_traced() else [(t.shape, t.dtype) for t in (first, second)]
 
 
-def operands(ctx: Any) -> tuple[Tensor, Tensor]:
-    """Both operands again, unless `.data` was set since, or a hook of saved tensors returned others: loops would read behind them."""
-    first, second = ctx.saved_tensors
-    if ctx.given and not is_traced() and ctx.given != (found := [(t.shape, t.dtype) for t in (first, second)]):
+def save(ctx: Any, *tensors: Tensor) -> None:
+    """Save the operands of a map."""
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+    ctx.given = None if is_traced() else [(t.shape, t.dtype) for t in tensors]
+
+
+def operands(ctx: Any) -> Any:
+    """The operands again, unless `.data` was set since, or a hook of saved tensors returned others: loops would read behind them."""
+    tensors = ctx.saved_tensors
+    if ctx.given and not is_traced() and ctx.given != (found := [(t.shape, t.dtype) for t in tensors]):
         raise RuntimeError(f"tensors saved for the gradient have changed since: they were {ctx.given}, and are {found}")
-    return first, second
+    return tensors
 
 
 def bias_gradient(gy: Tensor, sharing: Sharing | None) -> Tensor:

@@ -4,8 +4,8 @@
 
 Elsayed, Ramachandran, Shlens, Kornblith 2020, "Revisiting spatial invariance with low-rank local connectivity", arXiv 2002.02959. It is the
 local layer with weight `sum over r of m[r,i,j] * w[r]`, a matrix (positions, weights) of rank R at most: R = 1 with equal coefficients is
-a convolution, R = positions any local layer. One convolution with R times the outputs is computed and mixed: that weight is never written
-out.
+a convolution, R = positions any local layer. Either one convolution with R times the outputs is computed and mixed, or weights are mixed
+for some positions at a time: that weight is never written out.
 """
 
 import math
@@ -18,12 +18,12 @@ from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425 import compat
-from cnn425.algorithms import elementwise as algorithm
+from cnn425.algorithms import low_rank as algorithm
 from cnn425.algorithms.layout import HALF
 from cnn425.layers import arguments
 from cnn425.layers.activation import softmax
-from cnn425.layers.bilinear import output
-from cnn425.layers.function import is_differentiated, operation
+from cnn425.layers.bilinear import input_gradient, operands, output, save, weight_gradient
+from cnn425.layers.function import is_differentiated, operation, without_autocast
 from cnn425.layers.local import LOCAL, LocallyConnected
 from cnn425.layers.local_arguments import checked_low_rank
 from cnn425.layers.local_conversion import SETTINGS, check_convolution, copy_parameters, settings_of, shared, unshared
@@ -64,17 +64,56 @@ class Mixture(Function):
         return y, 0
 
 
-mix = operation(Mixture)
+class LowRank(Function):
+    """The same output, from the mixed weights of some positions at a time: `x, w (R, O, C/G, *kernel), m (R, *positions), b (O,)`."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, m: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> Tensor:
+        return without_autocast(algorithm.output, x.device, x, w, m, b, geometry, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        save(ctx, *inputs[:3])
+        ctx.settings = inputs[4:]
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        (x, w, m), (geometry, groups), needs = operands(ctx), ctx.settings, ctx.needs_input_grad
+        gb = gy.sum((0, *range(2, gy.ndim))) if needs[3] else None
+        if not is_differentiated(gy, x, w, m) and algorithm.is_banded(geometry, x, w, m, gy):
+            asked = needs[0], needs[1] or needs[2]
+            return *without_autocast(algorithm.gradients, x.device, gy, x, w, m, geometry, groups, *asked), gb, None, None
+        stacked = w.transpose(0, 1).flatten(0, 1)
+        ga, gm, _ = algorithm.mixture_gradients(gy, output(x, stacked, geometry, groups, None, None), m, True)
+        gw = weight_gradient(ga, x, geometry, groups, None).reshape(-1, len(w), *w.shape[2:]).transpose(0, 1)
+        return input_gradient(ga, stacked, geometry, groups, None, x.shape[2:]), gw, gm, gb, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, dw: Tensor, dm: Tensor, db: Tensor | None, *_: None) -> Tensor:
+        x, w, m = ctx.saved_tensors
+        return apart(dx, w, m, db, *ctx.settings) + apart(x, dw, m, None, *ctx.settings) + apart(x, w, dm, None, *ctx.settings)
 
 
-def low_rank_local(dimensions: int, input: Tensor, weight: Tensor, mixing: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+mix, low_rank = operation(Mixture), operation(LowRank)
+
+
+def apart(x: Tensor, w: Tensor, m: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> Tensor:
+    """The output by R convolutions and their mixture."""
+    outputs = output(x, w.transpose(0, 1).flatten(0, 1), geometry, groups, None, None)  # in the order o, r
+    return mix(outputs, m, b)
+
+
+def low_rank_local(
+    dimensions: int, input: Tensor, weight: Tensor, mixing: Tensor, bias: Tensor | None, *settings: Any, equal: bool = False
+) -> Tensor:
     """The local layer with weight `sum over r of mixing[r] * weight[r]`: `(R, *positions)` and `(R, O, C/groups, *kernel)`.
 
-    `settings` are the stride, padding, dilation and groups of `locally_connectedNd`; the bias is `(O,)`.
+    `settings` are the stride, padding, dilation and groups of `locally_connectedNd`; the bias is `(O,)`. Where coefficients are known to be
+    `equal` at all positions, the layer is a convolution and computed as one.
     """
     tensors = input, weight, mixing, bias
     if has_torch_function_variadic(*tensors):
-        return handle_torch_function(low_rank_local, tensors, dimensions, *tensors, *settings)
+        return handle_torch_function(low_rank_local, tensors, dimensions, *tensors, *settings, equal=equal)
 
     def checked(d: int, x: torch.Size, w: torch.Size, b: torch.Size | None, *settings: Any) -> tuple[Geometry, int]:
         found: tuple[Geometry, int] = checked_low_rank(d, x, w, b, mixing.shape, *settings)
@@ -82,11 +121,13 @@ def low_rank_local(dimensions: int, input: Tensor, weight: Tensor, mixing: Tenso
 
     def mixed(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> Tensor:
         arguments.check_same_type(x, w, b)
+        if equal:
+            return output(x, torch.tensordot(mixing.flatten(1).mean(1).to(w.dtype), w, 1), geometry, groups, None, b)
         dtype = x.dtype
         if dtype in HALF:  # rounded once, at the end, and not between convolution and mixture
             x, w, b = x.float(), w.float(), None if b is None else b.float()
-        apart = output(x, w.transpose(0, 1).flatten(0, 1), geometry, groups, None, None)  # outputs in the order o, r
-        return mix(apart, mixing.to(apart.dtype), b).to(dtype)
+        given = x, w, mixing.to(x.dtype), b
+        return (low_rank if algorithm.is_banded(geometry, *given) else apart)(*given, geometry, groups).to(dtype)
 
     layer = "LocallyConnected", checked, mixed
     return arguments.applied(layer, low_rank_local, dimensions, input, weight, bias, *settings)
@@ -181,7 +222,8 @@ class LowRankLocal(LocallyConnected):
     def connect(self, input: Tensor, padding: Any) -> Tensor:
         """The layer's output for an image of the right size, already padded unless the padding is zeros."""
         settings = self.stride, padding, self.dilation, self.groups
-        return low_rank_local(self.dimensions, input, self.weight, self.coefficients(), self.bias, *settings)
+        one = self.rank == 1 and self.normalise == "softmax"  # then its coefficients are 1
+        return low_rank_local(self.dimensions, input, self.weight, self.coefficients(), self.bias, *settings, equal=one)
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, the number of parameters and the memory they take."""
