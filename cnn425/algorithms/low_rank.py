@@ -2,7 +2,7 @@
 
 | what comes                                                                    | how it is computed                              |
 |-------------------------------------------------------------------------------|-------------------------------------------------|
-| at least 4 convolutions and USES images times convolutions, for loops         | in bands of positions, whose weights are mixed  |
+| R >= RANK and (R - 1) * N >= SAVED, N the number of images, for loops         | in bands of positions, whose weights are mixed  |
 | everything else, and what may be differentiated again                         | one convolution with R*O outputs, then mixed    |
 
 A product of an image and a weight costs as much in either; the second way computes R times as many, the first also mixes weights, which
@@ -21,7 +21,7 @@ from cnn425.kernels import elementwise as loops
 from cnn425.kernels.threads import forced, is_traced, loops_run, memory
 from cnn425.windows import Geometry, each_its_own
 
-RANK, USES = 4, 128  # convolutions, and images times convolutions, from which on it pays to mix weights
+RANK, SAVED = 3, 96  # from so many convolutions, and images that need not meet all of them, on it pays to mix weights
 BAND, BANDS = 1 << 22, 4  # bytes of the mixed weights of a band, and the least number of bands
 
 
@@ -31,7 +31,7 @@ def is_banded(geometry: Geometry, x: Tensor, w: Tensor, m: Tensor, *others: Tens
     Every band must see a pixel, so padding must be smaller than the windows.
     """
     tensors = x, w, m, *others
-    if is_traced() or forced.get() is not None or len(w) < RANK or len(x) * len(w) < USES or m.shape[1] < BANDS:
+    if is_traced() or forced.get() is not None or len(w) < RANK or (len(w) - 1) * len(x) < SAVED or m.shape[1] < BANDS:
         return False
     if max(geometry.padding[0]) >= geometry.extent[0] or 0 in (x.numel(), w.numel(), m.numel()) or x.dtype not in FLOATS:
         return False
