@@ -1,8 +1,8 @@
 """Ways to compute convolutions, local layers and pools: their outputs, the gradients of their inputs and of their weights.
 
 `definition` is the formula. `convolution`, `local` and `low_rank` choose how to compute it, each by a table; `product` computes
-convolutions by default. `pool` and `elementwise` use loops or plain PyTorch. `im2col`, `winograd` and `fft` run on request only. `layout` gives results
-the memory format of torch's. `with use(name):` forces an algorithm.
+convolutions by default. `pool` and `elementwise` use loops or plain PyTorch. `im2col`, `winograd` and `fft` run on request only. `layout`
+gives results the memory format of torch's. `with use(name):` forces an algorithm.
 """
 
 from collections.abc import Iterator
