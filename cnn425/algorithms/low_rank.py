@@ -1,12 +1,13 @@
 """How a local layer of low rank is computed: the weight of position p is a mixture of R convolutions, `sum over r of m[r,p] * w[r]`.
 
-| what comes                                                                    | how it is computed                              |
-|-------------------------------------------------------------------------------|-------------------------------------------------|
-| R >= RANK and (R - 1) * N >= SAVED, N the number of images, for loops         | in bands of positions, whose weights are mixed  |
-| everything else, and what may be differentiated again                         | one convolution with R*O outputs, then mixed    |
+| what comes, for loops, with N images                | how it is computed                                                   |
+|-----------------------------------------------------|----------------------------------------------------------------------|
+| R >= RANK and (R - 1) * N >= SAVED                  | band by band: the weights of some positions are mixed, a local layer |
+| everything else                                     | one convolution with R*O outputs, which are mixed                    |
 
 A product of an image and a weight costs as much in either; the second way computes R times as many, the first also mixes weights, which
-costs as much as a few images. Neither makes a tensor of the size of the unshared weight.
+costs as much as a few images. Neither makes a tensor of the size of the unshared weight. What loops do not compute, and what may be
+differentiated again, is the second way in plain PyTorch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from cnn425.algorithms import layout, local
+from cnn425.algorithms import convolution, layout, local
 from cnn425.algorithms.layout import FLOATS
 from cnn425.kernels import elementwise as loops
 from cnn425.kernels.threads import forced, is_traced, loops_run, memory
@@ -25,17 +26,71 @@ RANK, SAVED = 3, 96  # from so many convolutions, and images that need not meet 
 BAND, BANDS = 1 << 22, 4  # bytes of the mixed weights of a band, and the least number of bands
 
 
-def is_banded(geometry: Geometry, x: Tensor, w: Tensor, m: Tensor, *others: Tensor | None) -> bool:
-    """Whether weights are mixed, for image `(N, C, *size)`, weights `(R, O, C/G, *kernel)` and coefficients `(R, *positions)`.
+def runs(*tensors: Tensor | None) -> bool:
+    """Whether loops compute maps of these tensors."""
+    given = [t for t in tensors if t is not None]
+    dtype = given[0].dtype
+    if is_traced() or dtype not in FLOATS or any(t.dtype != dtype or t.numel() == 0 for t in given):
+        return False
+    return loops_run(*given)
 
-    Every band must see a pixel, so padding must be smaller than the windows.
+
+def is_banded(x: Tensor, w: Tensor, m: Tensor, geometry: Geometry) -> bool:
+    """Whether weights are mixed. Every band must see a pixel, so padding must be smaller than the windows."""
+    pays = len(w) >= RANK and (len(w) - 1) * len(x) >= SAVED and m.shape[1] >= BANDS
+    return pays and forced.get() is None and max(geometry.padding[0]) < geometry.extent[0]
+
+
+def output(x: Tensor, w: Tensor, m: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> tuple[Tensor, Tensor]:
+    """The output, and those of the R convolutions that were mixed, or nothing where weights were.
+
+    `(N, C, *size), (R, O, C/G, *kernel), (R, *positions), (O,) -> (N, O, *positions), (N, O*R, *positions) or (0)`.
     """
-    tensors = x, w, m, *others
-    if is_traced() or forced.get() is not None or len(w) < RANK or (len(w) - 1) * len(x) < SAVED or m.shape[1] < BANDS:
-        return False
-    if max(geometry.padding[0]) >= geometry.extent[0] or 0 in (x.numel(), w.numel(), m.numel()) or x.dtype not in FLOATS:
-        return False
-    return all(t is None or t.dtype == x.dtype for t in tensors) and loops_run(*tensors)
+    (N, (R, O), P), sharing = (len(x), w.shape[:2], prod(m.shape[1:])), each_its_own(geometry.dimensions)
+    y = x.new_empty(N, O, *m.shape[1:])
+    if is_banded(x, w, m, geometry):
+        for here, seen, windows, _, weight in bands(geometry, x.shape[2:], w, m):
+            y[:, :, here] = local.output(x[:, :, seen], weight, windows, groups, sharing, b)
+        return layout.stored(y, layout.like(x)), x.new_empty(0)
+    a = convolution.output(x, stacked(w), geometry, groups)
+    order, apart, m, b = layout.like(a), a.contiguous(), m.contiguous(), a.new_zeros(1) if b is None else b.contiguous()
+    loops.mix(N * O, a.numel(), memory(apart, N * O, R, P), memory(m, R, P), memory(b, len(b)), memory(y, N * O, P))
+    return layout.stored(y, order), a
+
+
+def gradients(
+    gy: Tensor, x: Tensor, w: Tensor, m: Tensor, a: Tensor, geometry: Geometry, groups: int, of_image: bool, of_weights: bool
+) -> tuple[Tensor | None, ...]:
+    """The gradients of image, weights, coefficients and bias, without some that are not asked for; `a` is what `output` returned."""
+    if a.numel() == 0:
+        return *gradients_by_bands(gy, x, w, m, geometry, groups, of_image, of_weights), gy.sum((0, *range(2, gy.ndim)))
+    (N, (R, O), P), order = (len(x), w.shape[:2], prod(m.shape[1:])), layout.like(gy)
+    gy, a, m, rows = gy.contiguous(), a.contiguous(), m.contiguous(), N * O
+    chunks, blocks = -(-rows // loops.ROWS), -(-P // loops.LINE)
+    ga, gm, gb = torch.empty_like(a), a.new_empty(chunks, *m.shape), a.new_empty(N, O, blocks)
+    given = memory(gy, rows, P), memory(a, rows, R, P), memory(m, R, P)
+    loops.mix_gradients(chunks * blocks, a.numel(), *given, memory(ga, rows, R, P), memory(gm, chunks, R, P), memory(gb, rows, blocks))
+    ga = layout.stored(ga, order)
+    gx = convolution.input_gradient(ga, stacked(w), geometry, groups, x.shape[2:]) if of_image else None
+    gw = convolution.weight_gradient(ga, x, geometry, groups).view(O, R, *w.shape[2:]).transpose(0, 1) if of_weights else None
+    return gx, gw, gm.sum(0), gb.sum((0, 2))
+
+
+def stacked(w: Tensor) -> Tensor:
+    """The weights `(R, O, C/G, *kernel)` as those of one convolution, `(O*R, C/G, *kernel)`: groups stay together."""
+    return w.transpose(0, 1).flatten(0, 1)
+
+
+def mixture(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
+    """`y[n,o,p] = b[o] + sum over r of m[r,p] * a[n,o,r,p]`, `(N, O*R, *positions), (R, *positions), (O,) -> (N, O, *positions)`.
+
+    In operations of torch, which have derivatives.
+    """
+    y = (a.reshape(-1, a.shape[1] // m.shape[0], *m.shape) * m).sum(2)  # a legacy vmap has no unflatten
+    return layout.stored(y if b is None else y + b.view(-1, *(1,) * (m.ndim - 1)), layout.like(a))
+
+
+# ---- Bands -------------------------------------------------------------------------------------------------------------------------------
 
 
 def bands(geometry: Geometry, size: Sequence[int], w: Tensor, m: Tensor) -> Iterator[tuple[slice, slice, Geometry, Tensor, Tensor]]:
@@ -54,18 +109,10 @@ def bands(geometry: Geometry, size: Sequence[int], w: Tensor, m: Tensor) -> Iter
         yield here, seen, windows, mixing, (mixing.t() @ w.flatten(1)).view(*m[0, here].shape, *w.shape[1:])
 
 
-def output(x: Tensor, w: Tensor, m: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> Tensor:
-    """The output, band by band: `(N, C, *size) -> (N, O, *positions)`."""
-    y, sharing = x.new_empty(len(x), w.shape[1], *m.shape[1:]), each_its_own(geometry.dimensions)
-    for here, seen, windows, _, weight in bands(geometry, x.shape[2:], w, m):
-        y[:, :, here] = local.output(x[:, :, seen], weight, windows, groups, sharing, b)
-    return layout.stored(y, layout.like(x))
-
-
-def gradients(
+def gradients_by_bands(
     gy: Tensor, x: Tensor, w: Tensor, m: Tensor, geometry: Geometry, groups: int, of_image: bool, of_weights: bool
 ) -> tuple[Tensor, ...]:
-    """The gradients of image, weights and coefficients, band by band; zeros for what is not asked for."""
+    """The gradients of image, weights and coefficients; zeros for what is not asked for."""
     sharing, flat = each_its_own(geometry.dimensions), w.flatten(1)
     gx, gw, gm = x.new_zeros(x.shape), torch.zeros_like(flat), torch.zeros_like(m)
     for here, seen, windows, mixing, weight in bands(geometry, x.shape[2:], w, m):
@@ -77,44 +124,3 @@ def gradients(
             gm[:, here] = (flat @ mixed.t()).view_as(m[:, here])
             gw.addmm_(mixing, mixed)
     return layout.stored(gx, layout.like(x)), gw.view_as(w), gm
-
-
-def mixture(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
-    """`y[n,o,p] = b[o] + sum over r of m[r,p] * a[n,o,r,p]`: `(N, O*R, *positions), (R, *positions), (O,) -> (N, O, *positions)`."""
-    if not is_mixed_by_loops(a, m, b):
-        return layout.stored(mixture_by_definition(a, m, b), layout.like(a))
-    (N, OR), (R, *positions), order = a.shape[:2], m.shape, layout.like(a)
-    a, m, P, O = a.contiguous(), m.contiguous(), prod(positions), OR // R
-    y, b = a.new_empty(N, O, *positions), a.new_zeros(1) if b is None else b.contiguous()
-    loops.mix(N * O, a.numel(), memory(a, N * O, R, P), memory(m, R, P), memory(b, len(b)), memory(y, N * O, P))
-    return layout.stored(y, order)
-
-
-def mixture_gradients(gy: Tensor, a: Tensor, m: Tensor, recorded: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `mixture`: `ga[n,o,r,p] = m[r,p] * gy[n,o,p]`, `gm[r,p] = sum over n, o of gy[n,o,p] * a[n,o,r,p]`, and of b.
-
-    If autograd records them, they are made by operations of torch, which have derivatives.
-    """
-    (N, O), (R, *positions), order = gy.shape[:2], m.shape, layout.like(gy)
-    if recorded or a.shape != (N, O * R, *positions) or not is_mixed_by_loops(gy, a, m):
-        by_r = gy.unsqueeze(2)
-        ga = (by_r * m.conj()).reshape(N, O * R, *positions)
-        return ga, (by_r * a.conj().reshape(N, O, *m.shape)).sum((0, 1)), gy.sum((0, *range(2, gy.ndim)))
-    gy, a, m, rows, P = gy.contiguous(), a.contiguous(), m.contiguous(), N * O, prod(positions)
-    chunks, blocks = -(-rows // loops.ROWS), -(-P // loops.LINE)
-    ga, gm, gb = torch.empty_like(a), a.new_empty(chunks, *m.shape), a.new_empty(N, O, blocks)
-    given = memory(gy, rows, P), memory(a, rows, R, P), memory(m, R, P)
-    loops.mix_gradients(chunks * blocks, a.numel(), *given, memory(ga, rows, R, P), memory(gm, chunks, R, P), memory(gb, rows, blocks))
-    return layout.stored(ga, order), gm.sum(0), gb.sum((0, 2))
-
-
-def mixture_by_definition(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
-    """`mixture` in operations that have derivatives of their own."""
-    y = (a.reshape(-1, a.shape[1] // m.shape[0], *m.shape) * m).sum(2)  # a legacy vmap has no unflatten
-    return y if b is None else y + b.view(-1, *(1,) * (m.ndim - 1))
-
-
-def is_mixed_by_loops(a: Tensor, b: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether loops compute a map of mixtures of `a` and `b`, to which a bias may be added."""
-    alike = a.dtype == b.dtype and (bias is None or bias.dtype == a.dtype)
-    return a.dtype in FLOATS and alike and loops_run(a, b, bias) and 0 not in (a.numel(), b.numel())

@@ -32,75 +32,52 @@ from cnn425.windows import POSITIONS, Geometry
 NORMALISED = ("softmax", "norm", None)
 
 
-class Mixture(Function):
-    """`y[n,o,p] = b[o] + sum over r of m[r,p] * a[n,o,r,p]`: `(N, O*R, *positions), (R, *positions), (O,) -> (N, O, *positions)`.
-
-    a[n,o,r,p] is output o of convolution r, and m[r,p] its coefficient at position p.
-    """
-
-    @staticmethod
-    def forward(a: Tensor, m: Tensor, b: Tensor | None) -> Tensor:
-        return algorithm.mixture(a, m, b)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.save_for_forward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        a, m = ctx.saved_tensors
-        ga, gm, gb = algorithm.mixture_gradients(gy, a, m, is_differentiated(gy, a, m))
-        return ga, gm, gb if ctx.needs_input_grad[2] else None
-
-    @staticmethod
-    def jvp(ctx: Any, da: Tensor, dm: Tensor, db: Tensor | None) -> Tensor:
-        a, m = ctx.saved_tensors
-        return algorithm.mixture_by_definition(da, m, db) + algorithm.mixture_by_definition(a, dm, None)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, a: Tensor, m: Tensor, b: Tensor | None) -> tuple[Tensor, int]:
-        y: Tensor = torch.vmap(algorithm.mixture_by_definition, in_dims)(a, m, b)
-        return y, 0
-
-
 class LowRank(Function):
-    """The same output, from the mixed weights of some positions at a time: `x, w (R, O, C/G, *kernel), m (R, *positions), b (O,)`."""
+    """The layer with parameters `w (R, O, C/groups, *kernel), m (R, *positions), b (O,)`; its second output is for its gradients only."""
 
     @staticmethod
-    def forward(x: Tensor, w: Tensor, m: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> Tensor:
-        return without_autocast(algorithm.output, x.device, x, w, m, b, geometry, groups)
+    def forward(x: Tensor, w: Tensor, m: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = without_autocast(algorithm.output, x.device, x, w, m, b, geometry, groups)
+        return found
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        save(ctx, *inputs[:3])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        save(ctx, *inputs[:3], output[1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         ctx.settings = inputs[4:]
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        (x, w, m), (geometry, groups), needs = operands(ctx), ctx.settings, ctx.needs_input_grad
-        gb = gy.sum((0, *range(2, gy.ndim))) if needs[3] else None
-        if not is_differentiated(gy, x, w, m) and algorithm.is_banded(geometry, x, w, m, gy):
+    def backward(ctx: Any, gy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if gy is None:
+            return (None,) * 6
+        (x, w, m, a), (geometry, groups), needs = operands(ctx), ctx.settings, ctx.needs_input_grad
+        if not is_differentiated(gy, x, w, m) and algorithm.runs(gy, x, w, m):
             asked = needs[0], needs[1] or needs[2]
-            return *without_autocast(algorithm.gradients, x.device, gy, x, w, m, geometry, groups, *asked), gb, None, None
-        stacked = w.transpose(0, 1).flatten(0, 1)
-        ga, gm, _ = algorithm.mixture_gradients(gy, output(x, stacked, geometry, groups, None, None), m, True)
-        gw = weight_gradient(ga, x, geometry, groups, None).reshape(-1, len(w), *w.shape[2:]).transpose(0, 1)
-        return input_gradient(ga, stacked, geometry, groups, None, x.shape[2:]), gw, gm, gb, None, None
+            gx, gw, gm, gb = without_autocast(algorithm.gradients, x.device, gy, x, w, m, a, geometry, groups, *asked)
+        else:
+            weight, each = algorithm.stacked(w), gy.unsqueeze(2)
+            ga = (each * m).reshape(len(x), -1, *m.shape[1:])
+            gx = input_gradient(ga, weight, geometry, groups, None, x.shape[2:])
+            gw = weight_gradient(ga, x, geometry, groups, None).reshape(-1, *w.shape[:1], *w.shape[2:]).transpose(0, 1)
+            gm = (each * output(x, weight, geometry, groups, None, None).reshape(len(x), -1, *m.shape)).sum((0, 1))
+            gb = gy.sum((0, *range(2, gy.ndim)))
+        return gx, gw, gm, gb if needs[3] else None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor, dw: Tensor, dm: Tensor, db: Tensor | None, *_: None) -> Tensor:
-        x, w, m = ctx.saved_tensors
-        return apart(dx, w, m, db, *ctx.settings) + apart(x, dw, m, None, *ctx.settings) + apart(x, w, dm, None, *ctx.settings)
+    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, dm: Tensor | None, db: Tensor | None, *_: None) -> tuple[Tensor, None]:
+        x, w, m, _ = ctx.saved_tensors
+        dx, dw, dm = (torch.zeros_like(t) if d is None else d for d, t in ((dx, x), (dw, w), (dm, m)))
+        dy = by_definition(dx, w, m, db, *ctx.settings) + by_definition(x, dw, m, None, *ctx.settings)
+        return dy + by_definition(x, w, dm, None, *ctx.settings), None
 
 
-mix, low_rank = operation(Mixture), operation(LowRank)
+low_rank = operation(LowRank)
 
 
-def apart(x: Tensor, w: Tensor, m: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> Tensor:
-    """The output by R convolutions and their mixture."""
-    outputs = output(x, w.transpose(0, 1).flatten(0, 1), geometry, groups, None, None)  # in the order o, r
-    return mix(outputs, m, b)
+def by_definition(x: Tensor, w: Tensor, m: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> Tensor:
+    """The layer as one convolution, with the outputs of R, and their mixture: output o of convolution r is channel `o*R + r`."""
+    return algorithm.mixture(output(x, algorithm.stacked(w), geometry, groups, None, None), m, b)
 
 
 def low_rank_local(
@@ -127,7 +104,8 @@ def low_rank_local(
         if dtype in HALF:  # rounded once, at the end, and not between convolution and mixture
             x, w, b = x.float(), w.float(), None if b is None else b.float()
         given = x, w, mixing.to(x.dtype), b
-        return (low_rank if algorithm.is_banded(geometry, *given) else apart)(*given, geometry, groups).to(dtype)
+        y: Tensor = low_rank(*given, geometry, groups)[0] if algorithm.runs(*given) else by_definition(*given, geometry, groups)
+        return y.to(dtype)
 
     layer = "LocallyConnected", checked, mixed
     return arguments.applied(layer, low_rank_local, dimensions, input, weight, bias, *settings)
