@@ -16,6 +16,10 @@ are_transforms_active = torch._C._are_functorch_transforms_active
 # Tensors of torch.func's transforms have no storage of their own, and may outlive the transform. Whether a tensor is one.
 is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
+# `ctx.needs_input_grad` does not know which gradients `torch.autograd.grad` was asked for. Whether the backward pass at work goes on to a
+# node of the graph; a leaf whose gradient is asked for raises RuntimeError.
+goes_on_to = torch._C._will_engine_execute_node
+
 # Whether autocast is on for any device: one quick question before the slow one about a certain device.
 is_autocast_enabled_anywhere = torch._C._is_any_autocast_enabled
 

@@ -57,6 +57,30 @@ def test_tracing_state_is_a_state_within_a_trace_and_none_outside():
     assert compat.tracing_state() is None
 
 
+def test_a_backward_pass_goes_on_to_what_it_was_asked_for():
+    answers = []
+
+    class Asked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, a, b):
+            return a + b
+
+        @staticmethod
+        def backward(ctx, g):
+            for node, _ in ctx.next_functions:
+                try:
+                    answers.append(compat.goes_on_to(node))
+                except RuntimeError:
+                    answers.append("a leaf that is asked for")
+            return g, g
+
+    a, b = X.clone().requires_grad_(), X.clone().requires_grad_()
+    torch.autograd.grad(Asked.apply(a, b).sum(), a)
+    torch.autograd.grad(Asked.apply(a * 2, b * 2).sum(), b)
+    Asked.apply(a, b).sum().backward()
+    assert answers == ["a leaf that is asked for", False, False, True, True, True]
+
+
 def test_dispatch_modes_are_counted():
     assert compat.dispatch_modes() == 0
     with Mode(), Mode():

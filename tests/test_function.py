@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as builtin
 from torch.autograd import Function, forward_ad
 from torch.func import functional_call, grad, jvp, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
 import cnn425.nn.functional as F
 from cnn425 import nn
@@ -257,3 +258,29 @@ def test_saved_tensors_that_a_hook_cut_short_are_an_error(name):
         y = SHORTENED[name](x)
     with pytest.raises((RuntimeError, IndexError), match=r"^(?!.*invalid gradient)"):
         y.sum().backward()
+
+
+ASKED = {
+    "conv2d": lambda x, w: F.conv2d(x, w[0, 0]),
+    "conv_transpose2d": lambda x, w: F.conv_transpose2d(x, w[0, 0]),
+    "locally_connected2d": lambda x, w: F.locally_connected2d(x, w),
+    "linear": lambda x, w: F.linear(x.flatten(1), w.flatten()[: 50 * 6400].view(50, 6400)),
+    "a gradient's gradient": lambda x, w: torch.autograd.grad(F.conv2d(x, w[0, 0]).pow(2).sum(), x, create_graph=True)[0],
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_only_the_gradients_that_were_asked_for_are_computed(name):
+    """As torch's own layers do: the gradient of an image alone takes half the work."""
+    x, w = torch.randn(16, 16, 20, 20), torch.randn(18, 18, 16, 16, 3, 3).mul_(0.1)
+    x, w = (t.requires_grad_() * 1 for t in (x, w))
+    y = ASKED[name](x, w)
+
+    def work(*leaves):
+        with FlopCounterMode(display=False) as counter:
+            torch.autograd.grad(y.sum(), leaves, retain_graph=True)
+        return counter.get_total_flops()
+
+    image, weight, both = work(x), work(w), work(x, w)
+    assert 0 < image < 0.8 * both
+    assert 0 < weight < 0.8 * both

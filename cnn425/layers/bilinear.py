@@ -29,7 +29,7 @@ from cnn425 import compat
 from cnn425.algorithms import convolution, layout
 from cnn425.algorithms import local as local_layer
 from cnn425.kernels.threads import is_traced
-from cnn425.layers.function import operation, without_autocast
+from cnn425.layers.function import needed, operation, without_autocast
 from cnn425.windows import Geometry, Sharing, each_its_own
 
 IMAGE, WEIGHT, OUTPUT = "ngc", "goc", "ngo"
@@ -57,11 +57,11 @@ class Output(Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, w = operands(ctx)
-        needs_x, needs_w, _, _, _, needs_b = ctx.needs_input_grad
+        needs_x, needs_w = needed(ctx, 2, x.numel() + w.numel())
         order = gradient_order(gy, x, w, ctx.settings)
         gx = input_gradient(gy, w.conj(), *ctx.settings, ctx.size, order) if needs_x else None
         gw = weight_gradient(gy, x.conj(), *ctx.settings, order) if needs_w else None
-        gb = bias_gradient(gy, ctx.settings[2] if ctx.bias_per_set else None) if needs_b else None
+        gb = bias_gradient(gy, ctx.settings[2] if ctx.bias_per_set else None) if ctx.needs_input_grad[5] else None
         return gx, gw, None, None, None, gb
 
     @staticmethod
@@ -110,7 +110,7 @@ class InputGradient(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         gy, w = operands(ctx)
-        needs_gy, needs_w = ctx.needs_input_grad[:2]
+        needs_gy, needs_w = needed(ctx, 2, gy.numel() + w.numel())
         order = gradient_order(g, gy, w, ctx.settings, ctx.order) if ctx.layer else None
         g = g if order is None else layout.stored(g, order)
         ggy = output(g, w.conj(), *ctx.settings, None) if needs_gy else None
@@ -144,7 +144,7 @@ class WeightGradient(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         gy, x = operands(ctx)
-        needs_gy, needs_x = ctx.needs_input_grad[:2]
+        needs_gy, needs_x = needed(ctx, 2, gy.numel() + x.numel())
         ggy = output(x.conj(), g, *ctx.settings, None) if needs_gy else None
         gx = input_gradient(gy.conj(), g, *ctx.settings, x.shape[2:]) if needs_x else None
         return ggy, gx, None, None, None, None

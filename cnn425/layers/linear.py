@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from cnn425.layers import arguments
-from cnn425.layers.function import cast_for_autocast, is_differentiated, operation, owned
+from cnn425.layers.function import cast_for_autocast, is_differentiated, needed, operation, owned
 
 # ---- The Function: mathematics only -----------------------------------------------------------------------------------------------------
 
@@ -43,10 +43,10 @@ class FullyConnected(Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
-        needs_x, needs_w, needs_b = ctx.needs_input_grad
+        needs_x, needs_w = needed(ctx, 2, sum(0 if t is None else t.numel() for t in (x, w)))
         gx = product(gy, w.conj().t(), ctx.by_columns[0]) if needs_x else None
         gw = product(gy.t(), x.conj().t(), ctx.by_columns[1]) if needs_w else None
-        gb = gy.sum(0) if needs_b else None
+        gb = gy.sum(0) if ctx.needs_input_grad[2] else None
         return gx, gw, gb if gb is None or gb.shape == ctx.bias_shape else gy.sum_to_size(ctx.bias_shape)
 
     @staticmethod

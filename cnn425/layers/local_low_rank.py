@@ -23,7 +23,7 @@ from cnn425.algorithms.layout import HALF
 from cnn425.layers import arguments
 from cnn425.layers.activation import softmax
 from cnn425.layers.bilinear import input_gradient, operands, output, save, weight_gradient
-from cnn425.layers.function import is_differentiated, operation, without_autocast
+from cnn425.layers.function import is_differentiated, needed, operation, without_autocast
 from cnn425.layers.local import LOCAL, LocallyConnected
 from cnn425.layers.local_arguments import checked_low_rank
 from cnn425.layers.local_conversion import SETTINGS, check_convolution, copy_parameters, settings_of, shared, unshared
@@ -51,18 +51,23 @@ class LowRank(Function):
     def backward(ctx: Any, gy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if gy is None:
             return (None,) * 6
-        (x, w, m, a), (geometry, groups), needs = operands(ctx), ctx.settings, ctx.needs_input_grad
+        (x, w, m, a), (geometry, groups) = operands(ctx), ctx.settings
+        needs_x, needs_w, needs_m = needed(ctx, 3, x.numel() + w.numel())
+        gx = gw = gm = None
         if not is_differentiated(gy, x, w, m) and algorithm.runs(gy, x, w, m):
-            asked = needs[0], needs[1] or needs[2]
-            gx, gw, gm, gb = without_autocast(algorithm.gradients, x.device, gy, x, w, m, a, geometry, groups, *asked)
+            which = needs_x, needs_w or needs_m
+            gx, gw, gm, gb = without_autocast(algorithm.gradients, x.device, gy, x, w, m, a, geometry, groups, *which)
         else:
             weight, each = algorithm.stacked(w), gy.unsqueeze(2)
             ga = (each * m).reshape(len(x), -1, *m.shape[1:])
-            gx = input_gradient(ga, weight, geometry, groups, None, x.shape[2:])
-            gw = weight_gradient(ga, x, geometry, groups, None).reshape(-1, *w.shape[:1], *w.shape[2:]).transpose(0, 1)
-            gm = (each * output(x, weight, geometry, groups, None, None).reshape(len(x), -1, *m.shape)).sum((0, 1))
+            if needs_x:
+                gx = input_gradient(ga, weight, geometry, groups, None, x.shape[2:])
+            if needs_w:
+                gw = weight_gradient(ga, x, geometry, groups, None).reshape(-1, *w.shape[:1], *w.shape[2:]).transpose(0, 1)
+            if needs_m:
+                gm = (each * output(x, weight, geometry, groups, None, None).reshape(len(x), -1, *m.shape)).sum((0, 1))
             gb = gy.sum((0, *range(2, gy.ndim)))
-        return gx, gw, gm, gb if needs[3] else None, None, None
+        return gx, gw, gm, gb if ctx.needs_input_grad[3] else None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, dm: Tensor | None, db: Tensor | None, *_: None) -> tuple[Tensor, None]:
