@@ -82,6 +82,18 @@ def test_memory_layout_is_torchs(name, layout):
     assert verdict, verdict.wrong
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (3, 0, 1, 2)], ids=str)
+def test_the_gradient_of_relu_is_stored_as_torchs_whatever_the_layout_of_the_upstream_gradient(order, dtype):
+    back = [order.index(d) for d in range(4)]
+    x, g = torch.randn(2, 4, 3, 5, dtype=dtype).permute(order).contiguous().permute(back), torch.randn(2, 4, 3, 5, dtype=dtype)
+    for value, upstream in ((x, g), (g, x)):
+        leaf = value.detach().requires_grad_()
+        ours, theirs = (torch.autograd.grad(f(leaf), leaf, upstream)[0] for f in (F.relu, builtin.relu))
+        assert torch.equal(ours, theirs)
+        assert ours.stride() == theirs.stride()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", PAIRS)
 def test_nan_infinity_and_zeros_are_torchs(name, dtype):

@@ -269,11 +269,12 @@ ASKED = {
 }
 
 
+@pytest.mark.parametrize("of", ["leaves", "what was computed"])
 @pytest.mark.parametrize("name", ASKED)
-def test_only_the_gradients_that_were_asked_for_are_computed(name):
+def test_only_the_gradients_that_were_asked_for_are_computed(name, of):
     """As torch's own layers do: the gradient of an image alone takes half the work."""
     x, w = torch.randn(16, 16, 20, 20), torch.randn(18, 18, 16, 16, 3, 3).mul_(0.1)
-    x, w = (t.requires_grad_() * 1 for t in (x, w))
+    x, w = (t.requires_grad_() if of == "leaves" else t.requires_grad_() * 1 for t in (x, w))
     y = ASKED[name](x, w)
 
     def work(*leaves):

@@ -107,6 +107,14 @@ def test_a_mixture_of_one_convolution_is_that_convolution():
     assert torch.equal(layer.weight.grad[0], torch.autograd.grad(expected.sin().sum(), layer.weight)[0][0])
 
 
+def test_a_transform_of_something_else():
+    """The layer's own tensors are plain within it."""
+    layer, x = built(1, size=2100)
+    y = layer(x)
+    torch.testing.assert_close(torch.vmap(lambda s: s * layer(x))(torch.arange(3.0, **float64)), torch.stack((0 * y, y, 2 * y)))
+    torch.testing.assert_close(torch.func.grad(lambda s: (s * layer(x)).sum())(torch.ones((), **float64)), y.sum())
+
+
 def test_derivatives_of_many_images():
     """Whose weights are mixed for some positions at a time."""
     layer, x = built(1, rank=4, groups=2, size=60, images=36)

@@ -31,7 +31,7 @@ def blank(x: Tensor) -> Tensor:
 def gate(g: Tensor, y: Tensor) -> Tensor:
     """`g` where y > 0 or NaN, else 0."""
     if g.dtype in HALF and type(g) in PLAIN and g.is_cpu and not is_traced():  # `where` takes four times as long in half precision
-        return (g.view(torch.int16) & (y <= 0).to(torch.int16).sub_(1)).view(g.dtype)
+        return ((y <= 0).to(torch.int16).sub_(1) & g.view(torch.int16)).view(g.dtype)
     if not alike(g, y) or g.dtype not in FLOATS:
         return torch.where(y <= 0, 0, g)
     gx, n = blank(g), g.numel()

@@ -7,7 +7,7 @@
 
 A product of an image and a weight costs as much in either; the second way computes R times as many, the first also mixes weights, which
 costs as much as a few images. Neither makes a tensor of the size of the unshared weight. What loops do not compute, and what may be
-differentiated again, is the second way in plain PyTorch.
+differentiated again, goes the second way, and is mixed by operations of torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cnn425.algorithms import convolution, layout, local
 from cnn425.algorithms.layout import FLOATS
+from cnn425.compat import are_transforms_active
 from cnn425.kernels import elementwise as loops
 from cnn425.kernels.threads import forced, is_traced, loops_run, memory
 from cnn425.windows import Geometry, each_its_own
@@ -26,11 +27,11 @@ RANK, SAVED = 3, 96  # from so many convolutions, and images that need not meet 
 BAND, BANDS = 1 << 22, 4  # bytes of the mixed weights of a band, and the least number of bands
 
 
-def runs(*tensors: Tensor | None) -> bool:
-    """Whether loops compute maps of these tensors."""
+def by_loops(*tensors: Tensor | None) -> bool:
+    """Whether loops compute maps of these tensors; under a transform of `torch.func` the definition does, whose parts support them all."""
     given = [t for t in tensors if t is not None]
     dtype = given[0].dtype
-    if is_traced() or dtype not in FLOATS or any(t.dtype != dtype or t.numel() == 0 for t in given):
+    if is_traced() or are_transforms_active() or dtype not in FLOATS or any(t.dtype != dtype or t.numel() == 0 for t in given):
         return False
     return loops_run(*given)
 
@@ -61,9 +62,12 @@ def output(x: Tensor, w: Tensor, m: Tensor, b: Tensor | None, geometry: Geometry
 def gradients(
     gy: Tensor, x: Tensor, w: Tensor, m: Tensor, a: Tensor, geometry: Geometry, groups: int, of_image: bool, of_weights: bool
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of image, weights, coefficients and bias, without some that are not asked for; `a` is what `output` returned."""
+    """The gradients of image, weights, coefficients and bias; None where not asked for, or not found on the way.
+
+    `a` is the second output of `output`.
+    """
     if a.numel() == 0:
-        return *gradients_by_bands(gy, x, w, m, geometry, groups, of_image, of_weights), gy.sum((0, *range(2, gy.ndim)))
+        return *gradients_by_bands(gy, x, w, m, geometry, groups, of_image, of_weights), None
     (N, (R, O), P), order = (len(x), w.shape[:2], prod(m.shape[1:])), layout.like(gy)
     gy, a, m, rows = gy.contiguous(), a.contiguous(), m.contiguous(), N * O
     chunks, blocks = -(-rows // loops.ROWS), -(-P // loops.LINE)
@@ -111,16 +115,16 @@ def bands(geometry: Geometry, size: Sequence[int], w: Tensor, m: Tensor) -> Iter
 
 def gradients_by_bands(
     gy: Tensor, x: Tensor, w: Tensor, m: Tensor, geometry: Geometry, groups: int, of_image: bool, of_weights: bool
-) -> tuple[Tensor, ...]:
-    """The gradients of image, weights and coefficients; zeros for what is not asked for."""
+) -> tuple[Tensor | None, ...]:
+    """The gradients of image, weights and coefficients; None for the image, and zeros for the others, where not asked for."""
     sharing, flat = each_its_own(geometry.dimensions), w.flatten(1)
-    gx, gw, gm = x.new_zeros(x.shape), torch.zeros_like(flat), torch.zeros_like(m)
+    gx, gw, gm = x.new_zeros(x.shape) if of_image else None, torch.zeros_like(flat), torch.zeros_like(m)
     for here, seen, windows, mixing, weight in bands(geometry, x.shape[2:], w, m):
         image, upstream = x[:, :, seen].contiguous(), gy[:, :, here].contiguous()
-        if of_image:
+        if gx is not None:
             gx[:, :, seen] += local.input_gradient(upstream, weight, windows, groups, sharing, image.shape[2:])
         if of_weights:
             mixed = local.weight_gradient(upstream, image, windows, groups, sharing).view(-1, flat.shape[1])
             gm[:, here] = (flat @ mixed.t()).view_as(m[:, here])
             gw.addmm_(mixing, mixed)
-    return layout.stored(gx, layout.like(x)), gw.view_as(w), gm
+    return None if gx is None else layout.stored(gx, layout.like(x)), gw.view_as(w), gm

@@ -25,8 +25,9 @@ from cnn425.kernels.threads import is_traced
 
 # In older compilers a Function whose output was written in place has a gradient of zero (before torch 2.14), and a Function applied in a
 # backward pass is also given the context (before 2.15).
-ASKED_FOR = 1 << 16  # see `needed`
 OLDER_COMPILER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
+
+ASKED_FOR = 1 << 16  # numbers of the operands: a gradient of fewer costs less than to ask whether it is needed, up to 15 us
 
 
 def operation(function: type[Function]) -> Callable[..., Any]:
@@ -113,7 +114,7 @@ def is_differentiated(*args: Any) -> bool:
 def needed(ctx: Any, count: int, numbers: int) -> tuple[bool, ...]:
     """Which gradients of the first `count` arguments, all tensors of so many `numbers`, the backward pass at work uses.
 
-    `torch.autograd.grad` may ask for some only. A gradient of few numbers costs less than the question, up to 15 us.
+    `torch.autograd.grad` may have been asked for some of them only.
     """
     wanted = ctx.needs_input_grad[:count]
     if is_traced() or compat.are_transforms_active() or numbers < ASKED_FOR:  # a symbolic number must not be compared

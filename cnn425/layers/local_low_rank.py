@@ -53,8 +53,8 @@ class LowRank(Function):
             return (None,) * 6
         (x, w, m, a), (geometry, groups) = operands(ctx), ctx.settings
         needs_x, needs_w, needs_m = needed(ctx, 3, x.numel() + w.numel())
-        gx = gw = gm = None
-        if not is_differentiated(gy, x, w, m) and algorithm.runs(gy, x, w, m):
+        gx = gw = gm = gb = None
+        if not is_differentiated(gy, x, w, m) and algorithm.by_loops(gy, x, w, m):
             which = needs_x, needs_w or needs_m
             gx, gw, gm, gb = without_autocast(algorithm.gradients, x.device, gy, x, w, m, a, geometry, groups, *which)
         else:
@@ -66,8 +66,9 @@ class LowRank(Function):
                 gw = weight_gradient(ga, x, geometry, groups, None).reshape(-1, *w.shape[:1], *w.shape[2:]).transpose(0, 1)
             if needs_m:
                 gm = (each * output(x, weight, geometry, groups, None, None).reshape(len(x), -1, *m.shape)).sum((0, 1))
-            gb = gy.sum((0, *range(2, gy.ndim)))
-        return gx, gw, gm, gb if ctx.needs_input_grad[3] else None, None, None
+        if not ctx.needs_input_grad[3]:
+            return gx, gw, gm, None, None, None
+        return gx, gw, gm, gy.sum((0, *range(2, gy.ndim))) if gb is None else gb, None, None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, dm: Tensor | None, db: Tensor | None, *_: None) -> tuple[Tensor, None]:
@@ -103,13 +104,14 @@ def low_rank_local(
 
     def mixed(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, groups: int) -> Tensor:
         arguments.check_same_type(x, w, b)
-        if equal:
-            return output(x, torch.tensordot(mixing.flatten(1).mean(1).to(w.dtype), w, 1), geometry, groups, None, b)
         dtype = x.dtype
         if dtype in HALF:  # rounded once, at the end, and not between convolution and mixture
             x, w, b = x.float(), w.float(), None if b is None else b.float()
         given = x, w, mixing.to(x.dtype), b
-        y: Tensor = low_rank(*given, geometry, groups)[0] if algorithm.runs(*given) else by_definition(*given, geometry, groups)
+        if equal:
+            y: Tensor = output(x, torch.tensordot(given[2].flatten(1).mean(1), w, 1), geometry, groups, None, b)
+        else:
+            y = low_rank(*given, geometry, groups)[0] if algorithm.by_loops(*given) else by_definition(*given, geometry, groups)
         return y.to(dtype)
 
     layer = "LocallyConnected", checked, mixed
