@@ -97,6 +97,9 @@ CALLS = {
         )
         for times in ("once", "twice")
     },
+    "low rank of many images": lambda: passes(
+        lambda x, w, m: low_rank_local(2, x, w, m, None, 1, 0, 1, 1), (33, 2, 6, 5), (4, 3, 2, 3, 3), (4, 4, 3), twice=False
+    ),
     "locally_connected1d in groups": lambda: passes(lambda x, w: F.locally_connected1d(x, w, groups=2), (1, 2, 9), (8, 4, 1, 2)),
     "max_pool2d": lambda: passes(lambda x: F.max_pool2d(x, 3, 2, 1), (2, 9, 7, 6)),
     "max_pool2d, channels last": lambda: passes(lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), (2, 5, 8, 6), last=True),

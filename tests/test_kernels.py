@@ -56,8 +56,10 @@ def wide():
         *passes(F.locally_connected2d, (3, 2, 40, 37), (38, 35, 2, 2, 3, 3)),
         *passes(lambda x, w: calls.shared_local(x, w, None, (3, 4), None, 1, 0, 1, 1), (3, 4, 40, 37), (13, 9, 9, 4, 3, 3)),
         *passes(lambda x, w: calls.shared_local(x, w, None, (1, 1), (2, 2), 1, 0, 1, 1), (3, 4, 40, 37), (2, 2, 9, 4, 3, 3)),
-        *passes(
-            lambda x, w, m: calls.low_rank_local(2, x, w, m, None, 1, 0, 1, 1), (3, 5, 40, 37), (1, 9, 5, 3, 3), (1, 38, 35), twice=False
+        *(
+            number
+            for x, w, m in [((3, 5, 40, 37), (1, 9, 5, 3, 3), (1, 38, 35)), ((33, 16, 12, 11), (4, 20, 16, 3, 3), (4, 10, 9))]
+            for number in passes(lambda x, w, m: calls.low_rank_local(2, x, w, m, None, 1, 0, 1, 1), x, w, m, twice=False)
         ),
         *passes(lambda x: F.max_pool2d(x, 3, 2, 1), (7, 13, 31, 29)),
         *passes(lambda x: F.max_pool2d(x, 3, 2, 1), (3, 77, 21, 19), last=True),

@@ -2,7 +2,7 @@
 
 | what comes, for loops, with N images                | how it is computed                                                   |
 |-----------------------------------------------------|----------------------------------------------------------------------|
-| R >= RANK and (R - 1) * N >= SAVED                  | band by band: the weights of some positions are mixed, a local layer |
+| (R - 1) * N >= SAVED, and padding below the window  | band by band: the weights of some positions are mixed, a local layer |
 | everything else                                     | one convolution with R*O outputs, which are mixed                    |
 
 A product of an image and a weight costs as much in either; the second way computes R times as many, the first also mixes weights, which
@@ -19,11 +19,11 @@ from torch import Tensor
 from cnn425.algorithms import convolution, layout, local
 from cnn425.algorithms.layout import FLOATS
 from cnn425.compat import are_transforms_active
-from cnn425.kernels import elementwise as loops
+from cnn425.kernels import low_rank as loops
 from cnn425.kernels.threads import forced, is_traced, loops_run, memory
 from cnn425.windows import Geometry, each_its_own
 
-RANK, SAVED = 3, 96  # from so many convolutions, and images that need not meet all of them, on it pays to mix weights
+SAVED = 64  # from so many products of an image and a convolution on, which are not computed, it pays to mix weights
 BAND, BANDS = 1 << 22, 4  # bytes of the mixed weights of a band, and the least number of bands
 
 
@@ -38,7 +38,7 @@ def by_loops(*tensors: Tensor | None) -> bool:
 
 def is_banded(x: Tensor, w: Tensor, m: Tensor, geometry: Geometry) -> bool:
     """Whether weights are mixed. Every band must see a pixel, so padding must be smaller than the windows."""
-    pays = len(w) >= RANK and (len(w) - 1) * len(x) >= SAVED and m.shape[1] >= BANDS
+    pays = (len(w) - 1) * len(x) >= SAVED and m.shape[1] >= BANDS
     return pays and forced.get() is None and max(geometry.padding[0]) < geometry.extent[0]
 
 
@@ -103,28 +103,36 @@ def bands(geometry: Geometry, size: Sequence[int], w: Tensor, m: Tensor) -> Iter
     The mixed weights are `(*positions of the band, O, C/G, *kernel)`.
     """
     (low, _), stride, extent, rows = geometry.padding[0], geometry.stride[0], geometry.extent[0], m.shape[1]
-    count = min(rows, max(BANDS, -(-m[0].numel() * w[0].numel() * w.itemsize // BAND)))
+    w, K = w.contiguous(), w[0].numel()
+    count = min(rows, max(BANDS, -(-m[0].numel() * K * w.itemsize // BAND)))
     for k in range(count):
         here = slice(k * rows // count, (k + 1) * rows // count)
         begin, end = here.start * stride - low, (here.stop - 1) * stride + extent - low
         seen = slice(max(begin, 0), min(end, size[0]))
         windows = geometry._replace(padding=((seen.start - begin, end - seen.stop), *geometry.padding[1:]))
-        mixing = m[:, here].flatten(1)
-        yield here, seen, windows, mixing, (mixing.t() @ w.flatten(1)).view(*m[0, here].shape, *w.shape[1:])
+        mixing = m[:, here].flatten(1).contiguous()
+        P, numbers = mixing.shape[1], w.new_empty(*m[0, here].shape, *w.shape[1:])
+        loops.mix_weights(P, len(w) * numbers.numel(), memory(w, len(w), K), memory(mixing, len(w), P), memory(numbers, P, K))
+        yield here, seen, windows, mixing, numbers
 
 
 def gradients_by_bands(
     gy: Tensor, x: Tensor, w: Tensor, m: Tensor, geometry: Geometry, groups: int, of_image: bool, of_weights: bool
 ) -> tuple[Tensor | None, ...]:
     """The gradients of image, weights and coefficients; None for the image, and zeros for the others, where not asked for."""
-    sharing, flat = each_its_own(geometry.dimensions), w.flatten(1)
-    gx, gw, gm = x.new_zeros(x.shape) if of_image else None, torch.zeros_like(flat), torch.zeros_like(m)
+    sharing, w, (R, K) = each_its_own(geometry.dimensions), w.contiguous(), (len(w), w[0].numel())
+    gx, gw, gm = x.new_zeros(x.shape) if of_image else None, torch.zeros_like(w), torch.zeros_like(m)
+    lines = -(-K // loops.SOME)
     for here, seen, windows, mixing, weight in bands(geometry, x.shape[2:], w, m):
         image, upstream = x[:, :, seen].contiguous(), gy[:, :, here].contiguous()
         if gx is not None:
             gx[:, :, seen] += local.input_gradient(upstream, weight, windows, groups, sharing, image.shape[2:])
         if of_weights:
-            mixed = local.weight_gradient(upstream, image, windows, groups, sharing).view(-1, flat.shape[1])
-            gm[:, here] = (flat @ mixed.t()).view_as(m[:, here])
-            gw.addmm_(mixing, mixed)
-    return None if gx is None else layout.stored(gx, layout.like(x)), gw.view_as(w), gm
+            mixed, P = local.weight_gradient(upstream, image, windows, groups, sharing), mixing.shape[1]
+            here_w, here_m = torch.empty_like(w), m.new_empty(lines, R, P)
+            given = memory(mixed, P, K), memory(w, R, K), memory(mixing, R, P)
+            loops.mix_weights_gradients(lines, R * mixed.numel(), *given, memory(here_w, R, K), memory(here_m, lines, R, P))
+            gw += here_w
+            gm[:, here] = here_m.sum(0).view_as(m[:, here])
+    gw = gw.transpose(0, 1).contiguous().transpose(0, 1)  # stored as in the other way
+    return None if gx is None else layout.stored(gx, layout.like(x)), gw, gm

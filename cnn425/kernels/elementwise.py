@@ -1,14 +1,13 @@
-"""Activations, losses and mixtures of channels as loops that touch every number once.
+"""Activations and losses as loops that touch every number once.
 
     gate              gx = gy where y > 0 or NaN, else 0                                  the gradient of the rectifier
     sigmoid           y = 1 / (1 + exp(-x))                                               gx = gy * y * (1 - y)
     softmax           y[c] = exp(x[c]) / sum over c of exp(x[c])                          gx[c] = y[c] * (gy[c] - sum over c of gy[c]*y[c])
     cross-entropy     y = log(sum over c of exp(x[c])) - x[t]                             gx[c] = gy * (p[c] - [c = t]), p the softmax
-    mix               y[n,o,p] = b[o] + sum over r of a[n,o,r,p] * m[r,p]                 gm[r,p] = sum over n, o of gy[n,o,p] * a[n,o,r,p]
 
-Elementwise loops take a row of numbers. Classes c are the second of three dimensions `(B, C, K)`, of which K is contiguous in memory. A
-mixture of convolutions r belongs to a local layer of low rank; its positions p are contiguous. The exponential is a polynomial (range
-reduction and coefficients of Cephes), because the compiler has none for vector registers; its largest relative error is 1.3 unit roundoffs.
+Elementwise loops take a row of numbers. Classes c are the second of three dimensions `(B, C, K)`, of which K is contiguous in memory. The
+exponential is a polynomial (range reduction and coefficients of Cephes), because the compiler has none for vector registers; its largest
+relative error is 1.3 unit roundoffs.
 """
 
 import numpy as np
@@ -16,7 +15,6 @@ import numpy as np
 from cnn425.kernels.threads import loop, step, sums
 
 BLOCK, NUMBERS = 1 << 8, 1 << 11  # k or rows per block, and numbers in the rows of a block: they stay in the L1 cache
-LINE, ROWS = 1024, 64  # positions and rows of a mixture taken at a time; short sums round less
 
 
 @loop
@@ -258,43 +256,3 @@ def cross_entropy_gradient(lo, hi, gy, p, target, ignored, gx, wrong):
                     gx[b, t, k] -= gy[b, k]
                 elif t != ignored:
                     wrong[0], wrong[1] = t, 1
-
-
-# ---- Mixtures of channels ----------------------------------------------------------------------------------------------------------------
-
-
-@loop
-def mix(lo, hi, a, m, b, y):
-    """y[n,o,p] = b[o] + sum over r of a[n,o,r,p] * m[r,p]: `a (N*O, R, P), m (R, P), b (O) or (1) -> y (N*O, P)`; rows are shared out."""
-    (R, P), B = m.shape, b.size
-    for row in range(lo, hi):
-        for p in range(0, P, LINE):
-            line = y[row, p : p + LINE]
-            line[:] = b[row % B]
-            for r in range(R):
-                numbers, weights = a[row, r, p : p + LINE], m[r, p : p + LINE]
-                for i in range(line.size):
-                    line[i] += numbers[i] * weights[i]
-
-
-@sums
-def mix_gradients(lo, hi, gy, a, m, ga, gm, gb):
-    """The gradients of `mix`, those of m and b in parts: for each chunk of ROWS rows and each block of LINE positions.
-
-    `gy (N*O, P), a (N*O, R, P), m (R, P) -> ga (N*O, R, P), gm (chunks, R, P), gb (N*O, blocks)`; parts are shared out.
-    """
-    (rows, R, P), blocks = a.shape, gb.shape[1]
-    for unit in range(lo, hi):
-        chunk, block = unit // blocks, unit % blocks
-        first, last = block * LINE, min(P, block * LINE + LINE)
-        gm[chunk, :, first:last] = 0
-        for row in range(chunk * ROWS, min(rows, chunk * ROWS + ROWS)):
-            upstream, total = gy[row, first:last], gy.dtype.type(0)
-            for i in range(upstream.size):
-                total += upstream[i]
-            gb[row, block] = total
-            for r in range(R):
-                weights, numbers, part, result = m[r, first:last], a[row, r, first:last], gm[chunk, r, first:last], ga[row, r, first:last]
-                for i in range(upstream.size):
-                    result[i] = upstream[i] * weights[i]
-                    part[i] += upstream[i] * numbers[i]
