@@ -2,7 +2,7 @@
 
     outputs          y[n,o,p] = b[o] + sum over r of m[r,p] * a[n,o,r,p]
     its gradients    ga[n,o,r,p] = m[r,p] * gy[n,o,p]        gm[r,p] = sum over n, o of gy[n,o,p] * a[n,o,r,p]
-    weights          v[p,k] = sum over r of m[r,p] * w[r,k]                                      k = (o, c, t, u, v) a weight of a convolution
+    weights          v[p,k] = sum over r of m[r,p] * w[r,k]               k = (o, c, t, u, v) a number of a weight
     its gradients    gw[r,k] = sum over p of m[r,p] * gv[p,k]        gm[r,p] = sum over k of gv[p,k] * w[r,k]
 
 The last index is contiguous. A line of it is taken at a time, which stays in the L1 cache. The gradient of m is found in parts, to be added
