@@ -284,6 +284,8 @@ def test_parameters_that_do_not_fit_are_refused(name, size):
         torch.func.functional_call(layer, {name: torch.zeros(size)}, (torch.ones(8, 3, 13, 13),))
     with pytest.raises(RuntimeError, match=r"need mixing coefficients of size .2, 11, 11., but got size .2, 1, 1."):
         low_rank_local(2, torch.ones(1, 3, 13, 13), layer.weight, torch.ones(2, 1, 1), None, 1, 0, 1, 1)
+    with pytest.raises(ValueError, match=r"bias must be True \(one per output channel\) or False, but got bias='position'"):
+        nn.LowRankLocal2d(3, 8, 13, 3, 2, bias="position")
 
 
 def test_the_norm_of_half_precision_neither_overflows_nor_vanishes():

@@ -45,7 +45,7 @@ def checked_shared(
             f"LocallyConnected{d}d: the weight of size {list(weight)} holds {arguments.times(weight[:d])} sets, "
             f"but the windows of an input of {arguments.times(input[-d:])} pixels use {arguments.times(sets)} sets"
         )
-    check_bias(weight, bias, weight[d], sets)
+    check_bias(weight, bias, weight[d], sets, "position" if sets == positions else "set of weights")
     return geometry, groups, sharing
 
 
@@ -81,10 +81,10 @@ def fits(size: Sequence[int], wanted: Sequence[int]) -> bool:
     return len(size) == len(wanted) and all(n == m for n, m in zip(size, wanted, strict=True))
 
 
-def check_bias(weight: torch.Size, bias: torch.Size | None, outputs: int, places: Sequence[int]) -> None:
+def check_bias(weight: torch.Size, bias: torch.Size | None, outputs: int, places: Sequence[int], place: str = "position") -> None:
     """A bias is `(O,)`, or where positions or sets of them have their own, `(O, *places)`."""
     if bias is not None and not fits(bias, (outputs,)) and not (places and fits(bias, (outputs, *places))):
-        each = f"{[outputs, *places]} (per position) or " if places else ""
+        each = f"{[outputs, *places]} (per {place}) or " if places else ""
         raise RuntimeError(
             f"Given weight of size {list(weight)}, expected bias of size {each}[{outputs}] (per channel), "
             f"but got bias of size {list(bias)} instead"

@@ -154,6 +154,8 @@ class LowRankLocal(LocallyConnected):
                 f"rank must be a positive int, mixing 'sides' or 'positions', and normalise one of {NORMALISED}, "
                 f"but got rank={rank!r}, mixing={mixing!r}, normalise={normalise!r}"
             )
+        if bias not in (True, False, "channel"):
+            raise ValueError(f"bias must be True (one per output channel) or False, but got bias={bias!r}")
         self.rank, self.mixed_by, self.normalise = rank, mixing, normalise
         per_channel = "channel" if bias else False
         super().__init__(
