@@ -22,7 +22,7 @@ import io
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ from cnn425.lab.models import parameters
 from cnn425.lab.options import digest
 from cnn425.lab.pictures import Pictures, pattern_images
 from cnn425.lab.progress import say, say_table
-from cnn425.lab.recipes import Recipe
+from cnn425.lab.recipes import Recipe, Teacher
 from cnn425.lab.seeds import names
 from cnn425.lab.study import Study, StudyOptions, at_least, parse, study
 from cnn425.lab.verdict import percent
@@ -63,6 +63,10 @@ class Entry(NamedTuple):
 
 UNDISTORTED: dict[str, Any] = {"rotation": 0, "shift": 0, "scale": 0, "shear": 0}
 LIGHTLY: dict[str, Any] = {"rotation": 6, "shift": 1, "scale": 0.05, "shear": 0.05}
+MEDIUM = Recipe(
+    "conv 12 3, pool, norm, relu, depthwise 3 valid, conv 24 1, norm, relu, depthwise 3 valid, conv 32 1, norm, relu, depthwise 3 valid, "
+    "conv 36 1, norm, relu, depthwise 3 valid, conv 40 1, norm, relu, depthwise 3 valid, conv 44 1, norm, relu, mean, linear 10"
+)
 ENTRIES: dict[str, Entry] = {
     "golf": Entry(
         Recipe(
@@ -71,6 +75,7 @@ ENTRIES: dict[str, Entry] = {
             "mean, linear 10",
             epochs=80,
             lr=0.04,
+            teacher=Teacher(MEDIUM),
             **UNDISTORTED,
         ),
         700,
@@ -88,15 +93,7 @@ ENTRIES: dict[str, Entry] = {
         2000,
         0.991,
     ),
-    "medium": Entry(
-        Recipe(
-            "conv 12 3, pool, norm, relu, depthwise 3 valid, conv 24 1, norm, relu, depthwise 3 valid, conv 32 1, norm, relu, "
-            "depthwise 3 valid, conv 36 1, norm, relu, depthwise 3 valid, conv 40 1, norm, relu, depthwise 3 valid, conv 44 1, norm, relu, "
-            "mean, linear 10"
-        ),
-        8000,
-        0.994,
-    ),
+    "medium": Entry(MEDIUM, 8000, 0.994),
     "large": Entry(
         Recipe(
             "conv 16 3, pool, norm, relu, depthwise 3 valid, conv 40 1, norm, relu, depthwise 3 valid, conv 56 1, norm, relu, "
@@ -274,7 +271,7 @@ class Board(NamedTuple):
             "on": self.data.where,
             "habit": self.options.habit,
         }
-        return f"{name.replace(' ', '-')}-{seed}-{digest({**asdict(recipe), **what})}.json"
+        return f"{name.replace(' ', '-')}-{seed}-{digest({**recipe.facts, **what})}.json"
 
     def kept(self, name: str, recipe: Recipe, seed: int | str = "*") -> list[Result]:
         """The results that are there, of one seed or of all, in the order of the seeds."""

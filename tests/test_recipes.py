@@ -1,5 +1,7 @@
 """Recipes: words become layers, and a run that is killed between two epochs ends with the same bits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ import cnn425.nn as ours
 from cnn425.lab import recipes
 from cnn425.lab.models import parameters
 from cnn425.lab.pictures import pattern_images
-from cnn425.lab.recipes import Recipe, build, multiply_adds, train
+from cnn425.lab.recipes import Recipe, Teacher, build, multiply_adds, train
 
 SMALL = Recipe("conv 4 3, pool, norm unscaled, relu, depthwise 3 stride 2, norm, relu, dropout 0.1, mean, linear 10", epochs=3, elastic=0.3)
 EVERYTHING = (
@@ -87,6 +89,51 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(layers, tmp_path):
     assert resumed.losses == whole.losses
     state = whole.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in resumed.model.state_dict().items())
+
+
+@pytest.mark.parametrize("killed_after", range(1, 5))
+def test_a_run_with_a_teacher_that_is_killed_loses_no_epoch(killed_after, tmp_path, monkeypatch):
+    """Two epochs of the teacher, then two of the student: a checkpoint each."""
+    pictures, saved = pattern_images(200), []
+    recipe = replace(SMALL, epochs=2, teacher=Teacher(Recipe("conv 4 3, relu, mean, linear 10", epochs=2)))
+    whole, save = train(recipe, pictures, seed=5), recipes.checkpoint.save
+
+    def save_and_die(*arguments):
+        save(*arguments)
+        saved.append(arguments[1])
+        if len(saved) == killed_after:
+            raise KilledError
+
+    monkeypatch.setattr(recipes.checkpoint, "save", save_and_die)
+    with pytest.raises(KilledError):
+        train(recipe, pictures, seed=5, folder=tmp_path)
+    resumed = train(recipe, pictures, seed=5, folder=tmp_path)
+    assert saved == [1, 2, 3, 4]
+    assert resumed.losses == whole.losses
+    state = whole.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_a_student_learns_what_its_teacher_says():
+    """The loss is the cross-entropy of `share * softmax(what it says / temperature) + (1 - share) * label`."""
+    pictures, words = pattern_images(100), "conv 4 3, relu, mean, linear 10"
+    first, still = Recipe(words, epochs=2), {"epochs": 1, "batch_size": 100, "rotation": 0, "shift": 0, "scale": 0, "shear": 0}
+    teacher = Teacher(first, temperature=3, share=0.7)
+    learnt = train(replace(first, teacher=teacher, **still), pictures, seed=5)
+    images, labels = pictures.batch(slice(None))
+    taught = train(first, pictures, seed=5).model
+    with torch.no_grad():
+        said = taught(images)
+        targets = 0.7 * (said / 3).softmax(1) + 0.3 * nn.functional.one_hot(labels, 10)
+        expected = nn.functional.cross_entropy(build(first, seed=5)(images), targets)
+    assert learnt.losses == [pytest.approx(expected.item(), rel=1e-5)]
+    assert learnt.losses != pytest.approx(train(replace(first, **still), pictures, seed=5).losses, rel=1e-3)
+
+
+def test_a_recipe_without_a_teacher_has_the_digest_it_always_had():
+    """Results and checkpoints of runs before there were teachers are still found."""
+    assert "teacher" not in SMALL.facts
+    assert replace(SMALL, teacher=Teacher(SMALL)).facts["teacher"]["recipe"]["network"] == SMALL.network
 
 
 def test_the_checkpoint_of_another_run_is_left_alone(tmp_path):

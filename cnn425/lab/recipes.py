@@ -40,6 +40,7 @@ from cnn425.lab.progress import say
 
 MEAN, DEVIATION = 0.1307, 0.3081  # of the brightness of MNIST's training pixels
 EVALUATED = 1000  # pictures at once
+KEPT = "of", "targets", "losses", "seconds", "processor_seconds"  # of a run, besides what has a state of its own
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,25 @@ class Recipe:
     scale: float = 0.1
     shear: float = 0.1
     elastic: float = 0.0
+    teacher: "Teacher | None" = None
+    """What it learns from besides the labels; default: nothing."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that can change the result, for digests; without a teacher where there is none."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A larger network, which is trained first (distillation, Hinton, Vinyals, Dean 2015, arXiv 1503.02531).
+
+    Targets are `share * softmax(what it says of a picture / temperature) + (1 - share) * label`; pictures are not distorted for that.
+    """
+
+    recipe: Recipe
+    temperature: float = 2.0
+    share: float = 0.9
 
 
 class Learnt(NamedTuple):
@@ -82,18 +102,6 @@ class Standardise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Same shape."""
         return (images - MEAN) / DEVIATION
-
-
-class Crop(nn.Module):
-    """The image without some pixels at each edge."""
-
-    def __init__(self, pixels: int):
-        super().__init__()
-        self.pixels = pixels
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`(N, C, H, W) -> (N, C, H - 2*pixels, W - 2*pixels)`."""
-        return images[..., self.pixels : -self.pixels, self.pixels : -self.pixels]
 
 
 def windowed(words: list[str], ours: Any, layers: Layers, c: int, side: int) -> tuple[nn.Module, int, int]:
@@ -131,7 +139,7 @@ def stages(network: str, layers: Layers, side: int) -> Iterator[nn.Module]:
         elif words[0] == "dropout":
             yield nn.Dropout(float(words[1]))
         elif words[0] == "crop":
-            yield Crop(int(words[1]))
+            yield nn.ZeroPad2d(-int(words[1]))
             side -= 2 * int(words[1])
         elif words[0] == "pool":
             yield ours.MaxPool2d(2)
@@ -178,14 +186,14 @@ class Run:
     """One training run between two epochs: everything that a checkpoint holds."""
 
     def __init__(self, recipe: Recipe, layers: Layers, seed: int, batches: int, side: int):
-        self.recipe = recipe
-        self.of = digest({**asdict(recipe), "layers": layers, "seed": seed, "batches": batches})
+        self.recipe, self.of = recipe, digest({**recipe.facts, "layers": layers, "seed": seed, "batches": batches})
         self.model = build(recipe, layers, seed, side)
         self.loss: nn.Module = namespace(layers).CrossEntropyLoss(label_smoothing=recipe.smoothing)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=recipe.lr, weight_decay=recipe.decay)
         steps = max(2, recipe.epochs * batches)
         self.schedule = OneCycleLR(self.optimizer, recipe.lr, steps, pct_start=recipe.warmup, cycle_momentum=False)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
+        self.targets: Tensor | None = None  # of a teacher, (pictures, classes)
         self.losses: list[float] = []
         self.seconds = self.processor_seconds = 0.0
 
@@ -196,15 +204,22 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
-        numbers = {"of": self.of, "losses": self.losses, "seconds": self.seconds, "processor_seconds": self.processor_seconds}
-        return {**{name: part.state_dict() for name, part in self.parts.items()}, **numbers}
+        return {**{name: part.state_dict() for name, part in self.parts.items()}, **{name: getattr(self, name) for name in KEPT}}
 
     def go_on(self, state: dict[str, Any] | None) -> None:
         """Continue from a checkpoint of this very run; that of another is left alone."""
         if state and state.get("of") == self.of:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
-            self.losses, self.seconds, self.processor_seconds = state["losses"], state["seconds"], state["processor_seconds"]
+            for name in KEPT:
+                setattr(self, name, state.get(name))
+
+    def learn_from(self, teacher: Teacher, learnt: Learnt, pictures: Pictures) -> None:
+        """Set the targets; the time that the teacher took belongs to this run."""
+        said = answers(learnt.model, pictures.images)
+        self.targets = teacher.share * (said / teacher.temperature).softmax(1)
+        self.targets[torch.arange(len(said)), pictures.labels] += 1 - teacher.share
+        self.seconds, self.processor_seconds = learnt.seconds, learnt.processor_seconds
 
     def epoch(self, pictures: Pictures, generator: Generator) -> None:
         """Every picture once, in a new order, each distorted anew."""
@@ -216,7 +231,7 @@ class Run:
             images, labels = pictures.batch(indices)
             if any(warp.values()):
                 images = warped(images, generator, **warp)
-            loss = self.loss(self.model(images), labels)
+            loss = self.loss(self.model(images), labels if self.targets is None else self.targets[indices])
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -244,17 +259,24 @@ def train(
     folder: Path | None = None,
     after: Callable[[Run], None] | None = None,
 ) -> Learnt:
-    """Train from the initial weights of this seed, or go on from the checkpoint in the folder; `after` is called after every epoch."""
+    """Train from the initial weights of this seed, or go on from the checkpoint in the folder; `after` is called after every epoch.
+
+    A teacher is trained first, from the same seed.
+    """
     run = Run(recipe, layers, seed, -(-len(pictures.labels) // recipe.batch_size), pictures.images.shape[-1])
+    before = recipe.teacher.recipe.epochs if recipe.teacher else 0
     if folder:
         run.go_on(checkpoint.newest(folder, say))
+    if recipe.teacher and run.targets is None:
+        say(f"seed {seed}: a teacher is trained first")
+        run.learn_from(recipe.teacher, train(recipe.teacher.recipe, pictures, layers, seed, folder), pictures)
     while len(run.losses) < recipe.epochs:
         number = seed * 1000 + len(run.losses)  # all that is random in an epoch follows from it: none of it is in the checkpoint
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(number)  # dropout
             run.epoch(pictures, torch.Generator().manual_seed(number))
         if folder:
-            checkpoint.save(folder, len(run.losses), run.state())
+            checkpoint.save(folder, before + len(run.losses), run.state())
         if after:
             after(run)
     return Learnt(run.result, run.losses, run.seconds, run.processor_seconds)
