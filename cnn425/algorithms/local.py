@@ -34,7 +34,7 @@ from cnn425.algorithms.layout import CPU, HALF, grid
 from cnn425.kernels import local as loops
 from cnn425.kernels.box import REGISTER, padded
 from cnn425.kernels.threads import forced, is_traced, loops_run, memory
-from cnn425.kernels.tile import COSTS, WIDEST, registers, rows_of
+from cnn425.kernels.tile import COSTS, WIDEST, fits_four, registers, rows_of
 from cnn425.windows import Geometry, Sharing
 
 Shape = Sequence[int]
@@ -203,7 +203,7 @@ class Plan:
         blocks = min(len(runs.table), -(-len(runs.table) * runs.longest // (longest * threads)) * threads)  # none may be empty
         where = self.groups, self.where[1], *self.starts, memory(runs.table, *runs.table.shape), int(runs.overlap), blocks, longest
         given = pixels, self.weight(w), memory(b, *b.shape)
-        loops.multiply(image.shape[0] * blocks, y.numel() * self.cells, *given, *where, self.output(y))
+        loops.multiply(image.shape[0] * blocks, y.numel() * self.cells, *given, *where, int(fits_four(self.O)), self.output(y))
 
     def multiply_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
         """Write `gx`."""
@@ -290,8 +290,8 @@ def bands_of(plan: Plan, N: int, itemsize: int, threads: int) -> tuple[Tensor, i
     pixels = plan.groups * plan.C * prod(plan.size) // rows  # of an image, that a row of sets sees
     images = max(1, BAND // ((plan.outputs * plan.P // rows + pixels) * itemsize))
     per = -(-rows // (threads * max(1, images // N)))  # bands of a thread: threads have equally many positions, inner bands whole rows
-    equal = torch.searchsorted(plan.sets[2], plan.P * torch.arange(threads * per + 1, device=CPU) // (threads * per)).tolist()
-    bands = []
+    ends, wanted, bands = plan.sets[2], 2 * plan.P * torch.arange(threads * per + 1, device=CPU) // (threads * per), []
+    equal = torch.searchsorted(ends[1:] + ends[:-1], wanted).tolist()  # the nearest set
     for begin, end in pairwise(sorted({q if i % per == 0 else round(q / each) * each for i, q in enumerate(equal)})):
         first, last = begin // each * share, min(-(-end // each) * share, A)
         seen = first * stride - plan.geometry.padding[0][0], plan.geometry.extent[0] + (last - first - 1) * stride

@@ -146,19 +146,19 @@ def room_of(runs, outputs, width, lanes, longest):
 
 
 @loop
-def multiply(lo, hi, image, w, b, groups, sets, start, cell, runs, overlap, blocks, longest, y):
+def multiply(lo, hi, image, w, b, groups, sets, start, cell, runs, overlap, blocks, longest, few, y):
     """The output: `image (B, C, D, H, W, width), w (Q, G*O, K), b (G*O, Q or 1) -> y (N, G*O, P)`; `blocks` of runs.
 
     A run is a row of neighbouring positions that use one set of weights; `runs (R, 2)` holds the first position and length of each. The
     images of a run lie side by side and fill vector registers. A block has at most `longest` positions. Where runs `overlap`, a run begins
-    inside the one before it. Later runs are computed first, so the earlier run overwrites their common positions.
+    inside the one before it. Later runs are computed first, so the earlier run overwrites their common positions. `few`: tiles of few rows.
     """
     (_, GO, K), (N, _, P), (_, C, D, H, W, width), R = w.shape, y.shape, image.shape, runs.shape[0]
     lanes, O, total = REGISTER // w.itemsize, GO // groups, C * D * H * W
     weights, pixels, result = w.reshape(w.size), image.reshape(image.size), y.reshape(y.size)
     front, line, hop, size = room_of(runs, GO, width, lanes, longest)
     row, out = np.minimum(np.arange(O + ROWS), O - 1) * K, np.minimum(np.arange(O + ROWS), O - 1) * line
-    along, place, zeros, part = np.arange(K), cell * width, np.zeros(4 * lanes, w.dtype), np.empty(size, w.dtype)
+    each, place, zeros, part = np.arange(K), cell * width, np.zeros(4 * lanes, w.dtype), np.empty(size, w.dtype)
     some = short(K)
     for unit in range(lo, hi):
         n, first, last = unit // blocks, unit % blocks * R // blocks, (unit % blocks + 1) * R // blocks
@@ -173,11 +173,11 @@ def multiply(lo, hi, image, w, b, groups, sets, start, cell, runs, overlap, bloc
                 panel = (n * total + g * (C // groups) * D * H * W + start[p]) * width
                 base, to_ = (q * GO + g * O) * K, g * O * line + to
                 for k in range(0, K, some):
-                    for o in range(0, O, rows_of(V, 0, 0)):
-                        for row_ in range(o, min(o + rows_of(V, 0, 0), O) if after != q else 0):
+                    for o in range(0, O, rows_of(V, 0, few)):
+                        for row_ in range(o, min(o + rows_of(V, 0, few), O) if after != q else 0):
                             for next_ in range(k, min(K, k + some), lanes):
                                 prefetch(weights, ((after * groups + g) * O + row_) * K + next_)
-                        tile(V, weights, base, row, o, along, k, min(K, k + some), pixels, panel, place, part, to_, out, zeros, 0, 1, 0, 0)
+                        tile(V, weights, base, row, o, each, k, min(K, k + some), pixels, panel, place, part, to_, out, zeros, 0, 1, 0, few)
         for o in range(GO):
             at, images = o * line + front, min(width, N - n * width)
             transpose(part, at, hop, result, (n * width * GO + o) * P + begin, GO * P, images, end - begin)

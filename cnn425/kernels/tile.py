@@ -35,11 +35,16 @@ def registers(outputs, lanes, G):
     return min(range(WIDEST[min(G, 2)], 0, -1), key=lambda v: -(-outputs // (v * lanes)) * v * (1 if G else COSTS[v]))
 
 
+def fits_four(rows):
+    """Whether tiles of four rows compute so many in less time than tiles of six, some of which may be surplus; a row of four takes 1.1."""
+    return 11 * 4 * -(-rows // 4) < 10 * 6 * -(-rows // 6)
+
+
 @step
 def rows_of(V, G, turned):
     """The rows of a tile of V registers: as many as fit into registers; five suit depthwise kernels of 9, 25 and 49 cells."""
     if G == 0:
-        return 8 if MANY and V < 4 else 6
+        return 8 if MANY and V < 4 else 4 if turned and MANY else 6
     if G == 1:
         return 5
     return 6 if not turned else 3 if MANY else 1
@@ -111,7 +116,7 @@ def tile(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, b
     For r < `rows_of(V, G, turned)` and the lanes o of V registers, at most WIDEST; with `add` the sum is added to what `y` holds.
     Rows that write to the same place write the same numbers.
     With G, o sees the inputs i of its group: the sum is over k and i of x[base + row[p + r] + cell[k] + o//G*G + i] * w[panel + place[k] +
-    i*width + o], or if it is `turned`, there is a row (r, i) for each i, and one w for them all.
+    i*width + o], or if it is `turned`, there is a row (r, i) for each i, and one w for them all. Without G, it has four rows.
     """
     R, width, inputs, found = rows_of(V, G, turned), V * REGISTER // x.itemsize, max(G, 1), []
     lane = np.arange(width) // inputs * inputs
