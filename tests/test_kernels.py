@@ -54,6 +54,7 @@ def wide():
         *passes(lambda x, w: F.conv2d(x, w, stride=2, groups=32), (3, 32, 19, 17), (32, 1, 3, 3), last=True),
         *passes(F.locally_connected2d, (1, 2, 40, 37), (38, 35, 2, 2, 3, 3)),
         *passes(F.locally_connected2d, (3, 2, 40, 37), (38, 35, 2, 2, 3, 3)),
+        *passes(lambda x, w: calls.shared_local(x, w, None, (2, 3), None, 1, 0, 1, 1), (70, 5, 9, 11), (4, 3, 16, 5, 3, 3), twice=False),
         *passes(lambda x, w: calls.shared_local(x, w, None, (3, 4), None, 1, 0, 1, 1), (3, 4, 40, 37), (13, 9, 9, 4, 3, 3)),
         *passes(lambda x, w: calls.shared_local(x, w, None, (1, 1), (2, 2), 1, 0, 1, 1), (3, 4, 40, 37), (2, 2, 9, 4, 3, 3)),
         *(

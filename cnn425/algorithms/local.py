@@ -207,10 +207,10 @@ class Plan:
 
     def multiply_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
         """Write `gx`."""
-        N, C, threads = len(gx), gx.shape[1], torch.get_num_threads()
+        N, C, threads, lanes = len(gx), gx.shape[1], torch.get_num_threads(), REGISTER // gx.itemsize
 
-        def shared_out(alone: bool) -> tuple[Runs, int]:  # and how many parts of the channels
-            runs = runs_of(self, N, REGISTER // gx.itemsize, -(-threads // C), alone)
+        def shared_out(alone: bool) -> tuple[Runs, int]:  # and how many parts of the channels, each of which reorders all of gy
+            runs = runs_of(self, N, lanes, max(-(-threads // C), min(threads, N // lanes)), alone)
             return runs, min(C, -(-threads // -(-N // runs.width)))
 
         runs, parts = shared_out(False)
