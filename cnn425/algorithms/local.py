@@ -34,12 +34,13 @@ from cnn425.algorithms.layout import CPU, HALF, grid
 from cnn425.kernels import local as loops
 from cnn425.kernels.box import REGISTER, padded
 from cnn425.kernels.threads import forced, is_traced, loops_run, memory
-from cnn425.kernels.tile import COSTS, WIDEST, fits_four, registers, rows_of
+from cnn425.kernels.tile import WIDEST, costs, fits_four, registers, rows_of
 from cnn425.windows import Geometry, Sharing
 
 Shape = Sequence[int]
 USES = 16  # of a set, by images and positions: with fewer, packing its weights does not pay
 COPIED = 1 << 23  # bytes of a weight that may be packed for the output and the gradient of the input: more are read too often
+REORDERED = 1.1  # times as long, if threads share channels: each of them reorders all output gradients
 FEW_IMAGES = 2  # so few would leave most of a vector register empty
 BAND = 1 << 19  # bytes that a thread copies at once for the gradient of the weight
 
@@ -207,20 +208,15 @@ class Plan:
 
     def multiply_input_gradient(self, gy: Tensor, w: Tensor, gx: Tensor) -> None:
         """Write `gx`."""
-        N, C, threads, lanes = len(gx), gx.shape[1], torch.get_num_threads(), REGISTER // gx.itemsize
-
-        def shared_out(alone: bool) -> tuple[Runs, int]:  # and how many parts of the channels, each of which reorders all of gy
-            runs = runs_of(self, N, lanes, max(-(-threads // C), min(threads, N // lanes)), alone)
-            return runs, min(C, -(-threads // -(-N // runs.width)))
-
-        runs, parts = shared_out(False)
-        least = self.C if self.groups % parts == 0 else C // parts if self.groups == 1 else 1  # channels of a group that a thread has
+        given = self, len(gx), REGISTER // gx.itemsize, torch.get_num_threads()
+        runs = runs_of(*given)
+        least = self.C if self.groups % runs.parts == 0 else self.C // runs.parts if self.groups == 1 else 1  # of a group, for a thread
         if least * prod(self.geometry.kernel[:-1]) < rows_of(1, 0, 0) or (runs.overlap and not isfinite(w.sum().item())):
-            runs, parts = shared_out(True)
+            runs = runs_of(*given, alone=True)
         image, pixels = self.interleaved(gx, runs.width)
         weight, columns = (self.weight(w), self.groups, self.where[1]), self.geometry.kernel[-1] if runs.longest > 1 else 1
-        where = *self.starts, columns, memory(runs.table, *runs.table.shape), runs.block(self.outputs * gx.itemsize), parts
-        loops.multiply_gradient(image.shape[0] * parts, gy.numel() * self.cells, self.output(gy), *weight, *where, pixels)
+        where = *self.starts, columns, memory(runs.table, *runs.table.shape), runs.block(self.outputs * gx.itemsize), runs.parts
+        loops.multiply_gradient(image.shape[0] * runs.parts, gy.numel() * self.cells, self.output(gy), *weight, *where, pixels)
         loops.interleave(image.shape[0] * image.shape[1], image.numel(), self.image(gx), self.where[0], pixels, 1)
 
     def multiply_weight_gradient(self, gy: Tensor, x: Tensor, gw: Tensor) -> None:
@@ -245,6 +241,7 @@ class Runs(NamedTuple):
     table: Tensor  # the first position of each run, and how many there are, `(R, 2)`
     longest: int  # most positions of a run
     overlap: bool  # whether some run begins in the one before it
+    parts: int  # of the channels, so that all threads have some
 
     def block(self, position: int) -> int:
         """The positions whose outputs are reordered together, of so many bytes each: neighbours in memory are written together."""
@@ -252,8 +249,8 @@ class Runs(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def runs_of(plan: Plan, N: int, lanes: int, blocks: int = 1, alone: bool = False) -> Runs:
-    """The runs for N images with the least work, in at least `blocks` blocks of images if possible; `alone` makes each position a run."""
+def runs_of(plan: Plan, N: int, lanes: int, threads: int = 1, alone: bool = False) -> Runs:
+    """The runs that take the least time, if threads share blocks of N images, and channels; `alone` makes each position a run."""
     J, along = plan.positions[-1], plan.sharing.tile is None and plan.geometry.stride[-1] == 1 and not alone
     share = min(plan.sharing.share[-1], J) if along else 1
 
@@ -261,12 +258,14 @@ def runs_of(plan: Plan, N: int, lanes: int, blocks: int = 1, alone: bool = False
         each = max(1, lanes // width)
         return min(-(-left // each), WIDEST[0] * lanes // (each * width)) * each
 
-    def cost(width: int) -> float:
-        count = run(width, share)
-        return -(-N // width) * -(-share // count) * count * width * COSTS[count * width // lanes]
+    def time(width: int) -> tuple[float, int, int]:  # also the parts, and the width
+        count, blocks = run(width, share), -(-N // width)
+        parts = min(plan.groups * plan.C, -(-threads // blocks))
+        each = -(-share // count) * count * width * costs()[count * width // lanes] * (REORDERED if parts > 1 else 1) / parts
+        return -(-blocks * parts // threads) * each, parts, width
 
     widths = [v * lanes for v in (4, 2, 1) if v <= WIDEST[0]] + [lanes // part for part in (2, 4) if part <= share]
-    width = min([w for w in widths if w * (blocks - 1) < N] or widths[-1:], key=cost)
+    _, parts, width = min(map(time, widths), key=lambda found: found[0])
     each, line = max(1, lanes // width), []
     for begin in range(0, J, share):
         end = min(J, begin + share)
@@ -276,7 +275,7 @@ def runs_of(plan: Plan, N: int, lanes: int, blocks: int = 1, alone: bool = False
             begin += count
     table = torch.tensor([[i * J + first, count] for i in range(plan.P // J) for first, count in line], device=CPU)
     overlap = any(b[0] < sum(a) for a, b in pairwise(line))
-    return Runs(width, table, max(count for _, count in line), overlap)
+    return Runs(width, table, max(count for _, count in line), overlap, parts)
 
 
 @lru_cache(maxsize=1024)

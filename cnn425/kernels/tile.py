@@ -7,7 +7,7 @@ of offsets say where the numbers are, so that neither factor has to be written d
 share a register.
 """
 
-from functools import reduce
+from functools import cache, reduce
 
 import numpy as np
 
@@ -19,7 +19,6 @@ SHORT = 70  # products of a sum, about: long sums are split into short ones, who
 ROWS = 12  # an upper bound
 MANY = CAPABILITY == "AVX512"  # 32 registers of REGISTER bytes; other processors have a quarter of that, 16 of 32 bytes or 32 of 16
 WIDEST = (4, 2, 1) if MANY else (1, 1, 1)  # most registers per row of a tile: for large groups, for groups of one channel, for small ones
-COSTS = {1: 1.6, 2: 1.15, 3: 1.05, 4: 1.0} if MANY else {1: 1.0}  # measured, per register, by the registers per row of a tile
 GROUPS = (0, 1, 2, 4, 8)  # inputs of groups that share a register; 0 for large groups
 
 
@@ -30,9 +29,19 @@ def short(products):
     return max(1, (products + pieces - 1) // pieces)
 
 
+@cache
+def costs():
+    """What a register of a tile costs, by the registers per row; measured on Intel (Emerald Rapids) and AMD (Zen 4, one FMA per cycle)."""
+    if not MANY:
+        return {1: 1.0}
+    from llvmlite.binding import get_host_cpu_name
+
+    return {1: 1.05, 2: 1.0, 3: 1.05, 4: 1.0} if get_host_cpu_name() == "znver4" else {1: 1.6, 2: 1.15, 3: 1.05, 4: 1.0}
+
+
 def registers(outputs, lanes, G):
     """V, the registers per row that compute so many outputs in the least time."""
-    return min(range(WIDEST[min(G, 2)], 0, -1), key=lambda v: -(-outputs // (v * lanes)) * v * (1 if G else COSTS[v]))
+    return min(range(WIDEST[min(G, 2)], 0, -1), key=lambda v: -(-outputs // (v * lanes)) * v * (1 if G else costs()[v]))
 
 
 def fits_four(rows):
