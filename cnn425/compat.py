@@ -38,6 +38,13 @@ forward_mode = forward_ad
 # Torch turns forward mode off in the `jvp` of a Function. What turns it on again, so that there are tangents of tangents.
 set_forward_mode = forward_ad._set_fwd_grad_enabled
 
+# oneDNN computes convolutions of half precision where the processor has instructions for it; torch's other kernels store results otherwise.
+_ONEDNN = torch.backends.mkldnn.is_available()
+onednn_computes = {
+    torch.bfloat16: _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    torch.float16: _ONEDNN and torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+}
+
 # The names of reductions and the warnings about their old spelling.
 reduction = _reduction
 

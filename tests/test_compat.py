@@ -141,6 +141,14 @@ def test_forward_mode_can_be_turned_off_and_on_again():
         assert off is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_onednn_computes_in_half_precision_is_stored_channels_last(dtype):
+    """A volume's other kernel gives contiguous results."""
+    x = torch.ones(2, 4, 3, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
+    y = torch.nn.functional.conv_transpose3d(x, torch.ones(4, 2, 2, 2, 2, dtype=dtype))
+    assert y.is_contiguous(memory_format=torch.channels_last_3d) == compat.onednn_computes[dtype]
+
+
 def test_reductions_have_names():
     assert [compat.reduction.get_enum(name) for name in ("none", "mean", "sum")] == [0, 1, 2]
     with pytest.warns(UserWarning, match="reduction='sum'"):

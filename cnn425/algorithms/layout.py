@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cnn425.compat import tracing_state
+from cnn425.compat import onednn_computes, tracing_state
 from cnn425.windows import Geometry
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def volumes_keep_their_layout(x: Tensor, w: Tensor, geometry: Geometry, groups: 
     if any(low - high >= stride for (low, high), stride in zip(geometry.padding, geometry.stride, strict=True)):
         return False
     if x.dtype in HALF:
-        return True
+        return onednn_computes[x.dtype]
     if x.dtype not in (torch.float32, torch.complex64, torch.complex32):
         return False
     N, C, D, H, _ = x.shape
