@@ -45,7 +45,7 @@ def registers(outputs, lanes, G):
 
 
 def fits_four(rows):
-    """Whether tiles of four rows compute so many in less time than tiles of six, some of which may be surplus; a row of four takes 1.1."""
+    """Whether tiles of four rows compute so many in less time than tiles of six: a row takes 1.1 times as long, but fewer are surplus."""
     return 11 * 4 * -(-rows // 4) < 10 * 6 * -(-rows // 6)
 
 
