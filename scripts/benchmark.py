@@ -352,7 +352,7 @@ def race(rivals: dict[str, dict[str, Callable[[], Any]]], seconds: float) -> dic
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: a call would pay for pages that the one before gave back, in a row or not by what ran before it."""
+    """Let glibc keep what is freed; otherwise a call may pay for pages that an earlier one gave back, depending on what ran before."""
     trim, largest_mapped = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(trim, 1 << 30)

@@ -127,6 +127,9 @@ def test_a_student_learns_what_its_teacher_says():
         targets = 0.7 * (said / 3).softmax(1) + 0.3 * nn.functional.one_hot(labels, 10)
         expected = nn.functional.cross_entropy(build(first, seed=5)(images), targets)
     assert learnt.losses == [pytest.approx(expected.item(), rel=1e-5)]
+    run = recipes.Run(replace(first, teacher=teacher), "custom", 5, 1, 28)
+    run.learn_from(teacher, recipes.Learnt(taught, [], 100.0, 200.0), pictures)
+    assert (run.seconds, run.processor_seconds) == (100, 200)  # the teacher's time belongs to the run
     assert learnt.losses != pytest.approx(train(replace(first, **still), pictures, seed=5).losses, rel=1e-3)
 
 

@@ -250,7 +250,7 @@ class Runs(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def runs_of(plan: Plan, N: int, lanes: int, threads: int = 1, alone: bool = False) -> Runs:
-    """The runs that take the least time, if threads share blocks of N images, and channels; `alone` makes each position a run."""
+    """The runs that take the least time when threads share blocks of the N images, or channels; `alone` makes each position a run."""
     J, along = plan.positions[-1], plan.sharing.tile is None and plan.geometry.stride[-1] == 1 and not alone
     share = min(plan.sharing.share[-1], J) if along else 1
 

@@ -125,7 +125,7 @@ def tile(V, x, base, row, p, cell, k, stop, w, panel, place, y, first, out, b, b
     For r < `rows_of(V, G, turned)` and the lanes o of V registers, at most WIDEST; with `add` the sum is added to what `y` holds.
     Rows that write to the same place write the same numbers.
     With G, o sees the inputs i of its group: the sum is over k and i of x[base + row[p + r] + cell[k] + o//G*G + i] * w[panel + place[k] +
-    i*width + o], or if it is `turned`, there is a row (r, i) for each i, and one w for them all. Without G, it has four rows.
+    i*width + o], or if it is `turned`, there is a row (r, i) for each i, and one w for them all. Without G, 4 registers then have 4 rows.
     """
     R, width, inputs, found = rows_of(V, G, turned), V * REGISTER // x.itemsize, max(G, 1), []
     lane = np.arange(width) // inputs * inputs
